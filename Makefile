@@ -1,0 +1,67 @@
+# `make help` lists the targets. Everything runs in .venv, which `make setup` makes from the lock.
+SHELL := bash
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON := $(BIN)/python
+SOURCES := train.py recipes data_prep eval tests
+CORPUS := data_prep/sotu/addresses.jsonl
+SHARDS := shards/sotu
+EXPORT := --frozen --no-dev --no-emit-project --no-header --quiet
+# uv that is on the path, or one of our own beside the environment
+UV := $(shell command -v uv 2>/dev/null || echo $(VENV)-uv/bin/uv)
+# a Python that the lock supports: the environment's version can be chosen with `make setup BASE_PYTHON=python3.12`
+BASE_PYTHON ?= $(shell for p in $(PYTHON) python3.12 python3.11 python3.10 python3 python; do \
+	$$p -c 'import sys; sys.exit(not (3,10) <= sys.version_info[:2] < (3,13))' 2>/dev/null && { command -v $$p; break; }; done)
+
+.PHONY: help setup data train eval test check format lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(VENV)/.installed ## make .venv with everything in the lock; fetches uv if it is missing
+
+$(VENV)/.installed: uv.lock pyproject.toml
+	@test -n "$(BASE_PYTHON)" || { echo "error: no Python 3.10, 3.11 or 3.12 found; install one, or name it: make setup BASE_PYTHON=…" >&2; exit 1; }
+	@test -x "$(UV)" || { $(BASE_PYTHON) -m venv $(VENV)-uv && $(VENV)-uv/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9; }
+	$(UV) sync --frozen --compile-bytecode --python $(BASE_PYTHON)
+	@touch $@
+
+data: setup ## the embedded corpus → tokenizer, shards and evaluation tasks in shards/sotu
+	$(PYTHON) -m data_prep.tokenizer $(CORPUS) --out $(SHARDS)/tokenizer --vocab-size 4096 --holdout 0.05
+	$(PYTHON) -m data_prep.pretrain $(CORPUS) --out $(SHARDS) --tokenizer $(SHARDS)/tokenizer --seq-len 256 --holdout 0.05
+	@test -f $(SHARDS)/tasks/cloze.jsonl || $(PYTHON) -m eval.tasks.cloze $(SHARDS)/val/documents.jsonl --out $(SHARDS)/tasks/cloze.jsonl
+
+train: data ## the whole story on the embedded corpus: prepare, train, evaluate, sum up
+	$(BIN)/composer train.py yamls/pretrain/mpt-quickstart.yaml
+	$(BIN)/composer eval/evaluate.py yamls/eval/quickstart.yaml
+	$(PYTHON) -m recipes summary runs/mpt-quickstart
+
+eval: setup ## evaluate the quickstart run again
+	$(BIN)/composer eval/evaluate.py yamls/eval/quickstart.yaml
+
+test: setup ## all tests, offline, on a CPU
+	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -n 2 --dist loadfile
+
+check: setup ## format, lint, types, and generated files that are out of date
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+	$(PYTHON) -m recipes.schema --check
+	$(UV) lock --check
+	@diff <($(UV) export $(EXPORT)) requirements.txt >/dev/null || \
+		{ echo "error: requirements.txt is not what uv.lock says; run make lock" >&2; exit 1; }
+
+format: setup ## put the code in the one format
+	$(BIN)/ruff check --fix-only $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+lock: ## after a change in pyproject.toml: lock, export, and describe the recipes' keys anew
+	$(UV) lock
+	$(UV) export $(EXPORT) > requirements.txt
+	$(MAKE) setup
+	$(PYTHON) -m recipes.schema
+
+clean: ## remove the environment, the shards and the runs
+	rm -rf $(VENV) $(VENV)-uv shards runs

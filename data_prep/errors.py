@@ -1,0 +1,69 @@
+"""What the user has to hear, in words and an exit status, instead of a traceback."""
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+INTERRUPTED = 130  # exit status of a program ended by Ctrl-C: 128 + SIGINT
+
+
+class PrepError(ValueError):
+    """The command cannot be done as asked. The message says what was got, what was expected and how to mend it."""
+
+
+class Stopped(BaseException):
+    """SIGTERM arrived. Like KeyboardInterrupt not an Exception, so that only `exit_status` catches it."""
+
+
+def describe_os_error(error: OSError) -> str:
+    """An operating system's error as a sentence that says what to do."""
+    where = f"{error.filename}: " if error.filename else ""
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    advice = {
+        errno.ENOSPC: "free some space, or give an --out on another disk",
+        errno.EDQUOT: "your quota is used up: free some space, or give an --out elsewhere",
+        errno.EACCES: "check the permissions, or give another path",
+        errno.EROFS: "give an --out that can be written to",
+        errno.ENOLCK: "this file system has no locks: give an --out on a local disk, and upload it afterwards",
+    }.get(error.errno or 0)
+    return f"{where}{reason}" + (f"; {advice}." if advice else ".")
+
+
+def exit_status(run: Callable[[], None]) -> int:
+    """Run a command; print what went wrong in words.
+
+    Returns:
+        0; 1 for what the user can mend; 130 after Ctrl-C, 143 after SIGTERM. Anything else is a defect of this code
+        and keeps its traceback.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        run()
+    except PrepError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again at its exit
+        return 1
+    except OSError as error:
+        print(f"error: {describe_os_error(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(
+            "\ninterrupted: nothing unfinished stands under its final name; run the same command again.",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
+    except Stopped:
+        print("stopped: nothing unfinished stands under its final name; run the same command again.", file=sys.stderr)
+        return 128 + signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return 0

@@ -1,0 +1,175 @@
+"""What a finished split says about itself: `manifest.json` beside its `index.json`.
+
+Standard library only, so that a launcher can ask in milliseconds whether shards are there, whole and of the right kind.
+"""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_prep.sources import Source, sha256_of_file
+
+MANIFEST = "manifest.json"
+VERSION = 1  # of the manifest and of what the same options produce; shards of another version are made anew
+
+
+@dataclass(frozen=True)
+class SourceRecord:
+    """One input file: size in bytes, time of change in ns since 1970, SHA-256 of its bytes as stored."""
+
+    path: str
+    bytes: int
+    mtime_ns: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One file of the split: size in bytes and SHA-256; `samples` is its sequences, or None where it is no shard."""
+
+    name: str
+    bytes: int
+    sha256: str
+    samples: int | None = None
+
+
+@dataclass(frozen=True)
+class TokenizerRecord:
+    """The tokenizer; `sha256`, of its tokenizer.json, is its fingerprint. The path is where it was, no more."""
+
+    path: str
+    sha256: str
+    vocab_size: int  # largest id + 1
+    bos_id: int | None
+    eos_id: int | None
+    pad_id: int | None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One split. `tokens` are those in the shards (`sequences` * `seq_len`), separators included."""
+
+    split: str
+    splits: list[str]  # all that one run published together, the main one last
+    role: str  # "main" or "held-out"
+    seq_len: int  # tokens a sequence
+    dtype: str  # of the ids in the shards
+    documents: int
+    text_bytes: int  # of the documents, in UTF-8
+    sequences: int
+    tokens: int
+    dropped_tokens: int  # at the end, fewer than one sequence
+    rejected: int  # rows that were no document, in the whole input
+    tokenizer: TokenizerRecord
+    separators: dict[str, list[int]]  # ids "before" and "after" each document
+    options: dict[str, Any]
+    sources: list[SourceRecord]
+    shards: list[FileRecord]
+    files: list[FileRecord]  # the other files of the folder, index.json among them
+    version: int = VERSION
+
+    @property
+    def main_split(self) -> str:
+        """The split that this one belongs to: itself, unless it is held out."""
+        return self.splits[-1]
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def load_manifest(folder: str | Path) -> Manifest | None:
+    """The manifest of a split's folder, or None where there is none.
+
+    Raises:
+        ValueError: a manifest that cannot be read or is of another version.
+    """
+    path = Path(folder) / MANIFEST
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        value = json.loads(text)
+        if value.get("version") != VERSION:
+            raise ValueError(f"version {value.get('version')}, expected {VERSION}")
+        value["tokenizer"] = TokenizerRecord(**value["tokenizer"])
+        value["sources"] = [SourceRecord(**record) for record in value["sources"]]
+        value["shards"] = [FileRecord(**record) for record in value["shards"]]
+        value["files"] = [FileRecord(**record) for record in value["files"]]
+        return Manifest(**value)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: not a manifest this version can read ({error}); prepare the shards again."
+        ) from error
+
+
+def shard_problems(folder: str | Path, manifest: Manifest) -> list[str]:
+    """What is wrong with the files, by their sizes alone: a `stat` a file, nothing is read."""
+    problems = []
+    for record in (*manifest.shards, *manifest.files):
+        path = Path(folder) / record.name
+        kind = "file" if record.samples is None else "shard"
+        try:
+            size = path.stat().st_size
+        except OSError:
+            problems.append(f"missing or truncated {kind} {path}: not there, expected {record.bytes:,} bytes")
+            continue
+        if size != record.bytes:
+            problems.append(f"missing or truncated {kind} {path}: {size:,} bytes, expected {record.bytes:,}")
+    return problems
+
+
+def digest_problems(folder: str | Path, manifest: Manifest) -> list[str]:
+    """What is wrong with the files by their SHA-256: every byte is read."""
+    problems = shard_problems(folder, manifest)
+    wrong_size = {problem.split(": ")[0] for problem in problems}
+    for record in (*manifest.shards, *manifest.files):
+        path = Path(folder) / record.name
+        kind = "file" if record.samples is None else "shard"
+        if f"missing or truncated {kind} {path}" in wrong_size:
+            continue
+        if sha256_of_file(path) != record.sha256:
+            problems.append(f"corrupt {kind} {path}: its {record.bytes:,} bytes are not the ones that were written")
+    return problems
+
+
+def differences(
+    old: Manifest,
+    options: dict[str, Any],
+    tokenizer_sha256: str,
+    separators: dict[str, list[int]],
+    sources: list[Source],
+) -> list[str]:
+    """What another run of the command would do differently; empty: it would write the same bytes.
+
+    A source is the same where its path, size and time of change are; else its SHA-256 decides.
+    """
+    changes = []
+    if tokenizer_sha256 != old.tokenizer.sha256:
+        changes.append(f"--tokenizer: fingerprint {old.tokenizer.sha256[:12]} -> {tokenizer_sha256[:12]}")
+    elif separators != old.separators:
+        was, now = (f"{ids['before']} before, {ids['after']} behind" for ids in (old.separators, separators))
+        changes.append(f"ids around each document: {was} -> {now}")
+    for name in sorted({*old.options, *options}):
+        if old.options.get(name) != options.get(name):
+            changes.append(f"--{name.replace('_', '-')}: {old.options.get(name)!r} -> {options.get(name)!r}")
+    if len(sources) != len(old.sources):
+        changes.append(f"input: {len(old.sources)} files -> {len(sources)} files")
+        return changes
+    for source, record in zip(sources, old.sources, strict=True):
+        if not _same_source(source, record):
+            other = ", other content" if source.bytes == record.bytes else ""
+            changes.append(
+                f"input: {record.path} ({record.bytes:,} bytes) -> {source.path} ({source.bytes:,} bytes){other}"
+            )
+    return changes
+
+
+def _same_source(source: Source, record: SourceRecord) -> bool:
+    if source.bytes != record.bytes:
+        return False
+    unchanged = os.path.abspath(source.path) == os.path.abspath(record.path) and source.mtime_ns == record.mtime_ns
+    return unchanged or sha256_of_file(source.path) == record.sha256

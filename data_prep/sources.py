@@ -1,0 +1,85 @@
+"""Which files are the input, and what identifies them on the next run."""
+
+import glob
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.errors import PrepError
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+_MAGIC = "*?["
+
+
+@dataclass(frozen=True)
+class Source:
+    """One input file as it was found: its size in bytes and its time of change in ns since 1970."""
+
+    path: str
+    bytes: int
+    mtime_ns: int
+
+
+def find_sources(inputs: Sequence[str]) -> list[Source]:
+    """The files that files, folders (their own files, sorted) and globs (sorted; ** goes deeper) stand for.
+
+    Raises:
+        PrepError: an input that is missing, matches nothing, is of another format, or is given twice.
+    """
+    paths: list[str] = []
+    for given in inputs:
+        paths.extend(_expand(os.path.expanduser(given)))
+    seen: dict[str, str] = {}
+    for path in paths:
+        real = os.path.realpath(path)
+        if real in seen:
+            raise PrepError(f"{path} is given twice (as {seen[real]} too): its documents would be counted twice.")
+        seen[real] = path
+    return [_inspect(path) for path in paths]
+
+
+def sha256_of_file(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, read in blocks of 1 MiB."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _expand(given: str) -> list[str]:
+    expected = "/".join(SUFFIXES)
+    if os.path.isdir(given):
+        found = sorted(entry.path for entry in os.scandir(given) if _is_visible_jsonl(entry.name))
+        if not found:
+            raise PrepError(
+                f"{given}: a folder with no {expected} file in it (for those deeper: '{given}/**/*.jsonl')."
+            )
+        return found
+    if os.path.exists(given):
+        if not given.endswith(SUFFIXES):
+            raise PrepError(f"{given}: expected a {expected} file (JSON Lines: one object a line).")
+        return [given]
+    if any(character in given for character in _MAGIC):
+        found = sorted(path for path in glob.glob(given, recursive=True) if os.path.isfile(path))
+        matching = [path for path in found if path.endswith(SUFFIXES)]
+        if not matching:
+            other = f"; {len(found)} files match but have other names" if found else ""
+            raise PrepError(f"{given}: matches no {expected} file{other}.")
+        return matching
+    raise PrepError(f"{given}: no such file or folder.")
+
+
+def _is_visible_jsonl(name: str) -> bool:
+    return name.endswith(SUFFIXES) and not name.startswith(".")
+
+
+def _inspect(path: str) -> Source:
+    if not os.path.isfile(path):
+        raise PrepError(f"{path}: expected a regular file, whose size and content can be compared on the next run.")
+    if not os.access(path, os.R_OK):
+        raise PrepError(f"{path}: cannot be read; check its permissions.")
+    status = os.stat(path)
+    return Source(path=path, bytes=status.st_size, mtime_ns=status.st_mtime_ns)

@@ -1,0 +1,164 @@
+"""Text into token ids: the tokenizer's own facts, and the engine that encodes, which can be swapped.
+
+The `tokenizers` library reads tokenizer.json: no transformers, no torch.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from data_prep.errors import PrepError
+from data_prep.sources import sha256_of_file
+from data_prep.tokenizer_files import locate_tokenizer, special_tokens
+from data_prep.windows import Ids
+
+
+class Encoded(NamedTuple):
+    """Documents' ids, one after another (T,), and how many each has (documents,)."""
+
+    ids: Ids
+    lengths: npt.NDArray[np.int64]
+
+
+class Engine(Protocol):
+    """What encodes a batch of documents. Every engine must give the same ids as `HuggingFaceEngine`."""
+
+    name: str
+
+    def encode(self, texts: Sequence[str]) -> Encoded: ...
+
+
+@dataclass(frozen=True)
+class TokenizerFacts:
+    """What a tokenizer is, without encoding anything."""
+
+    path: str  # of tokenizer.json
+    sha256: str  # of tokenizer.json: the fingerprint
+    vocab_size: int  # largest id + 1, added tokens included
+    bos_id: int | None
+    eos_id: int | None
+    pad_id: int | None
+
+
+def load_tokenizer(name: str) -> tuple[Tokenizer, TokenizerFacts]:
+    """Load a tokenizer from a folder, a tokenizer.json, or Hugging Face's cache (then from its hub).
+
+    Raises:
+        PrepError: no such tokenizer, or no tokenizer.json in it.
+    """
+    path = locate_tokenizer(name)
+    try:
+        tokenizer = Tokenizer.from_file(path)
+    except OSError:
+        raise
+    except Exception as error:  # tokenizers raises plain Exception
+        raise PrepError(f"--tokenizer {path}: not a tokenizer.json of the tokenizers library: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    special = special_tokens(Path(path).parent)
+
+    def token_id(role: str) -> int | None:
+        return tokenizer.token_to_id(special[role]) if special.get(role) else None
+
+    facts = TokenizerFacts(
+        path=path,
+        sha256=sha256_of_file(path),
+        vocab_size=max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1,
+        bos_id=token_id("bos_token"),
+        eos_id=token_id("eos_token"),
+        pad_id=token_id("pad_token"),
+    )
+    return tokenizer, facts
+
+
+@dataclass(frozen=True)
+class Separators:
+    """Ids put in front of (`before`) and behind (`after`) each document."""
+
+    before: list[int]
+    after: list[int]
+
+
+def choose_separators(
+    tokenizer: Tokenizer,
+    facts: TokenizerFacts,
+    bos_text: str | None,
+    eos_text: str | None,
+    add_special_tokens: bool,
+) -> Separators:
+    """What goes between documents.
+
+    Args:
+        bos_text: text whose ids go in front; None or "": nothing.
+        eos_text: text whose ids go behind; "": nothing; None: the tokenizer's own EOS, unless its template adds tokens.
+        add_special_tokens: whether the tokenizer's own template is applied to each document.
+
+    Raises:
+        PrepError: when nothing would separate two documents, or the tokenizer names no EOS.
+    """
+    before = _ids_of(tokenizer, bos_text or "")
+    if eos_text is None and not add_special_tokens:
+        if facts.eos_id is None:
+            raise PrepError(
+                f"--tokenizer {facts.path}: no eos_token is named in the tokenizer_config.json beside it, so that "
+                "nothing would end a document; give --eos-text, such as '<|endoftext|>'."
+            )
+        after = [facts.eos_id]
+    else:
+        after = _ids_of(tokenizer, eos_text or "")
+    template = list(tokenizer.encode("", add_special_tokens=True).ids) if add_special_tokens else []
+    if not before + after + template:
+        raise PrepError("nothing would separate one document from the next; give --eos-text or --bos-text.")
+    return Separators(before=before, after=after)
+
+
+class HuggingFaceEngine:
+    """Encodes with Hugging Face's `tokenizers`, on all cores unless TOKENIZERS_PARALLELISM=false.
+
+    Args:
+        allow_special: text that spells a special token becomes that token. Off, it is ordinary text.
+        add_special_tokens: apply the tokenizer's own template to each document.
+    """
+
+    name = "tokenizers"
+
+    def __init__(self, tokenizer: Tokenizer, dtype: npt.DTypeLike, allow_special: bool, add_special_tokens: bool):
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+        self._tokenizer = tokenizer
+        self._tokenizer.encode_special_tokens = not allow_special
+        self._dtype = dtype
+        self._add_special_tokens = add_special_tokens
+
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """Ids of each text; `encode_batch_fast` leaves out the offsets, which nobody needs here."""
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=self._add_special_tokens)
+        arrays = [np.array(encoding.ids, dtype=self._dtype) for encoding in encodings]
+        lengths = np.array([len(array) for array in arrays], dtype=np.int64)
+        return Encoded(np.concatenate(arrays), lengths)
+
+
+def choose_dtype(asked: str, vocab_size: int) -> str:
+    """uint16 where every id fits and `asked` is "auto"; else what was asked, or int32.
+
+    Raises:
+        PrepError: uint16 was asked for and does not hold the vocabulary.
+    """
+    fits = vocab_size <= 1 << 16
+    if asked == "auto":
+        return "uint16" if fits else "int32"
+    if asked == "uint16" and not fits:
+        raise PrepError(
+            f"--dtype uint16 holds ids below 65,536 and the vocabulary has {vocab_size:,}; use int32 or auto."
+        )
+    return asked
+
+
+def _ids_of(tokenizer: Tokenizer, text: str) -> list[int]:
+    tokenizer.encode_special_tokens = False  # here "<|endoftext|>" is meant
+    return list(tokenizer.encode(text, add_special_tokens=False).ids) if text else []

@@ -1,0 +1,92 @@
+"""Where a tokenizer's files are: a folder, a tokenizer.json, or a name on Hugging Face."""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from data_prep.errors import PrepError
+
+TOKENIZER_FILE = "tokenizer.json"
+CONFIG_FILES = ("tokenizer_config.json", "special_tokens_map.json")  # either names the special tokens
+_ROLES = ("bos_token", "eos_token", "pad_token")
+
+
+def locate_tokenizer(name: str) -> str:
+    """The path of the tokenizer.json that `--tokenizer name` means; its configuration is beside it.
+
+    Raises:
+        PrepError: there is none.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / TOKENIZER_FILE).is_file():
+            raise PrepError(
+                f"--tokenizer {name}: a folder without {TOKENIZER_FILE}. Save a fast tokenizer there: "
+                "AutoTokenizer.from_pretrained(...).save_pretrained(folder)."
+            )
+        return str(path / TOKENIZER_FILE)
+    if path.is_file():
+        return str(path)
+    if path.suffix == ".json" or name.startswith((".", "/", "~")) or not 0 <= name.count("/") <= 1:
+        raise PrepError(f"--tokenizer {name}: no such file or folder.")
+    found = _from_hub(name, TOKENIZER_FILE)
+    for config in CONFIG_FILES:
+        with contextlib.suppress(PrepError):  # a repository may lack one of them
+            _from_hub(name, config)
+    return found
+
+
+def special_tokens(folder: Path) -> dict[str, str]:
+    """bos_token, eos_token and pad_token, as far as the configuration in `folder` names them.
+
+    Raises:
+        PrepError: a configuration that is not JSON.
+    """
+    named: dict[str, str] = {}
+    for path in (folder / file for file in CONFIG_FILES if (folder / file).is_file()):
+        try:
+            config: Any = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise PrepError(f"{path}: not JSON ({error}).") from error
+        for role in _ROLES:
+            value = config.get(role) if isinstance(config, dict) else None
+            text = value.get("content") if isinstance(value, dict) else value
+            if isinstance(text, str):
+                named.setdefault(role, text)
+    return named
+
+
+def _from_hub(repository: str, file: str) -> str:
+    """A file of a repository: from the cache, else fetched."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache  # only here
+
+    try:
+        cached = try_to_load_from_cache(repository, file)
+        if isinstance(cached, str):
+            return cached
+        _require_network()
+        return hf_hub_download(repository, file)
+    except Exception as error:  # many kinds: offline, unknown, gated, not a valid name
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise PrepError(
+            f"--tokenizer {repository}: no such folder here, and its {file} is neither in Hugging Face's cache nor "
+            f"could it be fetched ({reason}). Give a folder that holds {TOKENIZER_FILE}."
+        ) from error
+
+
+def _require_network() -> None:
+    """Fail at once where the hub's name cannot be resolved: hf_hub_download would try for half a minute.
+
+    Raises:
+        OSError: it cannot.
+    """
+    import socket  # only here
+    import urllib.parse
+    import urllib.request
+
+    if os.environ.get("HF_HUB_OFFLINE") or urllib.request.getproxies():
+        return  # hf_hub_download knows
+    host = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
+    socket.getaddrinfo(host, 443)

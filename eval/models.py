@@ -1,0 +1,79 @@
+"""Which models an evaluation recipe means. Pure Python: the shorthands are spelled out before the recipe is checked.
+
+    models:
+      - run: runs/mpt-quickstart          # a run folder: its recipe's model and tokenizer, its latest checkpoint
+      - model_name: other                 # LLM Foundry's form
+        model: {name: mpt_causal_lm, …}
+        tokenizer: {name: …}
+        load_path: path/to/checkpoint.pt
+
+A recipe may also have `model`, `tokenizer` and `load_path` at the top, as for training: that is one model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from recipes.checkpoints import find_checkpoints
+from recipes.config import KeyPath, Place, Problem, Recipe, RecipeError, load
+
+
+def spell_out_models(recipe: Recipe) -> Recipe:
+    """The same recipe with every entry of `models` in LLM Foundry's form.
+
+    Raises RecipeError where a run folder has no recipe or no whole checkpoint.
+    """
+    values: dict[str, Any] = dict(recipe.values)
+    places: dict[KeyPath, Place] = dict(recipe.places)
+    if "model" in values and "models" not in values:
+        one: dict[str, Any] = {key: values.pop(key) for key in ("model", "tokenizer", "load_path") if key in values}
+        one["model_name"] = values.pop("model_name", None) or (one["model"] or {}).get("name", "model")
+        values["models"] = [one]
+        for path, place in recipe.places.items():
+            if path and path[0] in one:
+                inside: KeyPath = ("models", 0, *path)
+                places[inside] = place
+    models = values.get("models")
+    if isinstance(models, list):
+        values["models"] = [
+            _from_run(model, recipe.place(("models", index)), ("models", index))
+            if isinstance(model, Mapping) and "run" in model
+            else model
+            for index, model in enumerate(models)
+        ]
+    return dataclasses.replace(recipe, values=values, places=places)
+
+
+def _from_run(entry: Mapping[str, Any], place: Place, key: KeyPath) -> dict[str, Any]:
+    folder = Path(str(entry["run"]))
+    if not (folder / "recipe.yaml").is_file():
+        text = f"{folder} is not a run folder: it has no recipe.yaml; train it first with `composer train.py RECIPE`"
+        raise RecipeError([Problem(place, (*key, "run"), text)])
+    trained = load(folder / "recipe.yaml")
+    checkpoint = entry.get("load_path") or _latest(trained, folder)
+    if checkpoint is None:
+        raise RecipeError([Problem(place, (*key, "run"), f"{folder} has no whole checkpoint yet")])
+    others = {k: v for k, v in entry.items() if k != "run"}
+    return {
+        "model_name": folder.name,
+        "model": dict(trained["model"]),
+        "tokenizer": dict(trained["tokenizer"]),
+        **others,
+        "load_path": str(checkpoint),
+    }
+
+
+def _latest(trained: Recipe, folder: Path) -> Path | None:
+    save_folder = trained.get("save_folder", "checkpoints")
+    if "://" in save_folder:
+        return None
+    inside = folder / "checkpoints" if save_folder.rstrip("/").endswith("checkpoints") else folder
+    filename = trained.get("save_filename", "ep{epoch}-ba{batch}-rank{rank}.pt")
+    for pattern, sharded in ((filename, False), ("ep{epoch}-ba{batch}", True)):
+        newest = find_checkpoints(inside, pattern, sharded).newest
+        if newest is not None:
+            return newest
+    return None

@@ -1,0 +1,410 @@
+"""Recipe → Composer objects, through LLM Foundry's registries. The only place that knows both keys and constructors."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import functools
+import gc
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from composer import Callback, Evaluator, Trainer
+from composer.loggers import ConsoleLogger, LoggerDestination
+from composer.loggers.progress_bar_logger import ProgressBarLogger
+from composer.utils import dist, get_device, reproducibility
+from composer.utils.parallelism import FSDP2Config
+from llmfoundry import registry
+from llmfoundry.callbacks import EvalGauntlet
+from llmfoundry.data.dataloader import build_dataloader
+from llmfoundry.utils import builders
+from llmfoundry.utils.config_utils import EvalConfig, TrainConfig, process_init_device
+from llmfoundry.utils.registry_utils import import_file
+
+from recipes import checkpoints
+from recipes.batches import plan_batches
+from recipes.callbacks.cost import CostMonitor
+from recipes.callbacks.metrics_file import MetricsFile
+from recipes.config import Problem, Recipe, RecipeError, load
+from recipes.runs import run_folder, run_name
+
+log = logging.getLogger("recipes")
+
+DEFAULTS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+EVAL_DEFAULTS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(EvalConfig)}
+EVAL_DEFAULTS |= {name: DEFAULTS[name] for name in ("expandable_segments", "max_split_size_mb", "cuda_load_lazy")}
+DEFAULTS["autoresume"] = None  # LLM Foundry's off becomes: on wherever there is something to resume from
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run that is ready to start: its trainer, its meter, and where it keeps its files."""
+
+    name: str
+    folder: Path
+    trainer: Trainer
+    cost: CostMonitor
+    resumed_from: str  # what was found to go on from, in words
+
+    def train(self, eval_first: bool) -> None:
+        """Train to the end of the recipe; nothing is left to do where the checkpoint was the last one."""
+        state = self.trainer.state
+        if state.max_duration is not None and state.timestamp >= state.max_duration:
+            return
+        if eval_first and state.timestamp.batch == 0:
+            self.trainer.eval()
+        self.trainer.fit()
+
+    def end(self) -> tuple[int, str | None]:
+        """Steps taken, and the path or URI of the last checkpoint (None without a save folder)."""
+        saved = self.trainer.saved_checkpoints
+        last = saved[-1] if saved else None
+        if last is not None and last.endswith(".distcp"):
+            last = os.path.dirname(last)  # a sharded checkpoint is a folder
+        return int(self.trainer.state.timestamp.batch), last
+
+
+@functools.cache
+def register_components() -> None:
+    """Put this project's models, callbacks and loggers into LLM Foundry's registries."""
+    from recipes.callbacks import cost
+    from recipes.models import mpt
+
+    mpt.register()
+    cost.register()
+    registry.loggers.register("metrics_file", func=MetricsFile)
+
+
+def build(recipe: Recipe) -> Run:
+    """Build everything a training run needs, and load the checkpoint it goes on from.
+
+    Raises RecipeError where a section cannot be built; the message carries the constructor's own words.
+    """
+    register_components()
+    settings = {**DEFAULTS, **{k: v for k, v in copy.deepcopy(dict(recipe.values)).items() if v is not None}}
+    name, folder = run_name(recipe), run_folder(recipe)
+    for path in settings["code_paths"] or []:
+        with reporting(recipe, "code_paths"):
+            import_file(path)
+    prepare_process(settings)
+
+    fsdp = settings["fsdp_config"] if dist.get_world_size() > 1 else None
+    tensor_parallel = settings["tp_config"] if dist.get_world_size() > 1 else None
+    batches = plan_batches(recipe, dist.get_world_size())
+    on_gpu = torch.cuda.is_available()
+    microbatch = batches.microbatch or ("auto" if on_gpu else batches.sequences_per_device)
+    settings["device_eval_batch_size"] = recipe.get("device_eval_batch_size", 1 if microbatch == "auto" else microbatch)
+
+    with reporting(recipe, "tokenizer"):
+        tokenizer = builders.build_tokenizer(settings["tokenizer"]["name"], settings["tokenizer"].get("kwargs") or {})
+    with reporting(recipe, "train_loader"):
+        loader = _complete_loader(settings["train_loader"], settings)
+        train_loader = build_dataloader(loader, tokenizer, batches.sequences_per_device)
+    evaluators, gauntlet = build_evaluators(recipe, settings, tokenizer, str(folder / "tasks"))
+    with reporting(recipe, "model"):
+        model = build_model(settings["model"], tokenizer, fsdp, tensor_parallel)
+    with reporting(recipe, "optimizer"):
+        optimizer = builders.build_optimizer(model, settings["optimizer"].pop("name"), settings["optimizer"])
+    with reporting(recipe, "scheduler"):
+        scheduler = builders.build_scheduler(settings["scheduler"].pop("name"), settings["scheduler"])
+    if settings["eval_loader"] is not None:
+        evaluators = builders.add_metrics_to_eval_loaders(evaluators, loss_metrics(model))
+
+    callbacks, cost = _callbacks(recipe, settings, folder)
+    algorithms = [builders.build_algorithm(n, kwargs or {}) for n, kwargs in (settings["algorithms"] or {}).items()]
+    found = _resume_point(settings, name)
+    with reporting(recipe, "save_folder" if settings["save_folder"] else "load_path"):
+        trainer = Trainer(
+            run_name=name,
+            seed=settings["seed"],
+            model=model,
+            train_dataloader=train_loader,
+            train_subset_num_batches=settings["train_subset_num_batches"],
+            eval_dataloader=evaluators,
+            optimizers=optimizer,
+            schedulers=scheduler,
+            max_duration=settings["max_duration"],
+            eval_interval=settings["eval_interval"],
+            eval_subset_num_batches=settings["eval_subset_num_batches"],
+            progress_bar=settings["progress_bar"],
+            log_to_console=settings["log_to_console"],
+            console_log_interval=settings["console_log_interval"],
+            loggers=[MetricsFile(str(folder / "metrics.jsonl")), *build_loggers(recipe, settings)],
+            callbacks=[*callbacks, *gauntlet],
+            precision=settings["precision"],
+            algorithms=algorithms,
+            device_train_microbatch_size=microbatch,
+            parallelism_config=parallelism(fsdp, tensor_parallel, model),
+            save_folder=settings["save_folder"],
+            save_filename=_save_filename(settings),
+            save_latest_filename=_latest_filename(settings),
+            save_interval=settings["save_interval"],
+            save_num_checkpoints_to_keep=settings["save_num_checkpoints_to_keep"],
+            save_overwrite=settings["save_overwrite"],
+            save_weights_only=settings["save_weights_only"],
+            save_ignore_keys=settings["save_ignore_keys"],
+            load_path=settings["load_path"],
+            load_weights_only=settings["load_weights_only"],
+            load_strict_model_weights=settings["load_strict_model_weights"],
+            load_ignore_keys=settings["load_ignore_keys"],
+            autoresume=_resumes(settings),
+            python_log_level=settings["python_log_level"] if recipe.get("python_log_level") else None,
+            dist_timeout=settings["dist_timeout"],
+            compile_config=settings["compile_config"],
+            spin_dataloaders=settings["spin_dataloaders"],
+            accumulate_train_batch_on_tokens=settings["accumulate_train_batch_on_tokens"],
+        )
+    if found is not None and trainer._checkpoint_saver is not None:
+        # so that checkpoints from before the restart count for save_num_checkpoints_to_keep
+        trainer._checkpoint_saver.saved_checkpoints = [str(path) for path in found.whole]
+    for destination in trainer.logger.destinations:
+        if isinstance(destination, (ConsoleLogger, ProgressBarLogger)):
+            destination.hparams_already_logged_to_console = True  # the resolved recipe is on the screen already
+    trainer.logger.log_hyperparameters(dict(recipe.values))
+    return Run(name, folder, trainer, cost, str(found) if found is not None else _how_it_starts(settings))
+
+
+@contextlib.contextmanager
+def reporting(recipe: Recipe, key: str) -> Iterator[None]:
+    """Turn what a constructor says into a problem at the section's place in the recipe."""
+    try:
+        yield
+    except RecipeError:
+        raise
+    except Exception as error:
+        if os.environ.get("RECIPES_TRACEBACK"):
+            raise
+        text = str(error).strip() or type(error).__name__
+        hint = " (RECIPES_TRACEBACK=1 shows where)"
+        raise RecipeError([Problem(recipe.place((key,)), (key,), f"cannot be built: {text}{hint}")]) from error
+
+
+def prepare_process(settings: Mapping[str, Any]) -> None:
+    """Process group, allocator and seed, in the order LLM Foundry's training has them."""
+    if settings["expandable_segments"] or settings["max_split_size_mb"]:
+        options = []
+        if settings["max_split_size_mb"]:
+            options.append(f"max_split_size_mb:{settings['max_split_size_mb']}")
+        if settings["expandable_segments"]:
+            options.append("expandable_segments:True")
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", ",".join(options))
+    if settings["cuda_load_lazy"]:
+        os.environ["CUDA_MODULE_LOADING"] = "LAZY"
+    dist.initialize_dist(get_device(None), timeout=settings["dist_timeout"])
+    reproducibility.seed_all(settings["seed"])
+
+
+def _complete_loader(loader: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in what the recipe says elsewhere, and what torch's DataLoader wants when it has no workers."""
+    dataset = loader.setdefault("dataset", {})
+    dataset.setdefault("max_seq_len", settings["max_seq_len"])
+    if loader["name"] == "finetuning":
+        dataset.setdefault("decoder_only_format", settings["model"]["name"] != "hf_t5")
+    if loader.get("num_workers") == 0:
+        loader["prefetch_factor"] = None
+        loader["persistent_workers"] = False
+    if not torch.cuda.is_available():
+        loader.setdefault("pin_memory", False)
+    return loader
+
+
+def build_evaluators(
+    recipe: Recipe, settings: dict[str, Any], tokenizer: Any, scratch: str
+) -> tuple[list[Evaluator], list[Callback]]:
+    """Loaders, in-context-learning tasks and the gauntlet that averages them.
+
+    scratch: a folder for the copies of task files that LLM Foundry makes.
+    """
+    loaders = settings["eval_loader"]
+    for loader in loaders if isinstance(loaders, list) else [loaders] if loaders else []:
+        _complete_loader(loader, settings)
+    if not loaders and not settings["icl_tasks"]:
+        return [], []
+    batch, length = settings["device_eval_batch_size"], settings.get("icl_seq_len") or settings["max_seq_len"]
+    with reporting(recipe, "eval_loader"):
+        evaluators = builders.build_eval_loaders(loaders, tokenizer, batch) if loaders else []
+    if not settings["icl_tasks"]:
+        return evaluators, []
+    with reporting(recipe, "icl_tasks"):
+        Path(scratch).mkdir(parents=True, exist_ok=True)
+        tasks, logged = builders.build_icl_evaluators(
+            _without_baselines(settings["icl_tasks"]),
+            tokenizer,
+            length,
+            batch,
+            destination_dir=scratch,
+            icl_subset_num_batches=settings["icl_subset_num_batches"],
+        )
+    gauntlet = settings["eval_gauntlet"]
+    if gauntlet is None:
+        return [*evaluators, *tasks], []
+    with reporting(recipe, "eval_gauntlet"):
+        if isinstance(gauntlet, str):
+            gauntlet = load(gauntlet)["eval_gauntlet"]
+        sizes = {e.label: e.dataloader.num_samples for e in tasks}
+        averages = EvalGauntlet(**gauntlet, logger_keys=logged, benchmark_sizes=sizes)
+    return [*evaluators, *tasks], [averages]
+
+
+def _without_baselines(tasks: Any) -> Any:
+    """`random_baseline` is what results are compared with; LLM Foundry's task classes do not take it."""
+    if not isinstance(tasks, list):
+        return tasks
+    return [{k: v for k, v in task.items() if k != "random_baseline"} for task in tasks]
+
+
+def loss_metrics(model: Any) -> list[str]:
+    from llmfoundry.eval.metrics.nlp import InContextLearningMetric
+
+    metrics = model.get_metrics(is_train=False)
+    return [name for name, metric in metrics.items() if not isinstance(metric, InContextLearningMetric)]
+
+
+def build_model(config: dict[str, Any], tokenizer: Any, fsdp: dict[str, Any] | None, tp: dict[str, Any] | None) -> Any:
+    if fsdp is None and config.get("init_device") in ("meta", "mixed"):
+        config["init_device"] = "cpu"  # nothing would fill in the weights later
+    init_context = process_init_device(config, fsdp, tp)
+    return builders.build_composer_model(
+        name=config.pop("name"),
+        tokenizer=tokenizer,
+        init_context=init_context,
+        master_weights_dtype=config.pop("master_weights_dtype", None),
+        cfg=config,
+    )
+
+
+def parallelism(fsdp: dict[str, Any] | None, tp: dict[str, Any] | None, model: Any) -> dict[str, Any] | None:
+    """FSDP2 for a recipe's `fsdp_config`, whose keys are those of FSDP1, as LLM Foundry's files write it."""
+    if fsdp is None and tp is None:
+        return None
+    config: dict[str, Any] = {}
+    if fsdp is not None and fsdp.get("sharding_strategy") != "NO_SHARD":
+        known = {k: v for k, v in fsdp.items() if k in FSDP2Config.settable_attrs()}
+        keeps_weights = fsdp.get("sharding_strategy") in ("SHARD_GRAD_OP", "_HYBRID_SHARD_ZERO2")
+        known.setdefault("reshard_after_forward", not keeps_weights)
+        known.setdefault("state_dict_type", "full")  # FSDP1's default; FSDP2's own is sharded
+        mesh = _device_mesh(fsdp)
+        config["fsdp"] = FSDP2Config(**known, **({} if mesh is None else {"device_mesh": mesh}))
+    if tp is not None:
+        layer_plan = builders.build_tp_strategies(tp["strategy"], model)
+        config["tp"] = {"tensor_parallel_degree": tp["tensor_parallel_degree"], "layer_plan": layer_plan}
+    return config or None
+
+
+def _device_mesh(fsdp: Mapping[str, Any]) -> Any:
+    """(replicas, shards) for hybrid sharding; None shards over all devices."""
+    world, local = dist.get_world_size(), dist.get_local_world_size()
+    hybrid = str(fsdp.get("sharding_strategy", "")).strip("_").startswith("HYBRID")
+    shards = fsdp.get("data_parallel_shard_degree") or -1
+    replicas = fsdp.get("data_parallel_replicate_degree") or (world // local if hybrid else 1)
+    shards = world // replicas if shards == -1 else shards
+    if replicas * shards != world:
+        raise ValueError(f"{replicas} replicas × {shards} shards are {replicas * shards} devices, the run has {world}")
+    if replicas == 1:
+        return None
+    from torch.distributed.device_mesh import init_device_mesh
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return init_device_mesh(device, (replicas, shards), mesh_dim_names=("dp_replicate", "dp_shard"))
+
+
+def _callbacks(recipe: Recipe, settings: Mapping[str, Any], folder: Path) -> tuple[list[Callback], CostMonitor]:
+    wanted = dict(settings["callbacks"] or {})
+    meter: dict[str, Any] = {"ledger": str(folder / "ledger.jsonl"), "started_at": psutil.Process().create_time()}
+    meter |= {**(settings.get("cost") or {}), **(wanted.pop("cost_monitor", None) or {})}
+    with reporting(recipe, "cost"):
+        cost = CostMonitor(**meter)
+    callbacks: list[Callback] = [cost]
+    for name, kwargs in wanted.items():
+        with reporting(recipe, "callbacks"):
+            callbacks.append(
+                builders.build_callback(name, kwargs or {}, train_config=copy.deepcopy(dict(recipe.values)))
+            )
+    return callbacks, cost
+
+
+def build_loggers(recipe: Recipe, settings: Mapping[str, Any]) -> list[LoggerDestination]:
+    """The loggers that the recipe names."""
+    loggers: list[LoggerDestination] = []
+    for name, kwargs in (settings["loggers"] or {}).items():
+        with reporting(recipe, "loggers"):
+            loggers.append(builders.build_logger(name, kwargs or {}))
+    return loggers
+
+
+# --- checkpoints -------------------------------------------------------------------------------------------------
+
+
+def _is_sharded(settings: Mapping[str, Any]) -> bool:
+    fsdp = settings["fsdp_config"] or {}
+    return dist.get_world_size() > 1 and fsdp.get("state_dict_type", "full") == "sharded"
+
+
+def _save_filename(settings: Mapping[str, Any]) -> str:
+    return settings["save_filename"] or "ep{epoch}-ba{batch}-rank{rank}.pt"
+
+
+def _latest_filename(settings: Mapping[str, Any]) -> str:
+    default = "latest-sharded-rank{rank}" if _is_sharded(settings) else "latest-rank{rank}.pt"
+    return settings["save_latest_filename"] or default
+
+
+def _resumes(settings: Mapping[str, Any]) -> bool:
+    """Autoresume is on where whole training states are kept, unless the recipe says `autoresume: false`."""
+    possible = settings["save_folder"] and not settings["save_weights_only"] and not settings["save_overwrite"]
+    return bool(possible) and settings["autoresume"] is not False
+
+
+def _resume_point(settings: Mapping[str, Any], name: str) -> checkpoints.Found | None:
+    """Look for the checkpoint to go on from, and make a local save folder safe to write to."""
+    checkpoints.write_whole_files()
+    save_folder = settings["save_folder"]
+    if not save_folder or "://" in save_folder or not _resumes(settings):
+        return None
+    folder = Path(save_folder.replace("{run_name}", name))
+    sharded = _is_sharded(settings)
+    filename = "ep{epoch}-ba{batch}" if sharded else _save_filename(settings)
+    found = checkpoints.find_checkpoints(folder, filename, sharded)
+    dist.barrier()  # every rank has looked before rank 0 clears away what is broken
+    if dist.get_global_rank() == 0 and folder.is_dir():
+        checkpoints.set_latest(folder, _latest_filename(settings).replace("{rank}", "0"), found)
+    dist.barrier()
+    return found
+
+
+def _how_it_starts(settings: Mapping[str, Any]) -> str:
+    if not settings["save_folder"]:
+        return "no save_folder: this run keeps no checkpoint and cannot be resumed"
+    if _resumes(settings):
+        return f"autoresume: looking for the latest checkpoint in {settings['save_folder']}"
+    return "autoresume is off"
+
+
+def free_memory() -> None:
+    """Give back what building used, before the first step."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def quiet() -> None:
+    """Keep the libraries' remarks about themselves off the screen; warnings about the run stay."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    for module in (
+        "torch.distributed",
+        "torch.utils",
+        "torchmetrics",
+        "composer",
+        "llmfoundry",
+        "streaming",
+        "transformers",
+    ):
+        warnings.filterwarnings("ignore", module=rf"{module}(\..*)?")

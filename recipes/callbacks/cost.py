@@ -1,0 +1,300 @@
+"""What a run costs while it runs: dollars, tokens a second, MFU, where the time goes, and how much is still to come.
+
+    callbacks:
+      cost_monitor:
+        gpu: h100                    # default: what the CUDA device calls itself
+        usd_per_device_hour: 2.99    # default: the prices file, then the hardware table
+        ledger: runs/my-run/ledger.jsonl
+
+Every second from the start of the process to its end is billed for every device of the run (the world size), and the
+bill goes on when a run resumes: what a checkpoint knows and what the ledger knows are added up by process.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from composer.core import Callback, Event, State, TimeUnit
+from composer.loggers import Logger
+from composer.utils import dist
+from llmfoundry import registry
+
+from recipes.cost.hardware import Gpu, find_gpu, gpu_from_device_name
+from recipes.cost.ledger import PHASES, Ledger, PhaseClock, RunCost, Segment, merge, segment_from, summarize, usd_of
+from recipes.cost.rate import Rate, choose_rate
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_S = 10.0
+WINDOW_BATCHES = 50  # for tokens a second and MFU while running
+
+# The phase that each event begins. The checkpoint saver runs after the callbacks of its event, so saving ends when the
+# next batch is asked for.
+PHASE_FROM = {
+    Event.BEFORE_DATALOADER: "data",
+    Event.AFTER_DATALOADER: "train",
+    Event.EVAL_BEFORE_ALL: "evaluation",
+    Event.EVAL_AFTER_ALL: "other",
+    Event.EVAL_STANDALONE_START: "evaluation",
+    Event.EVAL_STANDALONE_END: "other",
+    Event.BATCH_CHECKPOINT: "checkpoint",
+    Event.EPOCH_END: "other",
+    Event.EPOCH_CHECKPOINT: "checkpoint",
+    Event.ITERATION_END: "other",
+    Event.ITERATION_CHECKPOINT: "checkpoint",
+    Event.FIT_END: "other",
+}
+
+
+def register() -> None:
+    """Makes `cost_monitor` a callback name in LLM Foundry's registry."""
+    registry.callbacks.register("cost_monitor", func=CostMonitor)
+
+
+class CostMonitor(Callback):
+    """Logs a run's cost and speed every batch and keeps its ledger.
+
+    Args:
+        gpu: a name of the hardware table; default: the row for the CUDA device, if the table has it.
+        usd_per_device_hour: the rate; beats the prices file, which beats the table's list prices.
+        prices_file: YAML or JSON of GPU names and rates.
+        price_kind: on_demand, reserved or spot.
+        ledger: path of an append-only file that keeps the bill between processes. One run, one ledger.
+        started_at: Unix time at which the process started; default: when this object was made.
+
+    Logged: `cost/usd`, `cost/usd_per_million_tokens`, `cost/usd_projected_total`, `cost/hours_left`,
+    `throughput/tokens_per_s`, `throughput/mfu` and `wall/<phase>_s`. The cost metrics need a rate and MFU a known
+    device: what is not known is not logged. MFU counts the model's `flops_per_batch` (LLM Foundry: 6 N + 12 n_layers
+    d_model S a token, no recomputation) over the dense peak of the devices at the run's precision; every rank is
+    taken to have a batch of the shape of rank 0's.
+
+    Raises:
+        ValueError: a rate, price kind, GPU name or ledger path that cannot be right.
+    """
+
+    def __init__(
+        self,
+        *,
+        gpu: str | None = None,
+        usd_per_device_hour: float | None = None,
+        prices_file: str | None = None,
+        price_kind: str = "on_demand",
+        ledger: str | None = None,
+        started_at: float | None = None,
+    ) -> None:
+        already_s = 0.0 if started_at is None else max(0.0, time.time() - started_at)
+        self._clock = PhaseClock("startup", already_s)
+        self._lock = threading.Lock()  # the heartbeat thread reads what the events write
+        self._named_gpu = None if gpu in (None, "cpu") else find_gpu(str(gpu))
+        self._rate_arguments: dict[str, Any] = {
+            "usd_per_device_hour": usd_per_device_hour,
+            "prices_file": prices_file,
+            "price_kind": price_kind,
+        }
+        self.rate: Rate = choose_rate(gpu, **self._rate_arguments)  # fails here, not after the model is built
+        self._ledger = None if ledger is None else Ledger(ledger)
+        self._current = Segment(id=uuid.uuid4().hex[:12], devices=1, seconds=dict.fromkeys(PHASES, 0.0))
+        self._earlier: dict[str, Segment] = {}
+        self._mfu_basis = "not known: the device has no row in the hardware table"
+        self._tokens = 0  # of the run's timestamp
+        self._batch_flops = 0.0
+        self._window: deque[tuple[float, int, float]] = deque(maxlen=WINDOW_BATCHES + 1)
+        self._pace: tuple[float, float] | None = None  # wall seconds and progress after the first batch
+        self._hours_left: float | None = None
+        self._stop = threading.Event()
+        self._closed = False
+
+    def init(self, state: State, logger: Logger) -> None:
+        device_gpu = _device_gpu(state)
+        self.rate = self._rate_for(state, device_gpu)
+        precision = state.precision.value
+        peak = device_gpu.peak(precision) if device_gpu else None
+        if device_gpu and peak:
+            dense = f"{peak / 1e12:g} TFLOP/s, {device_gpu.name} dense {precision}"
+            self._mfu_basis = f"the model's flops_per_batch over {dense}"
+        elif device_gpu:
+            self._mfu_basis = f"not known: {device_gpu.name} has no published {precision} peak"
+        self._current = replace(
+            self._current,
+            devices=dist.get_world_size(),
+            usd_per_device_hour=self.rate.usd_per_device_hour,
+            peak_flops_per_s=peak,
+        )
+        log.info("Cost: %d devices, %s. MFU: %s.", self._current.devices, self.rate.source, self._mfu_basis)
+        logger.log_hyperparameters({"cost/rate_source": self.rate.source, "cost/mfu_basis": self._mfu_basis})
+        self._ledger = self._ledger if dist.get_global_rank() == 0 else None
+        if self._ledger is None:
+            return
+        self._earlier = merge([self._ledger.read(), self._earlier])
+        self._write("start", run_name=state.run_name, rate_source=self.rate.source)
+        threading.Thread(target=self._beat, name="cost-ledger", daemon=True).start()
+
+    def close(self, state: State, logger: Logger) -> None:
+        if self._closed:
+            return
+        self._stop.set()
+        self._snapshot()
+        self._closed = True  # the clock stops here: a summary read later is the bill at the end
+        self._write("end")
+
+    def state_dict(self) -> dict[str, Any]:
+        # One string, because sharded checkpoints need the same keys when saving and loading.
+        segments = merge([self._earlier, {self._current.id: self._snapshot()}])
+        return {"segments": json.dumps([asdict(s) for s in segments.values()])}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        loaded = [segment_from(record) for record in json.loads(state["segments"])]
+        self._earlier = merge([self._earlier, {s.id: s for s in loaded}])
+        self._earlier.pop(self._current.id, None)
+
+    def after_load(self, state: State, logger: Logger) -> None:
+        self._tokens = state.timestamp.token.value
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        self._tokens = state.timestamp.token.value
+        self._window.clear()
+        self._pace = None
+
+    def run_event(self, event: Event, state: State, logger: Logger) -> None:
+        phase = PHASE_FROM.get(event)
+        if phase is not None and not self._closed:
+            with self._lock:
+                self._clock.switch(phase)
+        super().run_event(event, state, logger)
+
+    def after_dataloader(self, state: State, logger: Logger) -> None:
+        self._batch_flops = _flops_per_batch(state)
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        tokens = state.timestamp.token.value
+        with self._lock:
+            self._current = replace(
+                self._current,
+                tokens=self._current.tokens + max(0, tokens - self._tokens),
+                flops=self._current.flops + self._batch_flops * self._current.devices,
+            )
+        self._tokens = tokens
+        logger.log_metrics(self._metrics(state))
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        self._hours_left = 0.0
+
+    def summary(self) -> RunCost:
+        """The run so far, over all its processes. Read it on rank 0, which keeps the ledger."""
+        segments = self._segments()
+        current = segments[self._current.id]
+        cost = summarize(segments.values(), current, self._tokens, self.rate.source, self._mfu_basis)
+        return replace(cost, usd_projected_total=self._projected_usd(cost.usd), hours_left=self._hours_left)
+
+    def _metrics(self, state: State) -> dict[str, float]:
+        segments = self._segments()
+        current = segments[self._current.id]
+        active_s = current.seconds["train"] + current.seconds["data"]
+        metrics = {f"wall/{phase}_s": sum(s.seconds[phase] for s in segments.values()) for phase in PHASES}
+        self._window.append((active_s, current.tokens, current.flops))
+        first_s, first_tokens, first_flops = self._window[0]
+        if active_s > first_s:
+            if current.tokens > first_tokens:
+                metrics["throughput/tokens_per_s"] = (current.tokens - first_tokens) / (active_s - first_s)
+            if current.peak_flops_per_s and current.flops > first_flops:
+                at_peak = (active_s - first_s) * current.devices * current.peak_flops_per_s
+                metrics["throughput/mfu"] = (current.flops - first_flops) / at_peak
+        self._hours_left = self._estimate_hours_left(state, current.wall_s)
+        usd = usd_of(segments.values(), self.rate.usd_per_device_hour)
+        cost = {
+            "cost/usd": usd,
+            "cost/usd_per_million_tokens": usd / self._tokens * 1e6 if usd is not None and self._tokens else None,
+            "cost/usd_projected_total": self._projected_usd(usd),
+            "cost/hours_left": self._hours_left,
+        }
+        return {**metrics, **{name: value for name, value in cost.items() if value is not None}}
+
+    def _estimate_hours_left(self, state: State, wall_s: float) -> float | None:
+        """From this process's pace since its first batch, evaluation and checkpoints included."""
+        progress = _progress(state)
+        if progress is None:
+            return None
+        if self._pace is None:
+            self._pace = (wall_s, progress)
+        first_s, first_progress = self._pace
+        if progress <= first_progress:
+            return None
+        return max(0.0, 1 - progress) * (wall_s - first_s) / (progress - first_progress) / 3600
+
+    def _projected_usd(self, usd: float | None) -> float | None:
+        rate = self.rate.usd_per_device_hour
+        if usd is None or rate is None or self._hours_left is None:
+            return None
+        return usd + self._hours_left * self._current.devices * rate
+
+    def _rate_for(self, state: State, device_gpu: Gpu | None) -> Rate:
+        if state.device.name == "cpu":
+            rate = choose_rate(None, **self._rate_arguments)
+            if rate.usd_per_device_hour is None and self._named_gpu is not None:
+                source = f"no rate known: this is a CPU, not {self._named_gpu.name}; state cost.usd_per_device_hour"
+                return Rate(None, source)
+            return rate
+        if self._named_gpu and device_gpu and self._named_gpu != device_gpu:
+            log.warning(
+                "cost.gpu says %s, the device is %s: billed as the first, MFU against the second.",
+                self._named_gpu.name,
+                device_gpu.name,
+            )
+        gpu = self._named_gpu or device_gpu
+        return choose_rate(gpu.name if gpu else None, **self._rate_arguments)
+
+    def _snapshot(self) -> Segment:
+        with self._lock:
+            if not self._closed:
+                self._current = replace(self._current, seconds=self._clock.seconds())
+            return self._current
+
+    def _segments(self) -> dict[str, Segment]:
+        return {**self._earlier, self._current.id: self._snapshot()}
+
+    def _write(self, event: str, **notes: Any) -> None:
+        if self._ledger is not None:
+            self._ledger.append(event, self._snapshot(), **notes)
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT_S):
+            try:
+                self._write("beat")
+            except FileNotFoundError:  # the run's folder was deleted
+                return
+            except OSError as error:  # a full disk must not end the run
+                log.warning("Cost ledger: could not write a heartbeat: %s", error)
+
+
+def _device_gpu(state: State) -> Gpu | None:
+    if state.device.name != "gpu" or not torch.cuda.is_available():
+        return None
+    return gpu_from_device_name(torch.cuda.get_device_name())
+
+
+def _flops_per_batch(state: State) -> float:
+    """FLOPs of this rank's batch, forward and backward; 0 when the model does not say."""
+    model = getattr(state.model, "module", state.model)  # inside DDP
+    count: Callable[[Any], float] | None = getattr(model, "flops_per_batch", None)
+    return 0.0 if count is None else float(count(state.batch))
+
+
+def _progress(state: State) -> float | None:
+    """Fraction of max_duration done, within an epoch too where the loader's length is known."""
+    if state.max_duration is None:
+        return None
+    done = float(state.timestamp.get(state.max_duration.unit).value)
+    if state.max_duration.unit == TimeUnit.EPOCH:
+        if state.dataloader_len is None:
+            return None
+        done += int(state.timestamp.batch_in_epoch) / int(state.dataloader_len)
+    return done / float(state.max_duration.value)

@@ -1,0 +1,138 @@
+"""Checkpoints that are whole or not there, and finding the one to go on from.
+
+Composer writes a checkpoint straight to its final name and replaces the `latest` link by removing it first. A process
+killed at either moment leaves a truncated file, or no link and a run that starts over. Here a file gets its name only
+when it is complete, and the link is set right before every start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+PARTIAL = ".partial-"  # prefix of a checkpoint that is still being written
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a save folder holds: the newest whole checkpoint, older whole ones, and what is no checkpoint at all."""
+
+    newest: Path | None
+    whole: tuple[Path, ...]  # oldest first
+    broken: tuple[Path, ...]
+
+    def __str__(self) -> str:
+        ignored = f"; ignored {', '.join(p.name for p in self.broken)}: not whole" if self.broken else ""
+        if self.newest is None:
+            return f"autoresume: no checkpoint yet, starting from the first batch{ignored}"
+        return f"autoresume: going on from {self.newest}{ignored}"
+
+
+def find_checkpoints(folder: Path, filename: str, sharded: bool) -> Found:
+    """Look through a local save folder.
+
+    filename: the recipe's `save_filename`, or for sharded checkpoints the name of their folders; Composer's
+    placeholders such as `{batch}` stand for numbers. A file is whole when its zip directory, which torch writes last,
+    can be read; a sharded checkpoint is whole when `.metadata`, written last, is there.
+    """
+    pattern = _pattern(filename)
+    candidates = [p for p in (folder.iterdir() if folder.is_dir() else ()) if pattern.fullmatch(p.name)]
+    candidates = [p for p in candidates if not p.is_symlink() and p.is_dir() == sharded]
+    candidates.sort(key=lambda p: _age(pattern, p))
+    whole = [p for p in candidates if _is_whole(p, sharded)]
+    broken = [p for p in candidates if p not in whole]
+    if folder.is_dir():
+        broken += sorted(folder.glob(f"{PARTIAL}*"))
+    return Found(whole[-1] if whole else None, tuple(whole), tuple(broken))
+
+
+def set_latest(folder: Path, latest: str, found: Found) -> None:
+    """Make the link that Composer resumes from name the newest whole checkpoint, and clear away what is not whole.
+
+    A broken file must go: Composer refuses to start in a folder with checkpoints newer than the one it resumes from.
+    """
+    for path in found.broken:
+        if path.is_dir():
+            for inner in path.iterdir():
+                inner.unlink()
+            path.rmdir()
+        else:
+            path.unlink()
+    link = folder / latest
+    if found.newest is None:
+        with contextlib.suppress(FileNotFoundError):
+            link.unlink()
+        return
+    temporary = folder / f"{PARTIAL}{latest}"
+    temporary.symlink_to(found.newest.name)
+    temporary.replace(link)
+
+
+def write_whole_files() -> None:
+    """Make Composer write a checkpoint file under a temporary name and rename it when it is complete and on disk."""
+    from composer.utils import checkpoint
+
+    if not hasattr(checkpoint._write_checkpoint_file, "__wrapped__"):
+        checkpoint._write_checkpoint_file = _then_rename(checkpoint._write_checkpoint_file)  # type: ignore[assignment]
+
+
+def _then_rename(write: Callable[[dict[str, Any], str], None]) -> Callable[[dict[str, Any], str], None]:
+    @functools.wraps(write)
+    def write_then_rename(state_dict: dict[str, Any], filename: str) -> None:
+        folder, name = os.path.split(filename)
+        partial = os.path.join(folder, PARTIAL + name)
+        try:
+            write(state_dict, partial)
+            _flush(partial)
+            os.replace(partial, filename)
+            _flush(folder or ".")
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(partial)
+            raise
+
+    return write_then_rename
+
+
+def _flush(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _pattern(filename: str) -> re.Pattern[str]:
+    """Regular expression for the names that a Composer file name format makes (rank 0's, for per-rank names)."""
+    parts = re.split(r"(\{\w+\})", Path(filename).name)
+    expressions = []
+    for part in parts:
+        if part == "{rank}":
+            expressions.append("0")
+        elif part.startswith("{") and part.endswith("}"):
+            name = part[1:-1]
+            expressions.append(rf"(?P<{name}>\d+)" if f"(?P<{name}>" not in "".join(expressions) else r"\d+")
+        else:
+            expressions.append(re.escape(part))
+    return re.compile("".join(expressions))
+
+
+def _age(pattern: re.Pattern[str], path: Path) -> tuple[int, int, int, float]:
+    match = pattern.fullmatch(path.name)
+    numbers = match.groupdict() if match else {}
+    batch, token, epoch = (int(numbers.get(name) or 0) for name in ("batch", "token", "epoch"))
+    return (batch, token, epoch, path.stat().st_mtime)
+
+
+def _is_whole(path: Path, sharded: bool) -> bool:
+    if sharded:
+        return (path / ".metadata").is_file()
+    # a compressed or tar checkpoint has no zip directory; its name says so, and it was renamed when complete
+    return path.suffix != ".pt" or zipfile.is_zipfile(path)

@@ -1,0 +1,214 @@
+"""What a recipe will cost before it runs: hours, dollars, energy, memory and the loss to expect.
+
+    hours = tokens / (tokens a second in the steady state * share of the steady state that whole runs keep)
+    dollars = hours * GPUs * rate
+
+Two kinds of MFU are kept apart. `mfu` is the steady state of a benchmark: throughput.py's prediction, good to a few
+per cent on the hardware it was fitted to. A whole run also evaluates, saves, restarts, waits for data and for its
+slowest node, so its MFU is lower by a factor that differs between runs: hence `mfu_low` and `mfu_high`, and a range
+for everything that follows from them. The upper end takes communication to be hidden altogether, so the range widens
+where a run leans on it: many GPUs with little work each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recipes.cost.flops import llm_foundry_flops_per_token
+from recipes.cost.hardware import Gpu, find_gpu
+from recipes.cost.memory import MemoryEstimate, fits, largest_microbatch, memory, smallest_change
+from recipes.cost.rate import Rate, choose_rate
+from recipes.cost.scaling import DEFAULT_LAW, TrainingBalance, balance, scaling_law
+from recipes.cost.setup import Setup, read_setup, tokens_of_run
+from recipes.cost.throughput import StepTime, step_time
+
+# What whole runs keep of the steady state. Of nine published runs, most kept 75 to 86 % of the speed predicted for them
+# (`python -m recipes.cost.published`); the highest hide all their communication and beat the prediction by a little.
+WHOLE_RUN_LOW, WHOLE_RUN_MID, WHOLE_RUN_HIGH = 0.55, 0.8, 1.05
+
+MEASURED_GPUS = ("a100-40gb", "a100-80gb", "h100-sxm")  # what the coefficients of throughput.py were fitted to
+
+# Energy as the LLaMA paper counts it (Touvron et al. 2023, arXiv 2302.13971, section 6): the board's power limit for
+# every GPU-hour, times the data centre's overhead, times the US average of kg CO2e a kWh.
+POWER_USAGE_EFFECTIVENESS = 1.1
+KG_CO2E_PER_KWH = 0.385
+
+
+@dataclass(frozen=True)
+class Range:
+    """A figure that is not known better than this."""
+
+    low: float
+    mid: float
+    high: float
+
+    def times(self, factor: float) -> Range:
+        return Range(self.low * factor, self.mid * factor, self.high * factor)
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A plan of one run. None means not known, never zero; `notes` says what was assumed or left out."""
+
+    gpu: str
+    gpus: int
+    params_total: int
+    params_active: int
+    flops_per_token: int  # LLM Foundry's count: 6 N + 12 n_layers d_model S
+    tokens: int | None
+    steps: int | None
+    microbatch_sequences: int
+    step: StepTime
+    mfu: float  # steady state
+    mfu_low: float  # whole run
+    mfu_high: float
+    tokens_per_s_per_gpu: float  # steady state
+    hours: Range | None
+    gpu_hours: Range | None
+    rate: Rate
+    usd: Range | None
+    kwh: Range | None
+    kg_co2e: Range | None
+    memory: MemoryEstimate
+    fits: bool
+    max_microbatch_sequences: int
+    to_fit: str | None  # the smallest change that makes it fit
+    predicted_loss: float | None  # nats a token, by the scaling law; on its authors' data
+    training_balance: TrainingBalance | None
+    notes: tuple[str, ...]
+
+    @property
+    def memory_gib_per_gpu(self) -> float:
+        return self.memory.total_gib
+
+
+def estimate(
+    recipe: Mapping[str, Any],
+    gpu: str | None = None,
+    gpus: int = 1,
+    usd_per_gpu_hour: float | None = None,
+    prices_file: str | Path | None = None,
+    price_kind: str | None = None,
+    dataset_tokens: int | None = None,
+    law: str = DEFAULT_LAW,
+    power_usage_effectiveness: float = POWER_USAGE_EFFECTIVENESS,
+    kg_co2e_per_kwh: float = KG_CO2E_PER_KWH,
+) -> Estimate:
+    """Plans a run of a resolved recipe (LLM Foundry's key names) on `gpus` GPUs.
+
+    What is not given here is taken from the recipe's `cost:` section. `dataset_tokens` turns a max_duration in epochs
+    into tokens. With `device_train_microbatch_size: auto` the largest micro-batch that fits is assumed.
+
+    Raises:
+        ValueError: a GPU, price or recipe value that cannot be used, with the choices.
+    """
+    section = recipe.get("cost") or {}
+    name = gpu or section.get("gpu")
+    if name is None:
+        raise ValueError("gpu: missing; name one, e.g. gpu='h100', or set cost.gpu in the recipe.")
+    row = find_gpu(name)
+    stated = read_setup(recipe, gpus)
+    most = largest_microbatch(stated, row)
+    setup = stated
+    if stated.microbatch_sequences is None:
+        setup = dataclasses.replace(stated, microbatch_sequences=max(1, most))
+    assert setup.microbatch_sequences is not None
+    step = step_time(setup, row)
+    tokens = tokens_of_run(recipe, dataset_tokens)
+    hours = gpu_hours = None
+    if tokens is not None:
+        gpu_hours = gpu_hours_of(tokens / step.tokens_per_s_per_gpu / 3600, step.hidden_speedup)
+        hours = gpu_hours.times(1 / gpus)
+    rate = choose_rate(
+        row.name,
+        usd_per_device_hour=section.get("usd_per_device_hour") if usd_per_gpu_hour is None else usd_per_gpu_hour,
+        prices_file=prices_file or section.get("prices_file"),
+        price_kind=price_kind or section.get("price_kind") or "on_demand",
+    )
+    kwh = None
+    if gpu_hours is not None and row.watts is not None:
+        kwh = gpu_hours.times(row.watts / 1000 * power_usage_effectiveness)
+    parameters = setup.parameters.total
+    return Estimate(
+        gpu=row.name,
+        gpus=gpus,
+        params_total=parameters,
+        params_active=setup.parameters.active,
+        flops_per_token=llm_foundry_flops_per_token(setup.model, setup.seq_len),
+        tokens=tokens,
+        steps=None if tokens is None else -(-tokens // (setup.global_batch_sequences * setup.seq_len)),
+        microbatch_sequences=setup.microbatch_sequences,
+        step=step,
+        mfu=step.mfu,
+        mfu_low=step.mfu * WHOLE_RUN_LOW,
+        mfu_high=step.mfu * WHOLE_RUN_HIGH * step.hidden_speedup,
+        tokens_per_s_per_gpu=step.tokens_per_s_per_gpu,
+        hours=hours,
+        gpu_hours=gpu_hours,
+        rate=rate,
+        usd=_dollars(gpu_hours, rate),
+        kwh=kwh,
+        kg_co2e=None if kwh is None else kwh.times(kg_co2e_per_kwh),
+        memory=memory(setup, row),
+        fits=fits(setup, row),
+        max_microbatch_sequences=most,
+        to_fit=smallest_change(setup, row),
+        predicted_loss=None if tokens is None else scaling_law(law).loss(parameters, tokens),
+        training_balance=None if tokens is None else balance(parameters, tokens, law),
+        notes=(*setup.notes, *_notes(setup, row, recipe, tokens)),
+    )
+
+
+def gpu_hours_of(steady_gpu_hours: float, hidden_speedup: float = 1.0) -> Range:
+    """GPU-hours of a whole run from those of its steady state and the speedup that hidden communication would bring."""
+    return Range(
+        low=steady_gpu_hours / (WHOLE_RUN_HIGH * hidden_speedup),
+        mid=steady_gpu_hours / WHOLE_RUN_MID,
+        high=steady_gpu_hours / WHOLE_RUN_LOW,
+    )
+
+
+def usd_of_flops(flops: float, sustained_flops_per_s: float, usd_per_gpu_hour: float) -> float:
+    """The back-of-envelope price of a run: FLOPs / sustained FLOP/s of one GPU / 3600 * rate."""
+    if min(flops, sustained_flops_per_s) <= 0:
+        raise ValueError(f"got {flops} FLOPs at {sustained_flops_per_s} FLOP/s, expected both above 0.")
+    return flops / sustained_flops_per_s / 3600 * usd_per_gpu_hour
+
+
+def _dollars(gpu_hours: Range | None, rate: Rate) -> Range | None:
+    """Hours times rate; the range is that of both, lowest with lowest."""
+    if gpu_hours is None or rate.usd_per_device_hour is None:
+        return None
+    assert rate.low is not None
+    assert rate.high is not None
+    mid = gpu_hours.mid * rate.usd_per_device_hour
+    return Range(gpu_hours.low * rate.low, mid, gpu_hours.high * rate.high)
+
+
+def _notes(setup: Setup, gpu: Gpu, recipe: Mapping[str, Any], tokens: int | None) -> list[str]:
+    notes = []
+    if setup.global_batch_sequences % setup.gpus:
+        notes.append(
+            f"global_train_batch_size {setup.global_batch_sequences} does not divide by {setup.gpus} GPUs: some wait "
+            "for others, and LLM Foundry refuses to start"
+        )
+    if tokens is None:
+        duration = recipe["max_duration"]
+        notes.append(f"max_duration {duration} is not in tokens: give dataset_tokens to have hours and dollars")
+    if gpu.name not in MEASURED_GPUS:
+        like = gpu.efficiency_like
+        notes.append(f"{gpu.name} was not measured: its share of the peak is taken to be that of {like} GPUs")
+    if setup.attn_impl == "torch":
+        notes.append("attn_impl: torch writes S x S scores; their memory is counted, the time they take is not")
+    if setup.gpus > gpu.gpus_per_node:
+        notes.append(f"between nodes {gpu.network_bytes_per_s * 8e-9:g} Gbit/s a GPU are assumed")
+    if gpu.watts is None:
+        notes.append(f"{gpu.name}: its power is not published, so no energy is given")
+    return notes

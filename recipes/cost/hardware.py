@@ -1,0 +1,141 @@
+"""The hardware table: peak speed, memory, links, power and list prices of the accelerators in hardware.yaml."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+TABLE_PATH = Path(__file__).parent / "hardware.yaml"
+
+ALIASES: Mapping[str, str] = {
+    "v100-sxm": "v100",
+    "v100-sxm2": "v100",
+    "a100": "a100-80gb",
+    "a100-sxm": "a100-80gb",
+    "a100_40gb": "a100-40gb",
+    "a100_80gb": "a100-80gb",
+    "h100": "h100-sxm",
+    "h100-80gb": "h100-sxm",
+    "h100_80gb": "h100-sxm",
+    "h100-sxm5": "h100-sxm",
+    "h200-sxm": "h200",
+    "b200-sxm": "b200",
+    "4090": "rtx-4090",
+    "rtx4090": "rtx-4090",
+    "5090": "rtx-5090",
+    "rtx5090": "rtx-5090",
+    "tpuv4": "tpu-v4",
+    "tpuv5p": "tpu-v5p",
+}
+
+PRICE_KINDS = ("on_demand", "reserved", "spot")
+
+
+@dataclass(frozen=True)
+class Price:
+    """A provider's list price, divided by the instance's GPUs."""
+
+    usd_per_gpu_hour: float
+    provider: str
+    date: str  # year-month it was read
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One row of the hardware table. Peaks are dense; None means not published, never zero."""
+
+    name: str
+    title: str
+    peak_flops_per_s: Mapping[str, float]  # by precision: fp32, tf32, bf16, fp16, fp8
+    memory_gib: float
+    visible_memory_gib: float  # what CUDA offers a program
+    memory_bytes_per_s: float
+    interconnect: str
+    interconnect_bytes_per_s: float  # to the GPUs of the node, both directions added
+    gpus_per_node: int
+    network_bytes_per_s: float  # one way, between nodes, for each GPU
+    efficiency_like: str  # the measured family whose share of the peak is assumed: ampere or hopper
+    watts: float | None
+    source: str
+    prices: Mapping[str, tuple[Price, ...]]  # by kind: on_demand, reserved, spot
+    device_names: tuple[str, ...]
+
+    def peak(self, precision: str) -> float | None:
+        """Peak FLOP/s in a Composer precision (`amp_bf16`, `fp32`, ...); None where the chip has no such peak.
+
+        Composer turns TF32 on (composer/devices/device_gpu.py), so `fp32` matrix products run at the TF32 peak.
+        """
+        kind = precision.removeprefix("amp_")
+        if kind == "fp32" and "tf32" in self.peak_flops_per_s:
+            kind = "tf32"
+        return self.peak_flops_per_s.get(kind)
+
+    def price_range_usd_per_hour(self, kind: str = "on_demand") -> tuple[float, float] | None:
+        """Lowest and highest list price of that kind, or None when the table has none."""
+        prices = [price.usd_per_gpu_hour for price in self.prices.get(kind, ())]
+        return (min(prices), max(prices)) if prices else None
+
+
+@functools.cache
+def load_hardware() -> Mapping[str, Gpu]:
+    """Every row of hardware.yaml, by name."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    rows = yaml.load(TABLE_PATH.read_text(encoding="utf-8"), Loader=loader)
+    return {name: _row(name, row) for name, row in rows.items()}
+
+
+def find_gpu(name: str) -> Gpu:
+    """The row for a name or an alias (`h100` is `h100-sxm`, `a100` is `a100-80gb`), whatever its case.
+
+    Raises:
+        ValueError: no such GPU; the message lists the names and the nearest one.
+    """
+    table = load_hardware()
+    key = str(name).strip().lower().replace(" ", "-")
+    key = ALIASES.get(key, key)
+    if key in table:
+        return table[key]
+    close = difflib.get_close_matches(key, [*table, *ALIASES], n=1)
+    hint = f" Did you mean {ALIASES.get(close[0], close[0])!r}?" if close else ""
+    raise ValueError(
+        f"Unknown GPU {name!r}.{hint} Known: {', '.join(table)}. Add a row to {TABLE_PATH.name} for others."
+    )
+
+
+def gpu_from_device_name(device_name: str) -> Gpu | None:
+    """The row for what `torch.cuda.get_device_name()` returns, or None: a GPU it does not name is never guessed."""
+    for gpu in load_hardware().values():
+        if any(re.fullmatch(pattern, device_name.strip(), re.IGNORECASE) for pattern in gpu.device_names):
+            return gpu
+    return None
+
+
+def _row(name: str, row: Mapping[str, Any]) -> Gpu:
+    visible = row["visible_memory_gib"]
+    return Gpu(
+        name=name,
+        title=row["title"],
+        peak_flops_per_s={precision: tflops * 1e12 for precision, tflops in row["peak_tflops"].items()},
+        memory_gib=float(row["memory_gib"]),
+        visible_memory_gib=float(row["memory_gib"] if visible is None else visible),
+        memory_bytes_per_s=row["memory_gb_per_s"] * 1e9,
+        interconnect=row["interconnect"],
+        interconnect_bytes_per_s=row["interconnect_gb_per_s"] * 1e9,
+        gpus_per_node=row["gpus_per_node"],
+        network_bytes_per_s=row["network_gb_per_s"] * 1e9,
+        efficiency_like=row["efficiency_like"],
+        watts=row["watts"],
+        source=row["source"],
+        prices={
+            kind: tuple(Price(float(p["usd"]), p["provider"], str(p["date"])) for p in prices)
+            for kind, prices in row["usd_per_gpu_hour"].items()
+        },
+        device_names=tuple(row["device_names"]),
+    )

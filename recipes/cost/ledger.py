@@ -1,0 +1,211 @@
+"""The bill of a run across its restarts: segments of billed time, and the append-only file that keeps them.
+
+A segment is one process of a run, from its start to its end or its death. The file has one JSON object a line; the
+last line of a segment that can be read holds its totals so far, so a process killed at any moment has been billed up
+to its last heartbeat. Durations come from a monotonic clock; wall-clock times in the file are for people only.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+PHASES = ("startup", "data", "train", "evaluation", "checkpoint", "other")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What one process has used so far. Tokens and FLOPs are those of all devices together."""
+
+    id: str
+    devices: int
+    seconds: Mapping[str, float]  # by phase
+    usd_per_device_hour: float | None = None
+    peak_flops_per_s: float | None = None  # of one device at the run's precision
+    tokens: int = 0  # processed, also those that a restart will repeat
+    flops: float = 0.0  # as the model's flops_per_batch counts them
+
+    @property
+    def wall_s(self) -> float:
+        return sum(self.seconds.values())
+
+    @property
+    def device_hours(self) -> float:
+        return self.wall_s * self.devices / 3600
+
+
+@dataclass(frozen=True)
+class RunCost:
+    """A run's bill and speed over all its segments; None means not known, never zero."""
+
+    wall_s: float
+    startup_s: float
+    data_s: float
+    train_s: float
+    evaluation_s: float
+    checkpoint_s: float
+    other_s: float
+    starts: int  # processes so far, one more than the restarts
+    devices: int  # of the current process
+    device_hours: float
+    usd: float | None
+    usd_per_device_hour: float | None
+    rate_source: str
+    tokens: int  # that the model has learned from
+    tokens_processed: int  # these and the ones repeated after restarts
+    tokens_per_s: float | None  # all devices together, over training and data time
+    usd_per_million_tokens: float | None
+    mfu: float | None
+    mfu_basis: str
+    usd_projected_total: float | None = None
+    hours_left: float | None = None
+
+
+class PhaseClock:
+    """Splits wall time into phases. Every second since the start lies in exactly one of them."""
+
+    def __init__(self, phase: str, already_s: float = 0.0, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._phase = phase
+        self._since = now()
+        self._seconds = dict.fromkeys(PHASES, 0.0)
+        self._seconds[phase] += already_s
+
+    def switch(self, phase: str) -> None:
+        """Ends the current phase and starts another."""
+        moment = self._now()
+        # A clock that steps back (a virtual machine that moved) must not take time off the bill.
+        self._seconds[self._phase] += max(0.0, moment - self._since)
+        self._phase, self._since = phase, moment
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds by phase, the running one included."""
+        self.switch(self._phase)
+        return dict(self._seconds)
+
+
+class Ledger:
+    """The append-only file. Lines that cannot be read, such as one torn by a kill, are left out."""
+
+    def __init__(self, path: str | Path) -> None:
+        if "://" in str(path):
+            raise ValueError(f"ledger: got {str(path)!r}, expected a path on a local or mounted disk.")
+        self.path = Path(path)
+
+    def read(self) -> dict[str, Segment]:
+        """Each segment's last readable state, by id; empty when there is no file yet."""
+        if not self.path.exists():
+            return {}
+        segments: dict[str, Segment] = {}
+        unreadable = 0
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+            if not line.strip():
+                continue
+            try:
+                segment = segment_from(json.loads(line))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                unreadable += 1
+                continue
+            segments = merge([segments, {segment.id: segment}])
+        if unreadable:
+            log.warning("%s: %d unreadable lines left out of the bill (torn by a kill?).", self.path, unreadable)
+        return segments
+
+    def append(self, event: str, segment: Segment, **notes: Any) -> None:
+        """Adds a line in one write, so that only a death in the middle of it can tear it."""
+        record = {"event": event, "unix_s": round(time.time(), 3), **asdict(segment), **notes}
+        record["seconds"] = {phase: round(s, 3) for phase, s in segment.seconds.items()}
+        if event == "start":
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        line = (json.dumps(record) + "\n").encode()
+        with self.path.open("ab+") as file:
+            if file.tell() > 0:
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":  # the last process died in the middle of a line: leave it torn
+                    line = b"\n" + line
+            file.write(line)
+            file.flush()
+            if event != "beat":
+                os.fsync(file.fileno())
+
+
+def segment_from(record: Mapping[str, Any]) -> Segment:
+    """A segment from its JSON form.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is not one.
+    """
+    seconds = {phase: float(record["seconds"].get(phase, 0.0)) for phase in PHASES}
+    if not all(math.isfinite(s) and s >= 0 for s in seconds.values()):
+        raise ValueError(f"seconds: got {seconds}, expected finite numbers of 0 or more.")
+    rate, peak = record["usd_per_device_hour"], record["peak_flops_per_s"]
+    return Segment(
+        id=str(record["id"]),
+        devices=int(record["devices"]),
+        seconds=seconds,
+        usd_per_device_hour=None if rate is None else float(rate),
+        peak_flops_per_s=None if peak is None else float(peak),
+        tokens=int(record["tokens"]),
+        flops=float(record["flops"]),
+    )
+
+
+def merge(sources: Iterable[Mapping[str, Segment]]) -> dict[str, Segment]:
+    """The union by id; where two sources know a segment, the one that saw more of it wins."""
+    merged: dict[str, Segment] = {}
+    for source in sources:
+        for key, segment in source.items():
+            if key not in merged or segment.wall_s >= merged[key].wall_s:
+                merged[key] = segment
+    return merged
+
+
+def usd_of(segments: Iterable[Segment], rate: float | None) -> float | None:
+    """Dollars, each segment at the rate it ran at, or at `rate` where it had none; None if one stays without."""
+    total = 0.0
+    for segment in segments:
+        usd_per_device_hour = rate if segment.usd_per_device_hour is None else segment.usd_per_device_hour
+        if usd_per_device_hour is None:
+            return None
+        total += segment.device_hours * usd_per_device_hour
+    return total
+
+
+def summarize(segments: Iterable[Segment], current: Segment, tokens: int, rate_source: str, mfu_basis: str) -> RunCost:
+    """Adds up a run. `current` is the running process (also in `segments`), `tokens` what the model has learned from.
+
+    MFU = FLOPs / (seconds of training and data waiting * devices * peak), over the segments whose peak is known.
+    """
+    segments = list(segments)
+    seconds = {phase: sum(s.seconds[phase] for s in segments) for phase in PHASES}
+    wall_s = sum(seconds.values())
+    usd = usd_of(segments, current.usd_per_device_hour)
+    processed = sum(s.tokens for s in segments)
+    active_s = seconds["train"] + seconds["data"]
+    counted = [s for s in segments if s.peak_flops_per_s and s.flops]
+    at_peak = sum((s.seconds["train"] + s.seconds["data"]) * s.devices * (s.peak_flops_per_s or 0) for s in counted)
+    return RunCost(
+        wall_s=wall_s,
+        **{f"{phase}_s": seconds[phase] for phase in PHASES},
+        starts=len(segments),
+        devices=current.devices,
+        device_hours=sum(s.device_hours for s in segments),
+        usd=usd,
+        usd_per_device_hour=current.usd_per_device_hour,
+        rate_source=rate_source,
+        tokens=tokens,
+        tokens_processed=processed,
+        tokens_per_s=processed / active_s if processed and active_s else None,
+        usd_per_million_tokens=usd / tokens * 1e6 if usd is not None and tokens else None,
+        mfu=sum(s.flops for s in counted) / at_peak if at_peak else None,
+        mfu_basis=mfu_basis,
+    )

@@ -1,0 +1,173 @@
+"""Memory of a training step on one device, by part, and the smallest change that makes it fit.
+
+    N parameters, g devices that share them, T tokens of a micro-batch, L layers, d width, V vocabulary
+
+    weights        4 N / g (fp32 master copy)
+    gradients      4 N / g (fp32; the optimizer needs them in the type of the weights)
+    optimizer      8 N / g for Adam, 4 N / g for Lion
+    gathered       what a sharded step holds in full: two blocks of weights and one of gradients, and the embedding;
+                   all weights with SHARD_GRAD_OP; a low-precision copy of all without sharding
+    activations    T L times what the backward pass of a block needs, or T L d with activation checkpointing,
+                   plus one block's worth while it is computed again
+    logits         T V times 4 bytes with the fused loss, 14 with torch's (fp32 copy, log-softmax and its gradient)
+    overhead       CUDA context and communication buffers, and 4 % of the rest for what the allocator cannot use
+
+Saved by a block, in numbers a token, with attention that never writes S² scores (Korthikanti et al. 2022, arXiv
+2205.05198, section 4, without dropout): the inputs of two norms and of two projections (4 d), queries, keys and
+values, the attention's output, and up and activated (2 F) or gate, up, activated and product (4 F) of the FFN:
+16 d, or 32 d bytes in 16 bits, for MPT.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from recipes.cost.hardware import Gpu
+from recipes.cost.setup import Setup
+from recipes.cost.throughput import shards_of
+
+GIB = 2**30
+CONTEXT_GIB = 1.0  # CUDA context, cuBLAS and NCCL buffers
+FRAGMENTATION = 0.04
+MASTER_BYTES = 4  # weights and gradients stay in fp32
+LOGIT_BYTES_FUSED = 4  # logits and their gradient in 16 bits
+LOGIT_BYTES_TORCH = 14  # 16-bit logits and gradient, and fp32 copy, log-softmax and gradient
+MOST_GPUS = 4096
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """GiB on the busiest device by part; they add up to `total_gib`."""
+
+    weights_gib: float
+    gradients_gib: float
+    optimizer_gib: float
+    gathered_gib: float
+    activations_gib: float
+    logits_gib: float
+    overhead_gib: float
+
+    @property
+    def total_gib(self) -> float:
+        return sum(self.by_part().values())
+
+    def by_part(self) -> dict[str, float]:
+        return {field.name.removesuffix("_gib"): getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+def memory(setup: Setup, gpu: Gpu) -> MemoryEstimate:
+    """Memory of `setup`, which has a micro-batch, on each of its devices. `gpu` says how many share a node."""
+    assert setup.microbatch_sequences is not None, "choose the micro-batch first"
+    s, n = setup.shape, setup.parameters.total
+    shards = shards_of(setup, gpu)
+    tokens = setup.microbatch_sequences * setup.seq_len
+    block = tokens * _saved_numbers_per_token(setup) * setup.compute_bytes  # what one block's backward pass needs
+    kept = tokens * s.d_model * setup.compute_bytes if setup.recompute else block  # of every block, until then
+    activations: float = s.n_layers * kept
+    working = block if setup.recompute else 0
+    working += tokens * 2 * (s.ffn_hidden_size + s.d_model) * setup.compute_bytes  # gradients on their way back
+    if setup.attn_impl == "torch":
+        scores = setup.microbatch_sequences * s.n_heads * setup.seq_len**2
+        activations += 0 if setup.recompute else 4 * scores * s.n_layers  # the softmax's output, in fp32
+        working += 12 * scores  # scores, bias and softmax of the layer at work
+    logits = tokens * s.vocab_size * (LOGIT_BYTES_FUSED if setup.fused_loss else LOGIT_BYTES_TORCH)
+    # The logits are gone when the first block's backward pass begins, so only the larger of the two is held.
+    activations += max(0, working - logits)
+    parts = {
+        "weights": MASTER_BYTES * n / shards,
+        "gradients": MASTER_BYTES * n / shards,
+        "optimizer": setup.optimizer_bytes * n / shards,
+        "gathered": _gathered(setup),
+        "activations": activations,
+        "logits": logits,
+    }
+    gib = {f"{name}_gib": n_bytes / GIB for name, n_bytes in parts.items()}
+    overhead = CONTEXT_GIB + FRAGMENTATION * sum(gib.values())
+    return MemoryEstimate(**gib, overhead_gib=overhead)
+
+
+def fits(setup: Setup, gpu: Gpu) -> bool:
+    return memory(setup, gpu).total_gib <= gpu.visible_memory_gib
+
+
+def largest_microbatch(setup: Setup, gpu: Gpu) -> int:
+    """Most sequences a device can take at once, at most its share of the global batch; 0 when not even one fits."""
+    low, high = 0, setup.device_batch_sequences
+    while low < high:  # memory grows with the micro-batch, so halving the interval finds the last that fits
+        middle = (low + high + 1) // 2
+        if fits(dataclasses.replace(setup, microbatch_sequences=middle), gpu):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def smallest_change(setup: Setup, gpu: Gpu) -> str | None:
+    """The first of these that makes a step fit, cheapest first, as a sentence; None when it fits as it is.
+
+    A smaller micro-batch costs nothing but a little speed, checkpointing a third more compute, sharding communication,
+    and more GPUs money.
+    """
+    if fits(setup, gpu):
+        return None
+    microbatch = largest_microbatch(setup, gpu)
+    if microbatch:
+        return f"set device_train_microbatch_size: {microbatch}"
+    one = dataclasses.replace(setup, microbatch_sequences=1)
+    attempts: list[tuple[str, dict[str, Any]]] = []
+    if setup.attn_impl == "torch":
+        attempts.append(("model.attn_config.attn_impl: flash", {"attn_impl": "flash"}))
+    if not setup.fused_loss:
+        attempts.append(("model.loss_fn: fused_crossentropy", {"fused_loss": True}))
+    if not setup.recompute:
+        attempts.append(("fsdp_config.activation_checkpointing: true", {"recompute": True}))
+    if setup.gpus > 1 and setup.sharding != "FULL_SHARD":
+        attempts.append(("fsdp_config.sharding_strategy: FULL_SHARD", {"sharding": "FULL_SHARD"}))
+    keys: list[str] = []
+    for key, change in attempts:
+        if fits(dataclasses.replace(one, **change), gpu):
+            return _sentence([key], one, setup)
+        one = dataclasses.replace(one, **change)
+        keys.append(key)
+        if fits(one, gpu):
+            return _sentence(keys, one, setup)
+    gpus = setup.gpus
+    while gpus < MOST_GPUS:
+        gpus *= 2
+        more = dataclasses.replace(one, gpus=gpus, sharding="FULL_SHARD" if setup.gpus == 1 else one.sharding)
+        if fits(more, gpu):
+            return _sentence([*keys, f"{gpus} GPUs with fsdp_config.sharding_strategy: {more.sharding}"], more, setup)
+    needed, has = memory(one, gpu).total_gib, gpu.visible_memory_gib
+    return f"use a GPU with more memory: even then {needed:.0f} GiB are needed and {gpu.name} has {has:.0f}"
+
+
+def _sentence(keys: list[str], changed: Setup, original: Setup) -> str:
+    if changed.microbatch_sequences != original.microbatch_sequences:
+        keys = [*keys, "device_train_microbatch_size: 1"]
+    return "set " + " and ".join(keys)
+
+
+def _saved_numbers_per_token(setup: Setup) -> int:
+    """Numbers that the backward pass of one block reads, a token; see the module's docstring."""
+    s = setup.shape
+    attn = setup.model.get("attn_config") or {}
+    query_key = s.q_width + s.kv_width
+    numbers = 4 * s.d_model + 2 * s.q_width + 2 * s.kv_width
+    numbers += query_key if s.qk_ln or s.qk_gn else 0  # before and after their norms
+    numbers += query_key if attn.get("rope") else 0  # before and after rotation
+    return numbers + s.ffn_hidden_size * (2 if s.ffn_matrices == 2 else 4)
+
+
+def _gathered(setup: Setup) -> float:
+    """Bytes of weights and gradients held in full by a device while it computes."""
+    n, per_number = setup.parameters.total, setup.compute_bytes
+    if setup.sharding == "NO_SHARD":
+        return n * per_number if per_number < MASTER_BYTES else 0  # autocast keeps a copy of every weight
+    embedding = max(setup.parameters.token_embedding, setup.parameters.head)
+    block = setup.parameters.non_embedding / setup.shape.n_layers
+    gradients = block * max(per_number, setup.reduce_bytes)
+    if setup.sharding in ("SHARD_GRAD_OP", "_HYBRID_SHARD_ZERO2"):
+        return n * per_number + gradients
+    return (embedding + 2 * block) * per_number + gradients

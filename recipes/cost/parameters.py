@@ -1,0 +1,266 @@
+"""Exact parameter counts of an MPT-style model, from its `model:` mapping alone.
+
+The keys and their defaults are LLM Foundry's (`llmfoundry.models.mpt.MPTConfig`), so any `model:` section with
+`name: mpt_causal_lm` can be counted; the tests compare with the real model on the meta device.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# LLM Foundry's defaults (MPTConfig.__init__ and models/utils/config_defaults.py) for the keys that change a shape.
+MODEL_DEFAULTS: Mapping[str, Any] = {
+    "d_model": 2048,
+    "n_heads": 16,
+    "n_layers": 24,
+    "head_dim": None,  # d_model // n_heads
+    "expansion_ratio": 4,
+    "max_seq_len": 2048,
+    "vocab_size": 50368,
+    "learned_pos_emb": True,
+    "no_bias": False,
+    "attention_bias": None,  # not no_bias
+    "norm_type": "low_precision_layernorm",
+    "tie_word_embeddings": True,
+    "block_overrides": None,
+}
+ATTN_DEFAULTS: Mapping[str, Any] = {
+    "attn_type": "multihead_attention",
+    "kv_n_heads": None,  # required by grouped_query_attention
+    "kv_dim": None,
+    "qk_ln": False,
+    "qk_gn": False,
+    "fused_qkv": True,
+    "alibi": False,
+    "rope": False,
+    "sliding_window_size": -1,
+    "reuse_kv_layer_idx": None,
+}
+
+NORM_HAS_BIAS: Mapping[str, bool] = {
+    "layernorm": True,
+    "low_precision_layernorm": True,
+    "rmsnorm": False,
+    "low_precision_rmsnorm": False,
+    "triton_rmsnorm": False,
+}
+FFN_MATRICES: Mapping[str, int] = {"mptmlp": 2, "mptglu": 3}  # up, down; the gated one adds a gate
+ATTN_TYPES = ("multihead_attention", "multiquery_attention", "grouped_query_attention")
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The numbers that decide an MPT-style model's size, with every default filled in."""
+
+    d_model: int
+    n_heads: int
+    n_layers: int
+    head_dim: int
+    max_seq_len: int
+    vocab_size: int
+    kv_n_heads: int
+    kv_dim: int
+    ffn_hidden_size: int
+    ffn_matrices: int
+    norm_has_bias: bool
+    learned_pos_emb: bool
+    tie_word_embeddings: bool
+    bias: bool  # of out_proj, ffn and norms
+    attention_bias: bool  # of the QKV projections
+    qk_ln: bool
+    qk_gn: bool
+    layers_reusing_kv: int
+    sliding_windows: tuple[int, ...]  # one a layer, -1 for none
+
+    @property
+    def q_width(self) -> int:
+        return self.n_heads * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        return self.kv_n_heads * self.head_dim
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """Parameters by part. The parts add up to `total`."""
+
+    token_embedding: int
+    position_embedding: int
+    head: int  # 0 when tied: the token embedding is used again
+    attention: int
+    ffn: int
+    norms: int
+
+    @property
+    def total(self) -> int:
+        return self.embedding + self.non_embedding
+
+    @property
+    def embedding(self) -> int:
+        """Token and position tables and an untied head: what "non-embedding parameters" leaves out."""
+        return self.token_embedding + self.position_embedding + self.head
+
+    @property
+    def non_embedding(self) -> int:
+        return self.attention + self.ffn + self.norms
+
+    @property
+    def active(self) -> int:
+        """LLM Foundry's `n_active_params`: an untied token table is a lookup, so it is not counted."""
+        return self.total - (self.token_embedding if self.head else 0)
+
+
+def count_parameters(model: Mapping[str, Any]) -> ParameterCount:
+    """Counts the parameters of the model that a `model:` mapping describes.
+
+    With H = n_heads * head_dim, K = kv_n_heads * head_dim, d = d_model, F = ffn hidden size, per layer:
+    attention d*(H + 2K) + H*d, ffn 2*d*F (`mptmlp`) or 3*d*F (`mptglu`), two norms of d, plus biases; and once:
+    vocab_size*d, max_seq_len*d (learned positions), vocab_size*d (untied head), a norm of d.
+    Source: llmfoundry 0.22 models/mpt/modeling_mpt.py, models/layers/{attention,ffn,blocks,norm}.py.
+
+    Raises:
+        ValueError: an unknown model, attention, ffn or norm type, or a size that is not a positive integer.
+    """
+    s = model_shape(model)
+    norm_bias = s.norm_has_bias and s.bias
+
+    def norm(width: int) -> int:
+        return width * (2 if norm_bias else 1)
+
+    def linear(width_in: int, width_out: int, bias: bool) -> int:
+        return width_in * width_out + (width_out if bias else 0)
+
+    query = linear(s.d_model, s.q_width, s.attention_bias)
+    key_value = 2 * linear(s.kv_dim, s.kv_width, s.attention_bias)
+    out = linear(s.q_width, s.d_model, s.bias)
+    attention = s.n_layers * (query + out) + (s.n_layers - s.layers_reusing_kv) * key_value
+    ffn_layer = (s.ffn_matrices - 1) * linear(s.d_model, s.ffn_hidden_size, s.bias)
+    ffn_layer += linear(s.ffn_hidden_size, s.d_model, s.bias)
+    q_norm = k_norm = 0
+    if s.qk_ln:
+        q_norm, k_norm = norm(s.q_width), norm(s.kv_width)
+    elif s.qk_gn:
+        q_norm = k_norm = norm(s.head_dim)
+    norms = s.n_layers * (2 * norm(s.d_model) + q_norm) + (s.n_layers - s.layers_reusing_kv) * k_norm + norm(s.d_model)
+    return ParameterCount(
+        token_embedding=s.vocab_size * s.d_model,
+        position_embedding=s.max_seq_len * s.d_model if s.learned_pos_emb else 0,
+        head=0 if s.tie_word_embeddings else s.vocab_size * s.d_model,
+        attention=attention,
+        ffn=s.n_layers * ffn_layer,
+        norms=norms,
+    )
+
+
+def model_shape(model: Mapping[str, Any]) -> ModelShape:
+    """Fills LLM Foundry's defaults into a `model:` mapping and checks what can be checked without building it."""
+    name = model.get("name")
+    if name is not None and not str(name).startswith("mpt"):
+        raise ValueError(
+            f"model.name: cannot count the parameters of {name!r}; expected an MPT-style model such as "
+            "'mpt_causal_lm'. For a pretrained Hugging Face model state n_params yourself."
+        )
+    values = {**MODEL_DEFAULTS, **{k: v for k, v in model.items() if k in MODEL_DEFAULTS}}
+    attn = {**ATTN_DEFAULTS, **(model.get("attn_config") or {})}
+    ffn = {"ffn_type": "mptmlp", "ffn_hidden_size": None, **(model.get("ffn_config") or {})}
+
+    d_model = positive_integer("model.d_model", values["d_model"])
+    n_heads = positive_integer("model.n_heads", values["n_heads"])
+    n_layers = positive_integer("model.n_layers", values["n_layers"])
+    if d_model % n_heads:
+        raise ValueError(f"model.d_model: got {d_model}, which n_heads={n_heads} does not divide; change one of them.")
+    if attn["qk_ln"] and attn["qk_gn"]:
+        raise ValueError("model.attn_config: qk_ln and qk_gn are both true; set one of them to false.")
+    head_dim = d_model // n_heads
+    if values["head_dim"] is not None:
+        head_dim = positive_integer("model.head_dim", values["head_dim"])
+    layers = [{**attn, **(override or {})} for override in _attn_overrides(values["block_overrides"], n_layers)]
+    bias = not values["no_bias"]
+    return ModelShape(
+        d_model=d_model,
+        n_heads=n_heads,
+        n_layers=n_layers,
+        head_dim=head_dim,
+        max_seq_len=positive_integer("model.max_seq_len", values["max_seq_len"]),
+        vocab_size=positive_integer("model.vocab_size", values["vocab_size"]),
+        kv_n_heads=_kv_heads(attn, n_heads),
+        kv_dim=d_model if attn["kv_dim"] is None else positive_integer("model.attn_config.kv_dim", attn["kv_dim"]),
+        ffn_hidden_size=_ffn_hidden_size(ffn["ffn_hidden_size"], values["expansion_ratio"], d_model),
+        ffn_matrices=FFN_MATRICES[_choice("ffn_config.ffn_type", ffn["ffn_type"], FFN_MATRICES)],
+        norm_has_bias=NORM_HAS_BIAS[_choice("norm_type", str(values["norm_type"]).lower(), NORM_HAS_BIAS)],
+        learned_pos_emb=bool(values["learned_pos_emb"]) and not (attn["alibi"] or attn["rope"]),
+        tie_word_embeddings=bool(values["tie_word_embeddings"]),
+        bias=bias,
+        attention_bias=bias if values["attention_bias"] is None else bool(values["attention_bias"]),
+        qk_ln=bool(attn["qk_ln"]),
+        qk_gn=bool(attn["qk_gn"]),
+        layers_reusing_kv=sum(layer["reuse_kv_layer_idx"] is not None for layer in layers),
+        sliding_windows=tuple(int(layer["sliding_window_size"]) for layer in layers),
+    )
+
+
+def _kv_heads(attn: Mapping[str, Any], n_heads: int) -> int:
+    attn_type = _choice("attn_config.attn_type", attn["attn_type"], ATTN_TYPES)
+    if attn_type == "multihead_attention":
+        return n_heads
+    if attn_type == "multiquery_attention":
+        return 1
+    if attn["kv_n_heads"] is None:
+        raise ValueError("model.attn_config.kv_n_heads: missing; grouped_query_attention needs it, e.g. kv_n_heads: 8.")
+    kv_n_heads = positive_integer("model.attn_config.kv_n_heads", attn["kv_n_heads"])
+    if n_heads % kv_n_heads:
+        raise ValueError(f"model.attn_config.kv_n_heads: got {kv_n_heads}, expected a divisor of n_heads={n_heads}.")
+    return kv_n_heads
+
+
+def _ffn_hidden_size(hidden_size: Any, expansion_ratio: Any, d_model: int) -> int:
+    if hidden_size is not None:
+        return positive_integer("model.ffn_config.ffn_hidden_size", hidden_size)
+    product = d_model * expansion_ratio
+    if product != int(product) or product <= 0:
+        raise ValueError(
+            f"model.expansion_ratio: {expansion_ratio} times d_model={d_model} is {product}, expected a positive "
+            "integer; change it or state ffn_config.ffn_hidden_size."
+        )
+    return int(product)
+
+
+def _attn_overrides(block_overrides: Mapping[str, Any] | None, n_layers: int) -> list[Mapping[str, Any] | None]:
+    """One `attn_config` override a layer, in order (None for a default layer)."""
+    if not block_overrides:
+        return [None] * n_layers
+    overrides = block_overrides.get("overrides", {})
+
+    def expand(order: Iterable[Mapping[str, Any]]) -> list[str]:
+        names: list[str] = []
+        for item in order:
+            part = [item["name"]] if "name" in item else expand(item["order"])
+            names += part * item.get("repeat", 1)
+        return names
+
+    names = expand(block_overrides.get("order", [])) * block_overrides.get("repeat", 1)
+    if len(names) != n_layers:
+        raise ValueError(f"model.block_overrides: order names {len(names)} layers, expected n_layers={n_layers}.")
+    for name in names:
+        if name != "default":
+            _choice("block_overrides.order", name, [*overrides, "default"])
+    return [None if name == "default" else overrides[name].get("attn_config", {}) for name in names]
+
+
+def _choice(key: str, got: Any, choices: Iterable[str]) -> str:
+    choices = list(choices)
+    if got in choices:
+        return str(got)
+    close = difflib.get_close_matches(str(got), choices, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise ValueError(f"model.{key}: got {got!r}, expected one of {', '.join(choices)}.{hint}")
+
+
+def positive_integer(key: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value) or value <= 0:
+        raise ValueError(f"{key}: got {value!r}, expected a positive integer.")
+    return int(value)

@@ -1,0 +1,103 @@
+"""Which dollar rate a run is billed at, and the sentence that says where it came from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recipes.cost.hardware import PRICE_KINDS, Gpu, find_gpu
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Dollars for one device for one hour; None means that no rate is known, which is not the same as free."""
+
+    usd_per_device_hour: float | None
+    source: str
+    low: float | None = None  # the range behind it, where the rate is the middle of one
+    high: float | None = None
+
+
+def choose_rate(
+    gpu: str | None = None,
+    usd_per_device_hour: float | None = None,
+    prices_file: str | Path | None = None,
+    price_kind: str = "on_demand",
+) -> Rate:
+    """Picks the rate: a stated one, else the prices file's, else the middle of the hardware table's list prices.
+
+    The arguments are the keys of a recipe's `cost:` section. `gpu` is a name of the hardware table, or None on a
+    machine without a known accelerator, where only a stated rate or the prices file's `cpu` entry can be right.
+
+    Raises:
+        ValueError: a negative, infinite or NaN rate, an unknown price kind or GPU, or an unreadable prices file.
+    """
+    if price_kind not in PRICE_KINDS:
+        raise ValueError(f"cost.price_kind: got {price_kind!r}, expected one of {', '.join(PRICE_KINDS)}.")
+    row = None if gpu is None or gpu.strip().lower() == "cpu" else find_gpu(gpu)
+    if usd_per_device_hour is not None:
+        usd = _checked_usd("cost.usd_per_device_hour", usd_per_device_hour)
+        return Rate(usd, f"stated: {usd:g} USD per device-hour", usd, usd)
+    not_in_file = ""
+    if prices_file is not None:
+        path = Path(prices_file)
+        stated = _from_file(path, "cpu" if row is None else row.name, price_kind)
+        if stated is not None:
+            return Rate(stated, f"{path.name}: {stated:g} USD per device-hour ({price_kind})", stated, stated)
+        not_in_file = f" ({path.name} has no {price_kind} price for {'cpu' if row is None else row.name})"
+    if row is None:
+        return Rate(None, f"no rate known: no GPU named; state cost.usd_per_device_hour{not_in_file}")
+    return _from_table(row, price_kind, not_in_file)
+
+
+def _from_table(row: Gpu, price_kind: str, not_in_file: str) -> Rate:
+    price_range = row.price_range_usd_per_hour(price_kind)
+    if price_range is None:
+        return Rate(
+            None,
+            f"no rate known: the hardware table has no {price_kind} price for {row.name}; "
+            f"state cost.usd_per_device_hour{not_in_file}",
+        )
+    low, high = price_range
+    prices = row.prices[price_kind]
+    names = ", ".join(f"{p.provider} {p.usd_per_gpu_hour:.2f} ({p.date})" for p in prices)
+    middle = (low + high) / 2
+    how = "list price" if low == high else f"middle of list prices {low:.2f} to {high:.2f}"
+    return Rate(middle, f"{row.name} {price_kind}, {how}: {names}{not_in_file}", low, high)
+
+
+def _from_file(path: Path, name: str, price_kind: str) -> float | None:
+    """A prices file is a YAML or JSON mapping of GPU name to a number, or to numbers by price kind."""
+    if not path.is_file():
+        raise ValueError(
+            f"cost.prices_file: {path} does not exist; expected a YAML file such as 'h100: {{spot: 2.10}}'."
+        )
+    prices = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(prices, Mapping):
+        raise ValueError(f"cost.prices_file: {path} holds {type(prices).__name__}, expected GPU names with prices.")
+    for key, entry in prices.items():
+        canonical = "cpu" if str(key).lower() == "cpu" else find_gpu(str(key)).name
+        if canonical != name:
+            continue
+        if not isinstance(entry, Mapping):
+            # A bare number is the price whatever the kind: the user has one rate.
+            return _checked_usd(f"{path.name}: {key}", entry)
+        unknown = [kind for kind in entry if kind not in PRICE_KINDS]
+        if unknown:
+            raise ValueError(f"{path.name}: {key}: got {unknown[0]!r}, expected one of {', '.join(PRICE_KINDS)}.")
+        if price_kind in entry:
+            return _checked_usd(f"{path.name}: {key}.{price_kind}", entry[price_kind])
+    return None
+
+
+def _checked_usd(key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{key}: got {value!r}, expected dollars per device-hour as a number, e.g. 2.99.")
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{key}: got {value}, expected a finite rate of 0 or more in dollars per device-hour.")
+    return float(value)

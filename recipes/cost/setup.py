@@ -1,0 +1,176 @@
+"""What a recipe says about a training step: the numbers that speed and memory depend on, read from plain keys."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from recipes.cost.parameters import ModelShape, ParameterCount, count_parameters, model_shape, positive_integer
+
+# Bytes of optimizer state a parameter, in fp32: two moments for Adam, one for Lion.
+OPTIMIZER_BYTES: Mapping[str, int] = {
+    "decoupled_adamw": 8,
+    "adalr_lion": 4,
+    "clip_lion": 4,
+    "decoupled_lionw": 4,
+    "no_op": 0,
+}
+SHARDINGS = ("FULL_SHARD", "SHARD_GRAD_OP", "HYBRID_SHARD", "_HYBRID_SHARD_ZERO2", "NO_SHARD")
+MICROBATCH_AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One training step on `gpus` devices. Batches are in sequences of `seq_len` tokens."""
+
+    model: Mapping[str, Any]
+    shape: ModelShape
+    parameters: ParameterCount
+    seq_len: int
+    gpus: int
+    global_batch_sequences: int
+    microbatch_sequences: int | None  # per device; None: the largest that fits
+    precision: str  # Composer's name, e.g. amp_bf16
+    sharding: str
+    shard_degree: int | None  # devices of one copy of the model, where fsdp_config states it
+    recompute: bool  # activation checkpointing of every block
+    compute_bytes: int  # of a number in the matrix products
+    reduce_bytes: int  # of a gradient on the wire
+    optimizer_bytes: int  # of state a parameter
+    fused_loss: bool
+    attn_impl: str
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def device_batch_sequences(self) -> int:
+        """Sequences of a step on the busiest device."""
+        return -(-self.global_batch_sequences // self.gpus)
+
+    @property
+    def grad_accum(self) -> int:
+        assert self.microbatch_sequences is not None, "choose the micro-batch first"
+        return -(-self.device_batch_sequences // self.microbatch_sequences)
+
+
+def read_setup(recipe: Mapping[str, Any], gpus: int) -> Setup:
+    """Reads the step from a resolved recipe with LLM Foundry's key names.
+
+    Raises:
+        ValueError: a key that is missing or a value that cannot be counted, named with the way to mend it.
+    """
+    gpus = positive_integer("gpus", gpus)
+    seq_len = positive_integer("max_seq_len", _required(recipe, "max_seq_len"))
+    model = {"max_seq_len": seq_len, **_required(recipe, "model")}
+    shape = model_shape(model)
+    fsdp = recipe.get("fsdp_config") or {}
+    precision = str(recipe.get("precision", "amp_bf16"))
+    optimizer = str((recipe.get("optimizer") or {}).get("name", "decoupled_adamw"))
+    notes = []
+    if optimizer not in OPTIMIZER_BYTES:
+        notes.append(f"optimizer {optimizer!r} is not known: its state is taken to be Adam's 8 bytes a parameter")
+    if fsdp.get("activation_cpu_offload"):
+        notes.append("activation_cpu_offload is not modelled: activations are counted on the GPU")
+    if model.get("activation_checkpointing_target") and fsdp.get("activation_checkpointing"):
+        notes.append("activation_checkpointing_target is not modelled: every block is taken to be checkpointed")
+    batch = positive_integer("global_train_batch_size", _required(recipe, "global_train_batch_size"))
+    microbatch = _microbatch(recipe.get("device_train_microbatch_size", MICROBATCH_AUTO))
+    if microbatch is not None:
+        microbatch = min(microbatch, -(-batch // gpus))  # a device cannot take more than its share
+    half = precision != "fp32"
+    mixed = fsdp.get("mixed_precision", "DEFAULT")
+    return Setup(
+        model=model,
+        shape=shape,
+        parameters=count_parameters(model),
+        seq_len=seq_len,
+        gpus=gpus,
+        global_batch_sequences=batch,
+        microbatch_sequences=microbatch,
+        precision=precision,
+        sharding=_sharding(recipe.get("fsdp_config"), gpus),
+        shard_degree=_shard_degree(fsdp, gpus),
+        recompute=bool(fsdp.get("activation_checkpointing", False)),
+        compute_bytes=2 if half and _mode(mixed) != "FULL" else 4,
+        reduce_bytes=_reduce_bytes(mixed, half),
+        optimizer_bytes=OPTIMIZER_BYTES.get(optimizer, 8),
+        fused_loss=model.get("loss_fn", "fused_crossentropy") == "fused_crossentropy",
+        attn_impl=str((model.get("attn_config") or {}).get("attn_impl", "flash")),
+        notes=tuple(notes),
+    )
+
+
+def tokens_of_run(recipe: Mapping[str, Any], dataset_tokens: int | None = None) -> int | None:
+    """Tokens of `max_duration`; None when it is in epochs and the dataset's size is not given, or in seconds.
+
+    63900ba counts global batches of global_train_batch_size * max_seq_len tokens, 1000sp sequences, 1e9tok tokens.
+    """
+    duration = _required(recipe, "max_duration")
+    text = f"{duration}ep" if isinstance(duration, int) else str(duration).replace("_", "").strip()
+    match = re.fullmatch(r"(\d*\.?\d+(?:e\d+)?)(ep|ba|sp|tok|sec|iter)", text)
+    if match is None:
+        raise ValueError(
+            f"max_duration: got {duration!r}, expected a number and a unit such as 63900ba, 1ep or 2e9tok."
+        )
+    amount, unit = float(match[1]), match[2]
+    seq_len = positive_integer("max_seq_len", _required(recipe, "max_seq_len"))
+    if unit == "tok":
+        return int(amount)
+    if unit == "sp":
+        return int(amount) * seq_len
+    if unit == "ba":
+        batch = positive_integer("global_train_batch_size", _required(recipe, "global_train_batch_size"))
+        return int(amount) * batch * seq_len
+    if unit == "ep" and dataset_tokens is not None:
+        return int(amount * dataset_tokens)
+    return None
+
+
+def _required(recipe: Mapping[str, Any], key: str) -> Any:
+    if recipe.get(key) is None:
+        raise ValueError(f"{key}: missing from the recipe; a plan needs it.")
+    return recipe[key]
+
+
+def _microbatch(value: Any) -> int | None:
+    if value == MICROBATCH_AUTO:
+        return None
+    if isinstance(value, float) and 0 < value < 1:
+        return 1  # a sequence split over devices: at least one is counted
+    return positive_integer("device_train_microbatch_size", value)
+
+
+def _sharding(fsdp: Mapping[str, Any] | None, gpus: int) -> str:
+    if fsdp is None or gpus == 1:
+        return "NO_SHARD"
+    if fsdp.get("reshard_after_forward") is False:  # FSDP2's name for it
+        return "SHARD_GRAD_OP"
+    sharding = str(fsdp.get("sharding_strategy", "FULL_SHARD")).upper()
+    if sharding not in SHARDINGS:
+        raise ValueError(f"fsdp_config.sharding_strategy: got {sharding!r}, expected one of {', '.join(SHARDINGS)}.")
+    return sharding
+
+
+def _shard_degree(fsdp: Mapping[str, Any], gpus: int) -> int | None:
+    degree = fsdp.get("data_parallel_shard_degree", -1)
+    if degree in (-1, None):
+        return None
+    degree = positive_integer("fsdp_config.data_parallel_shard_degree", degree)
+    if gpus % degree:
+        raise ValueError(f"fsdp_config.data_parallel_shard_degree: got {degree}, expected a divisor of {gpus} GPUs.")
+    return degree
+
+
+def _mode(mixed: Any) -> str:
+    return "" if isinstance(mixed, Mapping) else str(mixed).upper()
+
+
+def _reduce_bytes(mixed: Any, half: bool) -> int:
+    """Composer's mixed_precision: PURE reduces gradients in the compute type, DEFAULT and FULL in fp32."""
+    if isinstance(mixed, Mapping):
+        return 2 if str(mixed.get("reduce_dtype")) in ("bf16", "bfloat16", "float16", "fp16", "f16", "amp_bf16") else 4
+    mode = _mode(mixed)
+    if mode not in ("PURE", "DEFAULT", "FULL"):
+        raise ValueError(f"fsdp_config.mixed_precision: got {mixed!r}, expected PURE, DEFAULT or FULL.")
+    return 2 if mode == "PURE" and half else 4

@@ -1,0 +1,193 @@
+"""Attention kernels behind one signature.
+
+LLM Foundry's blocks hand an ``attn_bias`` from the model to every attention layer; ours carries a ``Batch`` in that
+place. A layer calls ``attend``, which picks a kernel (``backends.resolve``); the kernel asks the ``Batch`` for its mask
+or bias. The first layer builds it, the others find it there: one a batch (and a window), not one a layer.
+
+Shapes: B batch, H query heads, G key/value heads (G divides H), S queries, T keys (T = past + S), D head dimension.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from llmfoundry.models.layers.attention import scaled_multihead_dot_product_attention
+from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
+
+from recipes.models import backends
+from recipes.models.masks import Batch, additive_bias, block_mask, score_rule
+
+log = logging.getLogger(__name__)
+
+_announced: set[tuple[str, str, str]] = set()
+_compiled_flex_attention: Callable[..., Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What one attention layer computes: softmax(softcap(scale q·k) + ALiBi) over the keys i - window ... i."""
+
+    scale: float
+    window: int  # keys before the query; -1: all of them
+    softcap: float | None
+    alibi: bool
+
+
+def _shared_bias(q: Tensor, k: Tensor, batch: Batch, layer: Layer) -> Tensor | None:
+    S, T = q.shape[2], k.shape[2]
+    key = ("bias", layer.window, layer.alibi, S, T, q.dtype, q.device)
+    return batch.once(key, lambda: additive_bias(batch, layer.window, layer.alibi, S, T, q.dtype, q.device))
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, batch: Batch, layer: Layer, dropout_p: float) -> Tensor:
+    """torch's fused attention: fast on CPUs, with or without a bias; on a GPU a bias is an S x T tensor."""
+    bias = _shared_bias(q, k, batch, layer)
+    return F.scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        attn_mask=bias,
+        dropout_p=dropout_p,
+        is_causal=bias is None and q.shape[2] > 1,
+        scale=layer.scale,
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+
+
+def math(q: Tensor, k: Tensor, v: Tensor, batch: Batch, layer: Layer, dropout_p: float) -> Tensor:
+    """LLM Foundry's plain attention given our bias: the only kernel besides FlexAttention with soft-capping."""
+    bias = _shared_bias(q, k, batch, layer)
+    out, _, _ = scaled_multihead_dot_product_attention(
+        *(t.transpose(1, 2).flatten(2) for t in (q, k, v)),  # (B, S or T, H or G * D)
+        n_heads=q.shape[1],
+        kv_n_heads=k.shape[1],
+        softmax_scale=layer.scale,
+        attn_bias=bias,
+        is_causal=bias is None,
+        dropout_p=dropout_p,
+        training=True,  # dropout_p is 0 outside training
+        attn_logit_softcapping=layer.softcap,
+    )
+    return out.unflatten(2, (q.shape[1], -1)).transpose(1, 2)  # (B, H, S, D)
+
+
+def flex(q: Tensor, k: Tensor, v: Tensor, batch: Batch, layer: Layer, dropout_p: float) -> Tensor:
+    """FlexAttention, compiled: rules inside the kernel, memory linear in S.
+
+    A single query (generation with a cache) has no S x S to avoid: it goes to the kernels with a (B, H, 1, T) bias,
+    which need no new block mask for every token.
+    """
+    assert dropout_p == 0.0, "backends.refusals lets no dropout through to FlexAttention"
+    S, T = q.shape[2], k.shape[2]
+    if S == 1:
+        return (sdpa if layer.softcap is None else math)(q, k, v, batch, layer, dropout_p)
+    slopes = batch.slopes if layer.alibi else None
+    blocks = batch.once(("blocks", layer.window, S, T), lambda: block_mask(batch, layer.window, S, T, q.device))
+    score_mod = None
+    if slopes is not None or layer.softcap is not None:
+        key = ("score", layer.alibi, layer.softcap, S, T)
+        score_mod = batch.once(key, lambda: score_rule(slopes, layer.softcap, T - S, q.device))
+    return fused_flex_attention(
+        q, k, v, score_mod=score_mod, block_mask=blocks, scale=layer.scale, enable_gqa=q.shape[1] != k.shape[1]
+    )
+
+
+def fused_flex_attention(*args: Any, **kwargs: Any) -> Tensor:
+    """Calls ``flex_attention`` compiled, once for the process.
+
+    ``fullgraph`` makes too many recompilations an error: without it torch would go on with the unfused version, S x S
+    scores and all, and say nothing. The limit is raised because each length, window and grad mode counts, and all
+    models in a process share it.
+    """
+    global _compiled_flex_attention
+    if torch.compiler.is_compiling():  # the whole model is being compiled: this becomes part of it
+        return flex_attention(*args, **kwargs)
+    if _compiled_flex_attention is None:
+        import torch._dynamo.config as dynamo
+
+        dynamo.recompile_limit = max(dynamo.recompile_limit, 64)
+        _compiled_flex_attention = torch.compile(flex_attention, fullgraph=True)
+    return _compiled_flex_attention(*args, **kwargs)
+
+
+# A kernel: q (B, H, S, D), k and v (B, G, T, D), the batch, the layer, a dropout probability -> (B, H, S, D).
+KERNELS: dict[str, Callable[[Tensor, Tensor, Tensor, Batch, Layer, float], Tensor]] = {
+    "flex": flex,
+    "sdpa": sdpa,
+    "math": math,
+}
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    n_heads: int,
+    kv_n_heads: int,
+    *,
+    attn_impl: str,
+    alibi: bool,
+    attn_bias: Batch,
+    softmax_scale: float,
+    past_key_value: tuple[Tensor, Tensor] | tuple[()] | None = None,
+    dropout_p: float = 0.0,
+    training: bool = False,
+    attn_logit_softcapping: float | None = None,
+    sliding_window_size: int = -1,
+    **_: Any,
+) -> tuple[Tensor, None, tuple[Tensor, Tensor] | None]:
+    """Computes attention for one of LLM Foundry's attention layers, in place of its ``attn_fn``.
+
+    query is (B, S, H * D), key and value (B, S, G * D); gives (B, S, H * D), no attention weights, and the keys and
+    values to cache, (B, T, G * D) each, as LLM Foundry's own flash attention lays them out. ``attn_impl`` and ``alibi``
+    are bound when the model is built; the rest comes from the layer.
+
+    Raises:
+        ValueError: the device has no kernel that can do what the layer asks for.
+    """
+    if past_key_value is not None:
+        if past_key_value:
+            key = torch.cat([past_key_value[0], key], dim=1)  # (B, T, G * D)
+            value = torch.cat([past_key_value[1], value], dim=1)
+        past_key_value = (key, value)
+    q = query.unflatten(2, (n_heads, -1)).transpose(1, 2)  # (B, H, S, D)
+    k = key.unflatten(2, (kv_n_heads, -1)).transpose(1, 2)  # (B, G, T, D)
+    v = value.unflatten(2, (kv_n_heads, -1)).transpose(1, 2)
+    B, S, T = q.shape[0], q.shape[2], k.shape[2]
+    attn_bias.check(B, S, T)
+    window = sliding_window_size if sliding_window_size < T - 1 else -1  # a window over everything is none
+    layer = Layer(softmax_scale, window, attn_logit_softcapping, alibi)
+    dropout_p = dropout_p if training else 0.0
+    name = attn_bias.once(
+        ("kernel", attn_impl, layer, dropout_p > 0), lambda: _choose(attn_impl, attn_bias, layer, dropout_p, q)
+    )
+    out = KERNELS[name](q, k, v, attn_bias, layer, dropout_p)
+    return out.transpose(1, 2).flatten(2), None, past_key_value  # (B, S, H * D)
+
+
+def _choose(attn_impl: str, batch: Batch, layer: Layer, dropout_p: float, q: Tensor) -> str:
+    """Resolves ``attn_impl`` on the device of q, and logs what that came to, once."""
+    wanted = {
+        "alibi": layer.alibi,
+        "documents": batch.sequence_id is not None,
+        "dropout": dropout_p > 0,
+        "sliding_window": layer.window != -1,
+        "softcap": layer.softcap is not None,
+    }
+    device = q.device.type
+    name = backends.resolve(
+        attn_impl,
+        device,
+        [feature for feature, used in wanted.items() if used],
+        q.shape[3],
+    )
+    if (attn_impl, name, device) not in _announced and not torch.compiler.is_compiling():
+        _announced.add((attn_impl, name, device))
+        log.info("attention: %s → %s (%s)", attn_impl, name, device)
+    return name

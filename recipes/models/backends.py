@@ -1,0 +1,149 @@
+"""What each attention backend can do, as plain data: importable in milliseconds, without torch.
+
+``attn_impl`` in a recipe is either ``flash``, which means "the best kernel on this device that can do what the model
+asks for", or the name of one backend. ``resolve`` turns it into a backend; ``refusals`` says in words why a
+combination cannot run, so that a preflight can say it before a GPU is billed. A new kernel is one entry in
+``BACKENDS``, its place in ``FLASH``, and one function in ``attention.py``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+# The parts of a model's configuration that some kernel somewhere cannot do, and how a message names them.
+FEATURES = {
+    "alibi": "ALiBi (alibi: true)",
+    "documents": "packed documents kept apart (attn_uses_sequence_id: true)",
+    "dropout": "attention dropout (attn_pdrop > 0)",
+    "sliding_window": "a sliding window (sliding_window_size)",
+    "softcap": "soft-capped scores (attn_logit_softcapping)",
+}
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to compute attention, and its limits.
+
+    ``devices`` are types as torch names them; empty means every device. ``cannot`` maps a key of ``FEATURES`` to what
+    to do instead.
+    """
+
+    name: str
+    what: str
+    devices: tuple[str, ...] = ()
+    cannot: Mapping[str, str] = field(default_factory=dict)
+    min_head_dim: int = 1
+
+
+BACKENDS = {
+    backend.name: backend
+    for backend in (
+        Backend(
+            name="flex",
+            what="FlexAttention, compiled: biases and masks inside the kernel, blocks without a key skipped",
+            devices=("cuda",),
+            cannot={"dropout": "set attn_pdrop: 0, or choose attn_impl: sdpa, which holds an S x S bias on a GPU"},
+            min_head_dim=16,
+        ),
+        Backend(
+            name="sdpa",
+            what="torch's scaled_dot_product_attention: fused, with one bias a batch shared by all layers",
+            cannot={"softcap": "choose attn_impl: flash (any device) or flex (a GPU)"},
+        ),
+        Backend(
+            name="math",
+            what="LLM Foundry's plain attention with our bias: S x S scores, every feature; chosen for CPUs only",
+        ),
+        Backend(
+            name="torch",
+            what="LLM Foundry's own attention, untouched: S x S scores in every layer",
+        ),
+    )
+}
+
+# `flash` on a device: the first of these that can do what the model asks for.
+FLASH = {"cuda": ("flex",), "cpu": ("sdpa", "math")}
+CHOICES = ("flash", "flex", "sdpa", "torch")  # `math` is what `flash` falls back to on a CPU, not a choice
+
+
+def features(attn_config: Mapping[str, Any]) -> frozenset[str]:
+    """Names the ``FEATURES`` that an ``attn_config`` (LLM Foundry's keys, missing ones are off) asks for."""
+    asked = {
+        "alibi": attn_config.get("alibi", False),
+        "documents": attn_config.get("attn_uses_sequence_id", False),
+        "dropout": attn_config.get("attn_pdrop", 0.0) > 0,
+        "sliding_window": attn_config.get("sliding_window_size", -1) != -1,
+        "softcap": attn_config.get("attn_logit_softcapping") is not None,
+    }
+    return frozenset(name for name, wanted in asked.items() if wanted)
+
+
+def refusals(
+    attn_impl: str,
+    device: str | None = None,
+    wanted: Iterable[str] = (),
+    head_dim: int | None = None,
+) -> list[str]:
+    """Says why ``attn_impl`` cannot run, one sentence a reason; empty when it can.
+
+    ``device`` is a device type (``cuda``, ``cpu``); None leaves out everything that depends on the device. ``wanted``
+    are keys of ``FEATURES``, as ``features`` finds them; leave dropout out for an evaluation.
+    """
+    if attn_impl == "flash":
+        if device is None:
+            return []
+        reasons = [_reasons(BACKENDS[name], device, wanted, head_dim) for name in _candidates(device)]
+        return [] if [] in reasons else reasons[0]
+    if attn_impl not in CHOICES and attn_impl not in BACKENDS:
+        close = difflib.get_close_matches(attn_impl, CHOICES, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        return [f"attn_impl: {attn_impl!r} is not a backend; expected one of {', '.join(CHOICES)}.{hint}"]
+    return _reasons(BACKENDS[attn_impl], device, wanted, head_dim)
+
+
+def resolve(
+    attn_impl: str,
+    device: str,
+    wanted: Iterable[str] = (),
+    head_dim: int | None = None,
+) -> str:
+    """Names the backend that ``attn_impl`` means on a device.
+
+    Raises:
+        ValueError: nothing on this device can do what is wanted; the message says why and what to change.
+    """
+    wanted = tuple(wanted)
+    reasons = refusals(attn_impl, device, wanted, head_dim)
+    if reasons:
+        raise ValueError(" ".join(reasons))
+    if attn_impl != "flash":
+        return attn_impl
+    can = (name for name in _candidates(device) if not _reasons(BACKENDS[name], device, wanted, head_dim))
+    return next(can)
+
+
+def _candidates(device: str) -> tuple[str, ...]:
+    return FLASH.get(device, FLASH["cpu"])
+
+
+def _reasons(backend: Backend, device: str | None, wanted: Iterable[str], head_dim: int | None) -> list[str]:
+    reasons = []
+    if device is not None and backend.devices and device not in backend.devices:
+        reasons.append(
+            f"attn_impl: {backend.name} does not run on {device}, only on {', '.join(backend.devices)}; "
+            "choose attn_impl: flash, which takes what the device has."
+        )
+    if head_dim is not None and head_dim < backend.min_head_dim:
+        reasons.append(
+            f"attn_impl: {backend.name} needs heads of at least {backend.min_head_dim} dimensions, got {head_dim}; "
+            "set fewer heads (n_heads), or choose attn_impl: sdpa."
+        )
+    for name in sorted(set(wanted)):
+        if name not in FEATURES:
+            raise ValueError(f"{name!r} is not a feature of attention; expected some of {', '.join(FEATURES)}.")
+        if name in backend.cannot:
+            reasons.append(f"attn_impl: {backend.name} cannot do {FEATURES[name]}; {backend.cannot[name]}.")
+    return reasons

@@ -1,0 +1,169 @@
+"""Which key a query sees, and what is added to its score: for one batch, shared by all its layers.
+
+Both are written once, as rules on indices (``key_rule``, ``score_rule``). FlexAttention compiles the rules into its
+kernel and wants a block mask beside them; the other kernels get the rules evaluated into a tensor.
+
+Shapes: B batch, H query heads, S queries, T keys (T = past + S), N query blocks, M key blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+BLOCK = 128  # tokens: FlexAttention's own block size
+Built = TypeVar("Built")
+Index = Any  # an index tensor; None where a rule does not look at it
+
+
+@dataclass
+class Batch:
+    """What every attention layer of one forward pass needs to know about the batch.
+
+    ``key_padding`` is (B, T), True where there is a token, None when there is one everywhere. ``sequence_id`` is
+    (B, S), equal within a document. ``slopes`` is (H,), None without ALiBi.
+    """
+
+    key_padding: Tensor | None = None
+    sequence_id: Tensor | None = None
+    slopes: Tensor | None = None
+    shared: dict[Any, Any] = field(default_factory=dict)
+
+    def once(self, key: Any, build: Callable[[], Built]) -> Built:
+        """Returns what an earlier layer built under ``key``, or builds it."""
+        if key not in self.shared:
+            self.shared[key] = build()
+        return self.shared[key]
+
+    def check(self, B: int, S: int, T: int) -> None:
+        """Refuses masks that do not fit the queries and keys: indexing past their end would read other memory."""
+        if self.key_padding is not None and self.key_padding.shape != (B, T):
+            raise ValueError(
+                f"attention_mask has shape {tuple(self.key_padding.shape)}, expected {(B, T)}: one column for every "
+                "key, the cached ones included."
+            )
+        if self.sequence_id is not None and (self.sequence_id.shape != (B, S) or S != T):
+            raise ValueError(
+                f"sequence_id has shape {tuple(self.sequence_id.shape)} with {S} queries and {T} keys, expected "
+                f"{(B, T)} and as many queries: packed documents cannot be continued from a key/value cache; leave "
+                "sequence_id out when generating."
+            )
+
+
+def key_rule(batch: Batch, window: int, past: int, device: torch.device) -> Callable[..., Tensor]:
+    """Writes "may query q see key k" as a function of indices, in FlexAttention's ``mask_mod`` form.
+
+    ``past`` is the number of keys before the first query. The numbers are captured as tensors: a captured int would
+    be compiled in, and each new value would compile the kernel again.
+    """
+    key_padding, sequence_id = batch.key_padding, batch.sequence_id
+    shift = torch.full((), past, dtype=torch.int32, device=device) if past else None
+    reach = torch.full((), window, dtype=torch.int32, device=device) if window != -1 else None
+
+    def may_see(b: Index, h: Index, q: Index, k: Index) -> Tensor:
+        position = q if shift is None else q + shift
+        seen = k <= position
+        if reach is not None:
+            seen = seen & (k >= position - reach)
+        if sequence_id is not None:
+            seen = seen & (sequence_id[b, q] == sequence_id[b, k])
+        if key_padding is not None:
+            seen = seen & key_padding[b, k]
+        return seen
+
+    return may_see
+
+
+def score_rule(slopes: Tensor | None, softcap: float | None, past: int, device: torch.device) -> Callable[..., Tensor]:
+    """Writes the change to a scaled score as a function of indices, in FlexAttention's ``score_mod`` form.
+
+    Soft-capping first, softcap·tanh(score / softcap), then ALiBi, -slope·(distance to the key), as LLM Foundry has it
+    (which counts the distance from the end: the softmax takes away the difference).
+    """
+    shift = torch.full((), past, dtype=torch.int32, device=device) if past else None
+
+    def change(score: Tensor, b: Index, h: Index, q: Index, k: Index) -> Tensor:
+        if softcap is not None:
+            score = softcap * torch.tanh(score / softcap)
+        if slopes is not None:
+            position = q if shift is None else q + shift
+            score = score - slopes[h] * (position - k)
+        return score
+
+    return change
+
+
+def block_mask(batch: Batch, window: int, S: int, T: int, device: torch.device) -> BlockMask:
+    """Builds FlexAttention's block mask from the first and last element of each block, never from S x T elements.
+
+    A block is listed unless no query of it can see any key of it, and marked full (the kernel then skips the rule)
+    only when every query sees every key. Documents are compared by the range of their ids in a block: exact when ids
+    do not decrease along a row, as packers write them, and never too narrow otherwise.
+    """
+    past = T - S
+    n_q, n_k = -(-S // BLOCK), -(-T // BLOCK)
+    q_first = torch.arange(n_q, device=device)[:, None] * BLOCK  # (N, 1)
+    k_first = torch.arange(n_k, device=device)[None, :] * BLOCK  # (1, M)
+    q_last, k_last = q_first + BLOCK - 1, k_first + BLOCK - 1
+    some = k_first <= q_last.clamp(max=S - 1) + past  # (N, M)
+    every = (k_last <= q_first + past) & (q_last < S) & (k_last < T)
+    if window != -1:
+        some = some & (k_last.clamp(max=T - 1) >= q_first + past - window)
+        every = every & (k_first >= q_last + past - window)
+    some, every = some[None], every[None]  # (1, N, M)
+    if batch.sequence_id is not None:  # S == T here: queries and keys have the same blocks
+        inside = torch.arange(n_q * BLOCK, device=device).clamp(max=S - 1)
+        ids = batch.sequence_id[:, inside].unflatten(1, (n_q, BLOCK))  # (B, N, BLOCK)
+        low, high = ids.amin(2), ids.amax(2)  # (B, N)
+        some = some & (low[:, None, :] <= high[:, :, None]) & (low[:, :, None] <= high[:, None, :])
+        every = every & (low[:, None, :] == high[:, :, None]) & (low[:, :, None] == high[:, None, :])
+    if batch.key_padding is not None:
+        tokens = F.pad(batch.key_padding, (0, n_k * BLOCK - T)).unflatten(1, (n_k, BLOCK))  # (B, M, BLOCK)
+        some = some & tokens.any(2)[:, None, :]
+        every = every & tokens.all(2)[:, None, :]
+    return BlockMask.from_kv_blocks(
+        *_listed(some & ~every),
+        *_listed(some & every),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=key_rule(batch, window, past, device),
+        seq_lengths=(S, T),
+    )
+
+
+def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Turns (B, N, M) flags into counts (B, 1, N) and columns (B, 1, N, M), flagged ones first, for BlockMask."""
+    flags = blocks.to(torch.int32).unsqueeze(1)  # (B, 1, N, M)
+    columns = torch.argsort(flags, dim=-1, descending=True, stable=True)
+    return flags.sum(-1, dtype=torch.int32), columns.to(torch.int32)
+
+
+def additive_bias(
+    batch: Batch, window: int, alibi: bool, S: int, T: int, dtype: torch.dtype, device: torch.device
+) -> Tensor | None:
+    """Evaluates the rules into one tensor (1 or B, 1 or H, S, T), or None when plain causal attention is all there is.
+
+    A forbidden key gets the lowest finite number instead of -inf, so that a query without any key (a padding token)
+    gives a finite average that nobody reads, and no NaN, on every kernel and in its backward.
+    """
+    past = T - S
+    per_sample = [t for t in (batch.key_padding, batch.sequence_id) if t is not None]
+    if not (alibi or per_sample or window != -1) and (past == 0 or S == 1):
+        return None
+    q = torch.arange(S, device=device)[:, None]  # (S, 1)
+    k = torch.arange(T, device=device)  # (T,)
+    B = per_sample[0].shape[0] if per_sample else 1
+    b = torch.arange(B, device=device)[:, None, None, None]  # (B, 1, 1, 1)
+    seen = key_rule(batch, window, past, device)(b, None, q, k)  # (S, T) or (B, 1, S, T)
+    bias = torch.zeros((), dtype=torch.float32, device=device)
+    if alibi:
+        assert batch.slopes is not None
+        h = torch.arange(batch.slopes.shape[0], device=device)[:, None, None]  # (H, 1, 1)
+        bias = score_rule(batch.slopes, None, past, device)(bias, None, h, q, k)  # (H, S, T)
+    bias = torch.where(seen, bias.to(dtype), torch.finfo(dtype).min)
+    return bias[(None,) * (4 - bias.dim())]  # (1 or B, 1 or H, S, T)

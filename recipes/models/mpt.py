@@ -1,0 +1,194 @@
+"""LLM Foundry's MPT, with our attention in it and the parts back that newer packages took away.
+
+Each class is LLM Foundry's with a few methods replaced: parameter names, initialisation, blocks, FSDP wrapping and
+activation checkpointing stay its own, so its checkpoints load here and ours load there. ``register`` puts
+``ComposerMPTCausalLM`` in the place of LLM Foundry's ``mpt_causal_lm``.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from llmfoundry import registry
+from llmfoundry.models.layers.attention import GroupedQueryAttention, gen_slopes, is_flash_v2_installed
+from llmfoundry.models.mpt import modeling_mpt as foundry
+from llmfoundry.models.utils.config_defaults import attn_config_defaults
+from transformers import GenerationMixin, PreTrainedTokenizerBase
+
+from recipes.models import backends
+from recipes.models.attention import attend
+from recipes.models.masks import Batch
+
+log = logging.getLogger(__name__)
+
+# LLM Foundry lets its rotary embedding read only the configuration keys on a list; transformers 4.57 reads a few more
+# while it builds a configuration.
+foundry._ALLOWED_LLAMA_CONFIG_KEYS.update(
+    {"_create_id_label_maps", "_attn_implementation", "_attn_implementation_internal", "sub_configs"}
+)
+
+
+@contextmanager
+def _in_llm_foundrys_words(attn_config: dict[str, Any], attn_impl: str) -> Iterator[None]:
+    """Shows LLM Foundry, for a while, an ``attn_config`` it knows: one of its two names, a rotary embedding it has.
+
+    Its checks and its constructor refuse any other ``attn_impl`` and, without flash-attn, ``rope_impl: dail``. That one
+    rotates by the same angles as ``hf`` without scaling; ``linear`` by 1.0 is the same again, and the only spelling
+    for which transformers does not warn about the ``factor`` that LLM Foundry adds.
+    """
+    shown: dict[str, Any] = {"attn_impl": attn_impl}
+    if _rotates_without_flash_attn(attn_config):
+        shown["rope_impl"] = "hf"
+    if "rope_impl" in shown or attn_config["rope_hf_config"]["type"] == "no_scaling":
+        shown["rope_hf_config"] = {"type": "linear", "factor": 1.0}
+    ours = {key: attn_config[key] for key in shown}
+    attn_config.update(shown)
+    try:
+        yield
+    finally:
+        attn_config.update(ours)
+
+
+def _rotates_without_flash_attn(attn_config: dict[str, Any]) -> bool:
+    return attn_config["rope"] and attn_config["rope_impl"] == "dail" and not is_flash_v2_installed()
+
+
+class MPTConfig(foundry.MPTConfig):
+    """MPT's configuration: LLM Foundry's keys and defaults, with the ``attn_impl`` names of ``backends.CHOICES``.
+
+    Raises:
+        ValueError: a backend that does not exist, or one named that cannot do what the rest of the configuration asks.
+    """
+
+    attn_config: dict[str, Any]
+
+    def __init__(self, **kwargs: Any) -> None:
+        attn_config = kwargs.get("attn_config") or {}
+        with warnings.catch_warnings():
+            if (attn_config.get("alibi") or attn_config.get("rope")) and not kwargs.get("learned_pos_emb"):
+                kwargs["learned_pos_emb"] = False
+                warnings.filterwarnings("ignore", message="alibi or rope is turned on")
+            super().__init__(**kwargs)
+
+    def _validate_config(self) -> None:
+        self.attn_config = self._set_config_defaults(self.attn_config, copy.deepcopy(attn_config_defaults))
+        head_dim = self.head_dim or self.d_model // self.n_heads
+        reasons = backends.refusals(
+            self.attn_config["attn_impl"], wanted=backends.features(self.attn_config), head_dim=head_dim
+        )
+        if _rotates_without_flash_attn(self.attn_config):
+            if self.attn_config["rope_dail_config"]["type"] == "xpos":
+                reasons.append(
+                    "rope_dail_config.type: xpos needs the flash-attn package, which is not installed; use 'original', "
+                    "or rope_impl: hf with a rope_hf_config."
+                )
+            if head_dim != self.d_model // self.n_heads:
+                reasons.append(
+                    f"rope_impl: dail rotates d_model / n_heads = {self.d_model // self.n_heads} dimensions of a head, "
+                    f"and for head_dim: {head_dim} needs the flash-attn package, which is not installed; use "
+                    "rope_impl: hf, which rotates them all."
+                )
+        if reasons:
+            raise ValueError(" ".join(reasons))
+        with _in_llm_foundrys_words(self.attn_config, attn_impl="torch"):  # 'torch' is refused nothing
+            super()._validate_config()
+
+
+class MPTModel(foundry.MPTModel):
+    """LLM Foundry's decoder stack; its attention layers call ``attention.attend`` unless ``attn_impl`` is ``torch``."""
+
+    config_class = MPTConfig
+
+    def __init__(self, config: MPTConfig) -> None:
+        asked = config.attn_config["attn_impl"]
+        with _in_llm_foundrys_words(config.attn_config, "torch" if asked == "torch" else "flash"):
+            super().__init__(config)
+        self.has_our_attention = asked != "torch"
+        if self.has_our_attention:
+            # Neither of its two names: the forward pass then prepares nothing for either, and takes the key/value
+            # cache as (B, T, G * D).
+            self.attn_impl = "recipes"
+            for layer in self.modules():
+                if isinstance(layer, GroupedQueryAttention):
+                    layer.attn_fn = partial(attend, attn_impl=asked, alibi=self.alibi and not layer.nope)
+
+    @torch.no_grad()
+    def _attn_bias(
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        attention_mask: torch.Tensor | None = None,
+        sequence_id: torch.Tensor | None = None,
+    ) -> tuple[Any, torch.Tensor | None]:
+        """Gives the blocks a ``Batch`` in place of a bias tensor."""
+        if not self.has_our_attention:
+            return super()._attn_bias(device, dtype, attention_mask, sequence_id)
+        padded = attention_mask is not None and not bool(attention_mask.all())
+        batch = Batch(
+            key_padding=attention_mask if padded else None,
+            sequence_id=sequence_id if self.attn_uses_sequence_id else None,
+            slopes=gen_slopes(self.config.n_heads, self.alibi_bias_max, device, return_1d=True) if self.alibi else None,
+        )
+        return batch, attention_mask
+
+
+class MPTForCausalLM(foundry.MPTForCausalLM, GenerationMixin):
+    """LLM Foundry's language model, with ``generate`` back, which newer transformers takes away from its base class."""
+
+    config_class = MPTConfig
+
+    @property
+    def backbone_model_class(self) -> type[MPTModel]:
+        return MPTModel
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        """Tells ``generate`` to keep the tuples of keys and values that LLM Foundry's forward pass gives and takes."""
+        return False
+
+
+class ComposerMPTCausalLM(foundry.ComposerMPTCausalLM):
+    """The Composer model ``mpt_causal_lm``: takes LLM Foundry's ``model:`` section as it stands.
+
+    ``loss_fn`` keeps LLM Foundry's default, flash-attn's fused cross entropy; where that is not installed torch's is
+    used, which computes the same loss.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        loss_fn: str = "fused_crossentropy",
+        **kwargs: Any,
+    ) -> None:
+        if loss_fn == "fused_crossentropy" and not _has_fused_cross_entropy():
+            log.info("loss: fused_crossentropy → torch_crossentropy (no flash-attn here)")
+            loss_fn = "torch_crossentropy"
+        super().__init__(tokenizer=tokenizer, loss_fn=loss_fn, **kwargs)
+
+    @property
+    def model_class(self) -> type[MPTForCausalLM]:
+        return MPTForCausalLM
+
+    @property
+    def config_class(self) -> type[MPTConfig]:
+        return MPTConfig
+
+
+def _has_fused_cross_entropy() -> bool:
+    try:
+        return importlib.util.find_spec("flash_attn.losses.cross_entropy") is not None
+    except ImportError:  # no flash-attn, or one that does not load here
+        return False
+
+
+def register() -> None:
+    """Makes ``name: mpt_causal_lm`` mean our model; call it before building one through LLM Foundry's registry."""
+    registry.models.register("mpt_causal_lm", func=ComposerMPTCausalLM)

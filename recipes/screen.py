@@ -1,0 +1,73 @@
+"""What the commands print for a person: problems, the resolved recipe, the plan. Pure Python, quick to import."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from recipes.batches import Batches
+from recipes.config import Problem, Recipe
+from recipes.cost.parameters import count_parameters
+from recipes.preflight import has_gpu
+from recipes.runs import run_folder, run_name
+
+
+def is_first_rank() -> bool:
+    """Whether this process is the one that speaks for the run."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def usage(documentation: str | None, arguments: Sequence[str]) -> int:
+    """Print a script's documentation; 0 when it was asked for, 2 when the arguments were missing."""
+    asked = bool(arguments)
+    print((documentation or "").strip(), file=sys.stdout if asked else sys.stderr)
+    return 0 if asked else 2
+
+
+def print_problems(title: str, problems: Sequence[Problem]) -> int:
+    """Print problems to stderr, once for all ranks; the exit code is 1."""
+    if is_first_rank():
+        count = f"{len(problems)} problem{'s' * (len(problems) != 1)}"
+        print(f"\nerror: {title}: {count}", file=sys.stderr)
+        for problem in problems:
+            print(f"  {problem}", file=sys.stderr)
+        sys.stderr.flush()
+    return 1
+
+
+def print_recipe(recipe: Recipe) -> None:
+    print(f"# {recipe.path}, resolved")
+    print(recipe.to_yaml())
+
+
+def print_plan(recipe: Recipe, batches: Batches, missing: Sequence[Problem]) -> None:
+    """What would run: model, tokens, steps, batch arithmetic, and what this machine lacks for it."""
+    rows = [("run", run_name(recipe)), ("model", _model(recipe)), ("step", str(batches))]
+    length = recipe["max_seq_len"]
+    rows.append(
+        ("", f"{batches.sequences_per_step} sequences × {length:,} = {batches.tokens_per_step:,} tokens a step")
+    )
+    if batches.steps is None:
+        rows.append(("length", f"{recipe['max_duration']}; steps depend on the data, which is not here"))
+    else:
+        rows.append(("length", f"{recipe['max_duration']} = {batches.steps:,} steps = {batches.tokens:,} tokens"))
+    rows.append(("device", "GPU" if has_gpu() else "CPU (no GPU on this machine)"))
+    rows.append(("files", str(run_folder(recipe))))
+    for name, text in rows:
+        print(f"{name:>8}  {text}")
+    if missing and recipe.get("dry_run"):
+        print("\nThe recipe is sound. On this machine a run would stop at:")
+        for problem in missing:
+            print(f"  {problem}")
+    elif recipe.get("dry_run"):
+        print("\nThe recipe is sound, and this machine has what it needs.")
+    sys.stdout.flush()
+
+
+def _model(recipe: Recipe) -> str:
+    model = recipe["model"]
+    if model["name"] != "mpt_causal_lm":
+        return f"{model['name']} {model.get('pretrained_model_name_or_path', '')}".strip()
+    count = count_parameters(model)
+    return f"{model['name']}, {count.total:,} parameters ({count.non_embedding:,} without embeddings)"

@@ -1,0 +1,270 @@
+"""The cost monitor on a tiny model with Composer's Trainer: figures, resume, and a ledger torn by a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from composer import ComposerModel, Trainer
+from composer.loggers import InMemoryLogger
+from torch.utils.data import DataLoader, Dataset
+
+from recipes.callbacks import cost as cost_module
+from recipes.callbacks.cost import CostMonitor, register
+from recipes.cost.hardware import find_gpu
+
+SEQ_LEN, BATCH, VOCAB = 16, 4, 11
+TOKENS_PER_BATCH = SEQ_LEN * BATCH
+
+
+class Tokens(Dataset):
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"input_ids": torch.full((SEQ_LEN,), index % VOCAB)}
+
+
+class Tiny(ComposerModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torch.nn.Sequential(torch.nn.Embedding(VOCAB, 8), torch.nn.Linear(8, VOCAB))
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return self.net(batch["input_ids"])
+
+    def loss(self, outputs: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(outputs.transpose(1, 2), batch["input_ids"])
+
+    def eval_forward(self, batch: dict[str, torch.Tensor], outputs: Any = None) -> torch.Tensor:
+        return self(batch)
+
+    def flops_per_batch(self, batch: dict[str, torch.Tensor]) -> int:
+        return 1000 * batch["input_ids"].numel()
+
+
+def trainer(monitor: CostMonitor, batches: int, logger: InMemoryLogger | None = None, **kwargs: Any) -> Trainer:
+    model = Tiny()
+    return Trainer(
+        model=model,
+        optimizers=torch.optim.SGD(model.parameters(), lr=0.1),
+        train_dataloader=DataLoader(Tokens(), batch_size=BATCH),
+        max_duration=f"{batches}ba",
+        callbacks=[monitor],
+        loggers=[logger] if logger else [],
+        device="cpu",
+        progress_bar=False,
+        **kwargs,
+    )
+
+
+def run(monitor: CostMonitor, batches: int, logger: InMemoryLogger | None = None, **kwargs: Any) -> None:
+    t = trainer(monitor, batches, logger, **kwargs)
+    t.fit()
+    t.close()
+
+
+def lines(ledger: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in ledger.read_text().splitlines()]
+
+
+def test_metrics_and_summary(tmp_path: Path) -> None:
+    logger, ledger = InMemoryLogger(), tmp_path / "run" / "ledger.jsonl"
+    monitor = CostMonitor(usd_per_device_hour=3600, ledger=str(ledger))  # a dollar a second
+    begun = time.monotonic()
+    run(monitor, 3, logger, eval_dataloader=DataLoader(Tokens(), batch_size=8), eval_interval="2ba")
+    elapsed_s = time.monotonic() - begun
+    cost = monitor.summary()
+
+    assert cost.tokens == cost.tokens_processed == 3 * TOKENS_PER_BATCH
+    parts = [cost.startup_s, cost.data_s, cost.train_s, cost.evaluation_s, cost.checkpoint_s, cost.other_s]
+    assert sum(parts) == pytest.approx(cost.wall_s)
+    assert cost.wall_s == pytest.approx(elapsed_s, abs=0.5)
+    assert cost.train_s > 0
+    assert cost.evaluation_s > 0
+    assert cost.usd == pytest.approx(cost.wall_s)
+    assert cost.usd_per_million_tokens == pytest.approx(cost.wall_s / cost.tokens * 1e6)
+    assert cost.tokens_per_s == pytest.approx(cost.tokens / (cost.train_s + cost.data_s))
+    assert cost.rate_source == "stated: 3600 USD per device-hour"
+    assert cost.mfu is None  # a CPU has no row in the table
+    assert (cost.starts, cost.devices, cost.hours_left) == (1, 1, 0.0)
+    assert cost.usd_projected_total == cost.usd
+
+    logged = {name: [value for _, value in values] for name, values in logger.data.items()}
+    for name in ("cost/usd", "cost/usd_per_million_tokens", "wall/train_s", "wall/data_s", "wall/evaluation_s"):
+        assert len(logged[name]) == 3
+        assert logged[name][-1] > 0
+    assert logged["cost/usd"] == sorted(logged["cost/usd"])
+    assert len(logged["cost/usd_projected_total"]) == len(logged["cost/hours_left"]) == 2  # from the second batch on
+    assert logged["cost/hours_left"][-1] == 0
+    assert len(logged["throughput/tokens_per_s"]) == 2
+    assert "throughput/mfu" not in logged
+
+    assert [line["event"] for line in lines(ledger)] == ["start", "end"]
+    assert lines(ledger)[0]["rate_source"] == cost.rate_source
+    time.sleep(0.02)
+    assert monitor.summary() == cost  # the clock stopped when the run did
+
+
+def test_no_rate_no_dollars() -> None:
+    logger = InMemoryLogger()
+    monitor = CostMonitor()
+    run(monitor, 2, logger)
+    cost = monitor.summary()
+    assert cost.usd is None
+    assert cost.usd_per_million_tokens is None
+    assert cost.usd_projected_total is None
+    assert cost.rate_source.startswith("no rate known")
+    assert "cost/usd" not in logger.data
+    assert "cost/hours_left" in logger.data
+
+
+def test_a_cpu_is_not_billed_as_the_gpu_of_the_recipe() -> None:
+    monitor = CostMonitor(gpu="h100")
+    run(monitor, 1)
+    assert monitor.summary().usd is None
+    assert "this is a CPU, not h100-sxm" in monitor.summary().rate_source
+
+
+def test_mfu_on_a_known_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost_module, "_device_gpu", lambda state: find_gpu("a100"))
+    logger, monitor = InMemoryLogger(), CostMonitor()
+    run(monitor, 3, logger)
+    cost = monitor.summary()
+    flops = 3 * 1000 * TOKENS_PER_BATCH
+    assert cost.mfu == pytest.approx(flops / ((cost.train_s + cost.data_s) * 156e12))  # fp32 runs as TF32
+    assert cost.mfu_basis == "the model's flops_per_batch over 156 TFLOP/s, a100-80gb dense fp32"
+    assert len(logger.data["throughput/mfu"]) == 2
+
+
+def test_resume_goes_on_with_the_bill_of_the_checkpoint(tmp_path: Path) -> None:
+    first = CostMonitor(usd_per_device_hour=3600)
+    run(first, 2, save_folder=str(tmp_path), save_interval="2ba", save_filename="c.pt")
+    before = first.summary()
+
+    second = CostMonitor(usd_per_device_hour=7200)  # the second machine costs twice as much
+    run(second, 4, load_path=str(tmp_path / "c.pt"))
+    after = second.summary()
+
+    assert after.starts == 2
+    assert after.tokens == after.tokens_processed == 4 * TOKENS_PER_BATCH
+    # Without a ledger the checkpoint is all that is known: up to its save, not the end of that process.
+    own_s = second._current.wall_s
+    carried_s = after.wall_s - own_s
+    assert 0 < carried_s <= before.wall_s
+    assert after.usd == pytest.approx(carried_s + 2 * own_s)
+
+
+def test_resume_with_a_ledger_bills_every_second_once(tmp_path: Path) -> None:
+    ledger = tmp_path / "ledger.jsonl"
+    first = CostMonitor(usd_per_device_hour=3600, ledger=str(ledger))
+    run(first, 3, save_folder=str(tmp_path), save_interval="2ba", save_filename="{batch}.pt")
+    second = CostMonitor(usd_per_device_hour=3600, ledger=str(ledger))
+    run(second, 4, load_path=str(tmp_path / "2.pt"))
+    cost = second.summary()
+
+    assert cost.wall_s == pytest.approx(first.summary().wall_s + second._current.wall_s, abs=0.01)
+    assert cost.tokens == 4 * TOKENS_PER_BATCH
+    assert cost.tokens_processed == 5 * TOKENS_PER_BATCH  # the third batch was done twice
+    assert [line["event"] for line in lines(ledger)] == ["start", "end", "start", "end"]
+
+
+KILLED = """
+import sys, time
+sys.path[:0] = {paths!r}
+from recipes.callbacks import cost
+cost.HEARTBEAT_S = 0.05
+from tests.callbacks.test_cost import CostMonitor, trainer
+monitor = CostMonitor(usd_per_device_hour=3600, ledger={ledger!r})
+t = trainer(monitor, 2)
+t.fit()
+print("trained", flush=True)
+time.sleep(60)
+"""
+
+
+def test_kill_is_billed_and_its_torn_line_left_out(tmp_path: Path) -> None:
+    ledger = tmp_path / "ledger.jsonl"
+    root = str(Path(__file__).parents[2])
+    code = KILLED.format(paths=[root], ledger=str(ledger))
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=root
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"trained\n"
+    beats = len(lines(ledger))
+    while len(ledger.read_text().splitlines()) < beats + 3:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(timeout=10)
+    with ledger.open("a") as file:
+        file.write('{"event": "beat", "id": "')  # and the last line is torn
+
+    complete = [json.loads(line) for line in ledger.read_text().splitlines()[:-1]]
+    killed_s = sum(complete[-1]["seconds"].values())
+    assert complete[-1]["event"] == "beat"
+    assert killed_s > 0.1
+
+    monitor = CostMonitor(usd_per_device_hour=3600, ledger=str(ledger))
+    run(monitor, 2)
+    cost = monitor.summary()
+    assert cost.starts == 2
+    assert cost.wall_s == pytest.approx(killed_s + monitor._current.wall_s, abs=0.01)
+    assert cost.tokens_processed == 4 * TOKENS_PER_BATCH
+    assert cost.tokens == 2 * TOKENS_PER_BATCH  # nothing was saved, so the first process's tokens were lost
+    readable = [line for line in ledger.read_text().splitlines() if line.endswith("}")]
+    assert [json.loads(line)["event"] for line in readable[-2:]] == ["start", "end"]
+
+
+def test_time_before_the_callback_is_billed() -> None:
+    monitor = CostMonitor(usd_per_device_hour=3600, started_at=time.time() - 100)
+    assert monitor.summary().startup_s == pytest.approx(100, abs=1)
+    assert monitor.summary().usd is None  # before the trainer's INIT the devices and their rate are not known
+    assert CostMonitor(started_at=time.time() + 100).summary().startup_s == pytest.approx(0, abs=1)
+
+
+def test_wrong_arguments_fail_at_once() -> None:
+    with pytest.raises(ValueError, match="Unknown GPU 'h10'"):
+        CostMonitor(gpu="h10")
+    with pytest.raises(ValueError, match="expected a finite rate"):
+        CostMonitor(usd_per_device_hour=-1)
+    with pytest.raises(ValueError, match="price_kind"):
+        CostMonitor(price_kind="weekly")
+    with pytest.raises(ValueError, match="local or mounted disk"):
+        CostMonitor(ledger="s3://bucket/ledger.jsonl")
+
+
+def test_registered_by_name() -> None:
+    from llmfoundry.utils.builders import build_callback
+
+    register()
+    monitor = build_callback("cost_monitor", {"usd_per_device_hour": 1.5})
+    assert isinstance(monitor, CostMonitor)
+
+
+def test_overhead_of_a_batch() -> None:
+    """Well under a millisecond of a step: see the printed figure with -s."""
+    monitor = CostMonitor(usd_per_device_hour=1)
+    t = trainer(monitor, 2)
+    t.fit()
+    from composer.core import Event
+
+    events = [Event.BEFORE_DATALOADER, Event.AFTER_DATALOADER, Event.BATCH_END, Event.BATCH_CHECKPOINT]
+    t.state.batch = {"input_ids": torch.zeros(BATCH, SEQ_LEN)}
+    repeats = 500
+    begun = time.perf_counter()
+    for _ in range(repeats):
+        for event in events:
+            monitor.run_event(event, t.state, t.logger)
+    microseconds = (time.perf_counter() - begun) / repeats * 1e6
+    t.close()
+    print(f"\ncost_monitor: {microseconds:.0f} µs a batch")
+    assert microseconds < 2000

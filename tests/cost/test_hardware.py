@@ -1,0 +1,168 @@
+"""The hardware table, its names, and the choice of a dollar rate."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipes.cost.hardware import ALIASES, PRICE_KINDS, find_gpu, gpu_from_device_name, load_hardware
+from recipes.cost.rate import choose_rate
+
+NAMES = [
+    "v100",
+    "a100-40gb",
+    "a100-80gb",
+    "a10g",
+    "l4",
+    "l40s",
+    "h100-pcie",
+    "h100-sxm",
+    "h200",
+    "b200",
+    "gb200",
+    "mi300x",
+    "rtx-4090",
+    "rtx-5090",
+    "tpu-v4",
+    "tpu-v5p",
+]
+
+
+def test_every_row_is_complete() -> None:
+    table = load_hardware()
+    assert list(table) == NAMES
+    for gpu in table.values():
+        assert gpu.source
+        assert all(peak > 1e12 for peak in gpu.peak_flops_per_s.values())
+        assert 0 < gpu.visible_memory_gib <= gpu.memory_gib
+        assert gpu.memory_bytes_per_s > 1e11
+        assert set(gpu.prices) <= set(PRICE_KINDS)
+        assert gpu.price_range_usd_per_hour("on_demand") is not None
+        for prices in gpu.prices.values():
+            assert all(0 < p.usd_per_gpu_hour < 20 and p.provider and len(p.date) == 7 for p in prices)
+
+
+def test_peaks_of_the_data_sheets() -> None:
+    assert find_gpu("a100").peak("amp_bf16") == 312e12
+    assert find_gpu("h100").peak("amp_bf16") == 989.5e12
+    assert find_gpu("h100").peak("amp_fp8") == 1979e12
+    assert find_gpu("a100").peak("fp32") == 156e12  # Composer turns TF32 on
+    assert find_gpu("v100").peak("fp32") == 15.7e12
+    assert find_gpu("v100").peak("amp_bf16") is None
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+def test_aliases_lead_to_rows(alias: str) -> None:
+    assert find_gpu(alias.upper()).name == ALIASES[alias]
+
+
+def test_unknown_gpu_lists_the_names() -> None:
+    with pytest.raises(ValueError, match=r"Unknown GPU 'h10'\. Did you mean 'h100-sxm'\? Known: v100, a100-40gb"):
+        find_gpu("h10")
+
+
+@pytest.mark.parametrize(
+    ("device_name", "expected"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "a100-80gb"),
+        ("NVIDIA A100-SXM4-40GB", "a100-40gb"),
+        ("A100-SXM4-40GB", "a100-40gb"),
+        ("NVIDIA A100 80GB PCIe", "a100-80gb"),
+        ("NVIDIA H100 80GB HBM3", "h100-sxm"),
+        ("NVIDIA H100 PCIe", "h100-pcie"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA B200", "b200"),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA A10G", "a10g"),
+        ("Tesla V100-SXM2-32GB", "v100"),
+        ("NVIDIA GeForce RTX 4090", "rtx-4090"),
+        ("AMD Instinct MI300X", "mi300x"),
+        # What is not in the table is not guessed.
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
+        ("NVIDIA H100 NVL", None),
+        ("NVIDIA GeForce RTX 4090 D", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA L40", None),
+        ("NVIDIA A10", None),
+        ("", None),
+    ],
+)
+def test_device_names(device_name: str, expected: str | None) -> None:
+    gpu = gpu_from_device_name(device_name)
+    assert (gpu and gpu.name) == expected
+
+
+def test_rate_order(tmp_path: Path) -> None:
+    prices = tmp_path / "prices.yaml"
+    prices.write_text("h100: {on_demand: 2.5, spot: 1.25}\nl4: 0.4\ncpu: 0.1\n")
+
+    stated = choose_rate("h100", usd_per_device_hour=1.75, prices_file=prices)
+    assert (stated.usd_per_device_hour, stated.source) == (1.75, "stated: 1.75 USD per device-hour")
+    assert choose_rate("h100", prices_file=prices).usd_per_device_hour == 2.5
+    assert choose_rate("h100-sxm", prices_file=prices, price_kind="spot").usd_per_device_hour == 1.25
+    assert choose_rate("l4", prices_file=prices, price_kind="reserved").usd_per_device_hour == 0.4
+    assert choose_rate(None, prices_file=prices).usd_per_device_hour == 0.1
+
+    low, high = find_gpu("h100").price_range_usd_per_hour("on_demand")  # type: ignore[misc]
+    table = choose_rate("h100")
+    assert table.usd_per_device_hour == (low + high) / 2
+    assert (table.low, table.high) == (low, high)
+    assert "middle of list prices" in table.source
+    assert "AWS" in table.source
+
+    absent = choose_rate("a100", prices_file=prices)
+    assert absent.usd_per_device_hour is not None
+    assert "prices.yaml has no on_demand price for a100-80gb" in absent.source
+
+
+def test_no_rate_is_not_zero() -> None:
+    for nothing in (choose_rate(), choose_rate("cpu"), choose_rate("l40s", price_kind="spot")):
+        assert nothing.usd_per_device_hour is None
+        assert nothing.source.startswith("no rate known")
+    assert choose_rate("cpu", usd_per_device_hour=0.2).usd_per_device_hour == 0.2
+
+
+@pytest.mark.parametrize("bad", [-1, math.nan, math.inf, "cheap", True])
+def test_bad_rates_are_refused(bad: Any) -> None:
+    with pytest.raises(ValueError, match=r"cost\.usd_per_device_hour: got"):
+        choose_rate("h100", usd_per_device_hour=bad)
+
+
+def test_bad_prices_files_are_refused(tmp_path: Path) -> None:
+    prices = tmp_path / "prices.yaml"
+    with pytest.raises(ValueError, match=r"prices.yaml does not exist"):
+        choose_rate("h100", prices_file=prices)
+    for text, message in [
+        ("[1, 2]", "expected GPU names"),
+        ("h100: {spott: 1}", "got 'spott'"),
+        ("h100: -2", r"h100: got -2"),
+        ("h1000: 2", "Unknown GPU 'h1000'"),
+        ("h100: {on_demand: cheap}", "on_demand: got 'cheap'"),
+    ]:
+        prices.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            choose_rate("h100", prices_file=prices)
+    prices.write_text(json.dumps({"h100": 2}))
+    assert choose_rate("h100", prices_file=prices).usd_per_device_hour == 2
+    with pytest.raises(ValueError, match="price_kind: got 'monthly', expected one of on_demand, reserved, spot"):
+        choose_rate("h100", price_kind="monthly")
+
+
+def test_the_package_needs_no_torch() -> None:
+    code = (
+        "import sys, pkgutil, importlib, recipes.cost as c\n"
+        "[importlib.import_module(f'recipes.cost.{m.name}') for m in pkgutil.iter_modules(c.__path__)]\n"
+        "bad = sorted(m for m in ('torch', 'numpy', 'llmfoundry', 'composer', 'scipy') if m in sys.modules)\n"
+        "assert not bad, bad\n"
+        "others = sorted(m for m in sys.modules if m.startswith('recipes.') and not m.startswith('recipes.cost'))\n"
+        "assert not others, others\n"
+    )
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True, timeout=60)

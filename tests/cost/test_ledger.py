@@ -1,0 +1,77 @@
+"""The bill across restarts: clocks that step back, torn lines, merging what two sources know."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from recipes.cost.ledger import PHASES, Ledger, PhaseClock, Segment, merge, summarize, usd_of
+
+
+def segment(id: str, train_s: float, **kwargs: object) -> Segment:
+    base = Segment(id=id, devices=2, seconds={**dict.fromkeys(PHASES, 0.0), "train": train_s}, usd_per_device_hour=3.6)
+    return replace(base, **kwargs)  # type: ignore[arg-type]
+
+
+def test_phases_add_up_even_when_the_clock_steps_back() -> None:
+    times = iter([0.0, 1.0, 3.0, 2.0, 5.0, 5.0])  # 3 → 2 steps back
+    clock = PhaseClock("startup", already_s=10, now=lambda: next(times))
+    clock.switch("data")
+    clock.switch("train")
+    clock.switch("evaluation")
+    assert clock.seconds() == {
+        "startup": 11.0,
+        "data": 2.0,
+        "train": 0.0,
+        "evaluation": 3.0,
+        "checkpoint": 0.0,
+        "other": 0.0,
+    }
+
+
+def test_last_state_of_every_segment_is_read(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "deep" / "ledger.jsonl")
+    assert ledger.read() == {}
+    ledger.append("start", segment("a", 0))
+    ledger.append("beat", segment("a", 50, tokens=7))
+    ledger.append("start", segment("b", 0))
+    ledger.append("end", segment("b", 20))
+    assert ledger.read() == {"a": segment("a", 50, tokens=7), "b": segment("b", 20)}
+
+
+@pytest.mark.parametrize(
+    "rubbish",
+    ['{"event": "beat", "id"', "\x00\x00\x00", "[1]", "null", '{"id": "a", "devices": 1, "seconds": {"train": NaN}}'],
+)
+def test_rubbish_is_left_out_and_does_not_eat_the_next_line(tmp_path: Path, rubbish: str) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.append("start", segment("a", 5))
+    with ledger.path.open("a") as file:
+        file.write(rubbish)
+    ledger.append("start", segment("b", 7))
+    assert ledger.read() == {"a": segment("a", 5), "b": segment("b", 7)}
+
+
+def test_a_segment_known_twice_is_billed_once() -> None:
+    old, new = segment("a", 5), segment("a", 9)
+    assert merge([{"a": new}, {"a": old}, {"b": old}]) == {"a": new, "b": old}
+
+
+def test_dollars_at_each_segments_own_rate() -> None:
+    cheap, dear, unknown = segment("a", 1000), segment("b", 1000, usd_per_device_hour=36), segment("c", 1000)
+    unknown = replace(unknown, usd_per_device_hour=None)
+    assert usd_of([cheap, dear], None) == pytest.approx(2 + 20)
+    assert usd_of([cheap, unknown], 7.2) == pytest.approx(2 + 4)
+    assert usd_of([cheap, unknown], None) is None
+
+
+def test_summary_over_segments() -> None:
+    a = segment("a", 100, tokens=1000, flops=2e15, peak_flops_per_s=1e14)
+    b = segment("b", 100, tokens=1000, flops=1e15)  # on a device whose peak is not known
+    cost = summarize([a, b], b, tokens=1500, rate_source="stated", mfu_basis="…")
+    assert cost.tokens_per_s == 10
+    assert cost.mfu == pytest.approx(2e15 / (100 * 2 * 1e14))
+    assert cost.usd_per_million_tokens == pytest.approx(0.4 / 1500 * 1e6)
+    assert (cost.starts, cost.device_hours) == (2, pytest.approx(400 / 3600))

@@ -1,0 +1,99 @@
+"""Memory against the micro-batches that ran, and the change that makes a recipe fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from typing import Any
+
+import pytest
+
+from recipes.cost.fit import load_rows
+from recipes.cost.hardware import find_gpu
+from recipes.cost.memory import GIB, fits, largest_microbatch, memory, smallest_change
+from recipes.cost.setup import Setup, read_setup
+
+A100_40, A100_80 = find_gpu("a100-40gb"), find_gpu("a100-80gb")
+
+
+def mpt_7b(gpus: int, **changes: Any) -> Setup:
+    recipe = {
+        "model": {"d_model": 4096, "n_heads": 32, "n_layers": 32, "vocab_size": 50432, "attn_config": {"alibi": True}},
+        "max_seq_len": 2048,
+        "global_train_batch_size": 1024,
+        "device_train_microbatch_size": 4,
+        "fsdp_config": {"sharding_strategy": "FULL_SHARD", "mixed_precision": "PURE"},
+    }
+    return dataclasses.replace(read_setup(recipe, gpus), **changes)
+
+
+def test_every_micro_batch_that_ran_fits() -> None:
+    rows = load_rows()
+    assert sum(fits(r.setup, r.gpu) for r in rows) >= 0.95 * len(rows)
+
+
+def test_the_limit_is_not_far_above_what_ran() -> None:
+    """The people who measured mostly took the largest micro-batch that ran: the model must not allow much more."""
+    ratios = []
+    for r in load_rows():
+        assert r.setup.microbatch_sequences is not None
+        unbounded = dataclasses.replace(r.setup, global_batch_sequences=10**9)
+        ratios.append(largest_microbatch(unbounded, r.gpu) / r.setup.microbatch_sequences)
+    assert statistics.median(ratios) < 2
+    assert sum(ratio < 1.15 for ratio in ratios) > len(ratios) / 4
+
+
+def test_parts_are_the_formulas() -> None:
+    setup = mpt_7b(8)
+    n = setup.parameters.total
+    parts = memory(setup, A100_80).by_part()
+    assert parts["weights"] == parts["gradients"] == 4 * n / 8 / GIB
+    assert parts["optimizer"] == 8 * n / 8 / GIB
+    assert parts["activations"] == pytest.approx(4 * 2048 * 32 * 32 * 4096 / GIB, rel=0.01)  # 32 d bytes a layer
+    assert parts["logits"] == 4 * 2048 * 50432 * 4 / GIB
+    assert sum(parts.values()) == pytest.approx(memory(setup, A100_80).total_gib)
+
+
+def test_choices_change_what_they_should() -> None:
+    def parts(**changes: Any) -> dict[str, float]:
+        return memory(mpt_7b(8, **changes), A100_80).by_part()
+
+    base = parts()
+    assert parts(recompute=True)["activations"] < base["activations"] / 8
+    assert parts(fused_loss=False)["logits"] == pytest.approx(base["logits"] * 3.5)
+    assert parts(optimizer_bytes=4)["optimizer"] == base["optimizer"] / 2
+    assert parts(sharding="NO_SHARD")["weights"] == pytest.approx(8 * base["weights"])
+    assert parts(sharding="SHARD_GRAD_OP")["gathered"] > base["gathered"]
+    assert parts(attn_impl="torch")["activations"] > base["activations"] + 4 * 32 * 32 * 2048**2 * 4 / GIB
+    assert parts(compute_bytes=4)["activations"] == pytest.approx(2 * base["activations"])
+
+
+def test_largest_micro_batch_is_the_last_that_fits() -> None:
+    setup = mpt_7b(8)
+    most = largest_microbatch(setup, A100_80)
+    assert most >= 6  # what was measured
+    assert fits(dataclasses.replace(setup, microbatch_sequences=most), A100_80)
+    assert not fits(dataclasses.replace(setup, microbatch_sequences=most + 1), A100_80)
+    assert largest_microbatch(dataclasses.replace(setup, global_batch_sequences=16), A100_80) == 2  # its whole share
+    assert largest_microbatch(mpt_7b(1, sharding="NO_SHARD"), A100_40) == 0
+
+
+def test_smallest_change() -> None:
+    assert smallest_change(mpt_7b(8), A100_80) is None
+    most = largest_microbatch(mpt_7b(8), A100_80)
+    assert smallest_change(mpt_7b(8, microbatch_sequences=64), A100_80) == f"set device_train_microbatch_size: {most}"
+
+    long = mpt_7b(8, seq_len=32768, microbatch_sequences=1)
+    assert smallest_change(long, A100_80) == "set fsdp_config.activation_checkpointing: true"
+    assert fits(dataclasses.replace(long, recompute=True), A100_80)
+
+    replicated = mpt_7b(8, sharding="NO_SHARD", recompute=True, microbatch_sequences=1)
+    assert smallest_change(replicated, A100_80) == "set fsdp_config.sharding_strategy: FULL_SHARD"
+
+    alone = smallest_change(mpt_7b(1, sharding="NO_SHARD", recompute=True, microbatch_sequences=1), A100_80)
+    assert alone == "set 2 GPUs with fsdp_config.sharding_strategy: FULL_SHARD"
+
+    huge = mpt_7b(8, seq_len=2**22, microbatch_sequences=1, recompute=True)
+    answer = smallest_change(huge, A100_40)
+    assert answer is not None
+    assert answer.startswith("use a GPU with more memory")

@@ -1,0 +1,174 @@
+"""Parameter counts and FLOPs against LLM Foundry's own model, built on the meta device."""
+
+from __future__ import annotations
+
+import inspect
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from recipes.cost.flops import (
+    causal_flops_per_token,
+    flops_per_token,
+    llm_foundry_flops_per_batch,
+    llm_foundry_flops_per_token,
+)
+from recipes.cost.parameters import ATTN_DEFAULTS, MODEL_DEFAULTS, count_parameters, model_shape
+
+TORCH_ATTN = {"attn_impl": "torch"}
+SMALL = {"d_model": 64, "n_heads": 4, "n_layers": 3, "max_seq_len": 32, "vocab_size": 97}
+MPT_7B_8K: dict[str, Any] = {
+    "name": "mpt_causal_lm",
+    "d_model": 4096,
+    "n_heads": 32,
+    "n_layers": 32,
+    "expansion_ratio": 4,
+    "max_seq_len": 8192,
+    "vocab_size": 50432,
+    "no_bias": True,
+    "attn_config": {"alibi": True},
+}
+LLAMA = {"no_bias": True, "norm_type": "rmsnorm", "tie_word_embeddings": False, "ffn_config": {"ffn_type": "mptglu"}}
+
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "defaults": SMALL,
+    "alibi_no_bias": {**SMALL, "no_bias": True, "attn_config": {"alibi": True}},
+    "learned_positions_no_bias": {**SMALL, "no_bias": True},
+    "untied": {**SMALL, "tie_word_embeddings": False},
+    "no_positions": {**SMALL, "learned_pos_emb": False},
+    "llama": {**SMALL, **LLAMA, "attn_config": {"alibi": True}},
+    "llama_gqa_hidden_size": {
+        **SMALL,
+        **LLAMA,
+        "ffn_config": {"ffn_type": "mptglu", "ffn_hidden_size": 176},
+        "attn_config": {"attn_type": "grouped_query_attention", "kv_n_heads": 2, "alibi": True},
+    },
+    "mqa": {**SMALL, "attn_config": {"attn_type": "multiquery_attention"}},
+    "mqa_unfused": {**SMALL, "attn_config": {"attn_type": "multiquery_attention", "fused_qkv": False}},
+    "qk_ln": {**SMALL, "attn_config": {"qk_ln": True}},
+    "qk_ln_no_bias_gqa": {
+        **SMALL,
+        "no_bias": True,
+        "attn_config": {"qk_ln": True, "attn_type": "grouped_query_attention", "kv_n_heads": 2},
+    },
+    "qk_gn": {**SMALL, "attn_config": {"qk_gn": True}},
+    "attention_bias_only": {**SMALL, "no_bias": True, "attention_bias": True},
+    "no_attention_bias": {**SMALL, "attention_bias": False},
+    "rmsnorm_with_biases": {**SMALL, "norm_type": "low_precision_rmsnorm"},
+    "glu_with_biases": {**SMALL, "ffn_config": {"ffn_type": "mptglu"}, "expansion_ratio": 2.5},
+    "layernorm_upper_case": {**SMALL, "norm_type": "LayerNorm"},
+    "head_dim": {**SMALL, "head_dim": 24, "attn_config": {"fused_qkv": False}},
+    "reused_kv": {
+        **SMALL,
+        "attn_config": {"qk_ln": True},
+        "block_overrides": {
+            "order": [{"name": "default"}, {"order": [{"name": "reuse"}], "repeat": 2}],
+            "overrides": {"reuse": {"attn_config": {"reuse_kv_layer_idx": -1}}},
+        },
+    },
+}
+
+
+def build(model: dict[str, Any]) -> Any:
+    """LLM Foundry's model with no memory behind it."""
+    from llmfoundry.models.mpt import MPTConfig, MPTForCausalLM
+
+    config = {k: v for k, v in model.items() if k != "name"}
+    config["attn_config"] = {**TORCH_ATTN, **config.get("attn_config", {})}
+    return MPTForCausalLM(MPTConfig(**config, init_device="meta"))
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_count_equals_llm_foundry(name: str) -> None:
+    model = build(CONFIGURATIONS[name])
+    count = count_parameters(CONFIGURATIONS[name])
+
+    assert count.total == sum(p.numel() for p in model.parameters())
+    tables = [model.transformer.wte.weight, model.transformer.wpe.weight if model.transformer.learned_pos_emb else None]
+    tables.append(model.lm_head.weight if model.lm_head is not None else None)
+    assert count.embedding == sum(t.numel() for t in tables if t is not None)
+    norms = sum(p.numel() for n, p in model.named_parameters() if "norm" in n or "_ln" in n)
+    assert count.norms == norms
+    assert count.ffn == sum(p.numel() for n, p in model.named_parameters() if ".ffn." in n)
+
+
+def test_mpt_7b_8k() -> None:
+    assert count_parameters(MPT_7B_8K).total == 6_649_286_656
+    assert sum(p.numel() for p in build(MPT_7B_8K).parameters()) == 6_649_286_656
+
+
+@pytest.mark.parametrize("name", [n for n in CONFIGURATIONS if n != "reused_kv"])
+def test_flops_equal_llm_foundry(name: str) -> None:
+    import torch
+    from llmfoundry.models.mpt.modeling_mpt import ComposerMPTCausalLM
+    from llmfoundry.models.utils.mpt_param_count import mpt_get_active_params
+
+    config = CONFIGURATIONS[name]
+    model = build(config)
+    wrapper = SimpleNamespace(model=model, config=model.config, parameters=model.parameters)
+    wrapper.n_active_params = mpt_get_active_params(wrapper)
+    wrapper.get_attention_flops = lambda length: ComposerMPTCausalLM.get_attention_flops(wrapper, length)  # type: ignore[arg-type]
+    batch = {"input_ids": torch.zeros(5, 32, device="meta")}
+
+    assert count_parameters(config).active == wrapper.n_active_params
+    assert llm_foundry_flops_per_batch(config, 5, 32) == ComposerMPTCausalLM.flops_per_batch(wrapper, batch)  # type: ignore[arg-type]
+
+
+def test_the_conventions_differ_by_half_the_attention() -> None:
+    layers, d_model, seq_len = 32, 4096, 8192
+    total = 6_649_286_656
+    full = llm_foundry_flops_per_token(MPT_7B_8K)
+    assert full == 6 * total + 12 * layers * d_model * seq_len
+    assert causal_flops_per_token(MPT_7B_8K) == 6 * total + 6 * layers * d_model * seq_len
+
+
+def test_flops_by_part_add_up() -> None:
+    parts = flops_per_token(MPT_7B_8K)
+    count = count_parameters(MPT_7B_8K)
+    assert parts.matrix == 2 * (count.attention + count.ffn)
+    assert parts.head == 2 * 50432 * 4096
+    assert parts.attention_causal == parts.attention_full / 2
+    assert parts.backward() == 2 * parts.forward()
+    assert parts.training() == 3 * parts.forward()
+    # 6 N counts the norms' weights, which take part in no matrix product: nothing else differs.
+    assert llm_foundry_flops_per_token(MPT_7B_8K) - parts.training() == 6 * count.norms
+    assert parts.training(recompute=True) == 4 * parts.forward() - parts.head
+
+
+def test_sliding_window_costs_its_width() -> None:
+    window = {**SMALL, "attn_config": {"sliding_window_size": 3}}
+    by_hand = sum(min(i + 1, 4) for i in range(32)) / 32
+    parts = flops_per_token(window, 32)
+    assert parts.attention_causal == pytest.approx(3 * 4 * 64 * by_hand)
+    assert parts.attention_full == 3 * 4 * 64 * 32
+
+
+def test_defaults_are_llm_foundrys() -> None:
+    from llmfoundry.models.mpt import MPTConfig
+    from llmfoundry.models.utils.config_defaults import attn_config_defaults
+
+    theirs = {k: p.default for k, p in inspect.signature(MPTConfig.__init__).parameters.items()}
+    assert dict(MODEL_DEFAULTS) == {k: theirs[k] for k in MODEL_DEFAULTS}
+    shared = {k: v for k, v in ATTN_DEFAULTS.items() if k in attn_config_defaults}
+    assert shared == {k: attn_config_defaults[k] for k in shared}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ffn_config": {"ffn_type": "mptgllu"}}, "ffn_type: got 'mptgllu'.*Did you mean 'mptglu'"),
+        ({"attn_config": {"attn_type": "latent"}}, "attn_type: got 'latent', expected one of multihead_attention"),
+        ({"norm_type": "rmsnrom"}, "norm_type: got 'rmsnrom'.*Did you mean 'rmsnorm'"),
+        ({"attn_config": {"attn_type": "grouped_query_attention"}}, "kv_n_heads: missing"),
+        ({"attn_config": {"attn_type": "grouped_query_attention", "kv_n_heads": 3}}, "divisor of n_heads=4"),
+        ({"d_model": 65}, "n_heads=4 does not divide"),
+        ({"n_layers": 0}, "n_layers: got 0, expected a positive integer"),
+        ({"n_layers": "many"}, "n_layers: got 'many'"),
+        ({"expansion_ratio": 2.33}, "expansion_ratio: 2.33 times d_model=64"),
+        ({"name": "hf_causal_lm"}, "'hf_causal_lm'; expected an MPT-style model"),
+    ],
+)
+def test_what_cannot_be_counted_is_said(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        model_shape({**SMALL, **change})

@@ -1,0 +1,144 @@
+"""Rows that are no document: what is said of each kind, by the function and by the command."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+
+from data_prep.errors import PrepError
+from data_prep.reading import Document, Rejected, SourceReader, parse_row
+from data_prep.sources import find_sources, sha256_of_file
+from tests.data_prep.conftest import tree
+
+BAD_ROWS = {
+    "cut": (b'{"text": "abc\n', "malformed JSON: unexpected end of data (column 14)"),
+    "no colon": (b'{"text" "abc"}\n', "malformed JSON: unexpected character"),
+    "two objects": (b'{"text":"a"}{"text":"b"}\n', "malformed JSON: unexpected content after document (column 13)"),
+    "array": (b'["text"]\n', "expected a JSON object, got an array"),
+    "no key": (b'{"body": "abc", "id": 1}\n', "no key 'text' (--text-key); its keys: body, id"),
+    "null": (b'{"text": null}\n', "'text' is null, expected a string"),
+    "number": (b'{"text": 3}\n', "'text' is a number, expected a string"),
+    "empty text": (b'{"text": ""}\n', "'text' is empty"),
+    "lone high surrogate": (rb'{"text": "a\ud800b"}' + b"\n", "a lone surrogate"),
+    "lone low surrogate": (rb'{"text": "\udc00"}' + b"\n", "a lone surrogate"),
+    "surrogate in UTF-8": (b'{"text": "\xed\xa0\x80"}\n', "not UTF-8: byte 0xed at byte 11 of the line"),
+    "latin-1": (b'{"text": "caf\xe9"}\n', "not UTF-8: byte 0xe9 at byte 14 of the line"),
+    "blank": (b"\n", "blank line"),
+    "spaces": (b"  \t\r\n", "blank line"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_ROWS)
+def test_reason(kind: str) -> None:
+    line, reason = BAD_ROWS[kind]
+    row = parse_row(2, line, "text")
+    assert isinstance(row, Rejected)
+    assert reason in row.reason
+    assert "\n" not in row.reason
+
+
+@pytest.mark.parametrize(("mark", "said"), [(b"\xef\xbb\xbf", "UTF-8 byte order mark"), (b"\xff\xfe", "UTF-16")])
+def test_byte_order_mark(mark: bytes, said: str) -> None:
+    row = parse_row(1, mark + b'{"text": "a"}\n', "text")
+    assert isinstance(row, Rejected)
+    assert said in row.reason
+
+
+def test_good_rows_keep_text_and_bytes() -> None:
+    pair = rb'{"text": "\ud83d\ude00 \u0000", "id": 1}'
+    assert parse_row(1, pair + b"\r\n", "text") == Document(1, "😀 \0", pair)
+    assert parse_row(1, b'{"body": "a"}', "body") == Document(1, "a", b'{"body": "a"}')
+
+
+@pytest.mark.parametrize("kind", BAD_ROWS)
+def test_rows_after_a_bad_one_are_read(kind: str, jsonl: Callable[..., Path]) -> None:
+    source = find_sources([str(jsonl([{"text": "good"}, BAD_ROWS[kind][0], {"text": "good"}]))])[0]
+    rows = list(SourceReader(source, "text").rows())
+    assert [type(row) for row in rows] == [Document, Rejected, Document]
+    assert rows[1].line == 2
+
+
+def test_stop_names_the_place(prepare: Callable[..., Any], jsonl: Callable[..., Path], tmp_path: Path) -> None:
+    rows = jsonl([{"text": "good " * 100}, BAD_ROWS["no key"][0]])
+    result = prepare(rows, "--out", tmp_path / "out")
+    assert result.returncode == 1
+    assert f"{rows}:2: no key 'text'" in result.stderr
+    assert "--on-error skip" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_skip_lists_and_counts(prepare: Callable[..., Any], jsonl: Callable[..., Path], tmp_path: Path) -> None:
+    good = [{"text": "good " * 100}] * 20
+    bad = [line for line, _ in BAD_ROWS.values()]
+    rows = jsonl([*good, *bad, *good])
+    refused = prepare(rows, "--out", tmp_path / "out", "--on-error", "skip")
+    assert refused.returncode == 1
+    assert "14 of 54 rows were rejected (25.93%)" in refused.stderr
+    assert not (tmp_path / "out" / "train").exists()
+    listed = (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()
+    assert [json.loads(line)["place"] for line in listed] == [f"{rows}:{number}" for number in range(21, 35)]
+
+    result = prepare(rows, "--out", tmp_path / "out", "--on-error", "skip", "--max-rejected", "0.3")
+    assert result.returncode == 0, result.stderr
+    assert "14 rows rejected" in result.stdout
+    written = tree(tmp_path / "out")
+    assert sorted(written) == [
+        f"train/{n}" for n in ("index.json", "manifest.json", "rejected.jsonl", "shard.00000.mds")
+    ]
+    assert len(written["train/rejected.jsonl"].splitlines()) == 14
+    manifest = json.loads(written["train/manifest.json"])
+    assert (manifest["documents"], manifest["rejected"]) == (40, 14)
+
+    clean = prepare(jsonl(good + good, "clean.jsonl"), "--out", tmp_path / "clean")
+    assert clean.returncode == 0
+    assert tree(tmp_path / "clean")["train/shard.00000.mds"] == written["train/shard.00000.mds"]
+
+
+def test_compressed_files_give_the_same_rows(corpus: Path, tmp_path: Path) -> None:
+    plain = corpus.read_bytes()
+    middle = plain.index(b"\n", len(plain) // 2) + 1
+    compressed = pyarrow.Codec("zstd")
+    files = {
+        "one.jsonl.gz": gzip.compress(plain),
+        "two-members.jsonl.gz": gzip.compress(plain[:middle]) + gzip.compress(plain[middle:]),
+        "one.jsonl.zst": compressed.compress(plain, asbytes=True),
+        "two-frames.jsonl.zst": compressed.compress(plain[:middle], asbytes=True)
+        + compressed.compress(plain[middle:], asbytes=True),
+        "no-last-newline.jsonl": plain[:-1],
+    }
+    expected = list(SourceReader(find_sources([str(corpus)])[0], "text").rows())
+    assert len(expected) == 200
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        reader = SourceReader(find_sources([str(tmp_path / name)])[0], "text")
+        assert list(reader.rows()) == expected, name
+        assert reader.sha256 == sha256_of_file(tmp_path / name)
+        assert reader.bytes_read == len(content)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_compressed_data_cut_short(suffix: str, corpus: Path, tmp_path: Path) -> None:
+    plain = corpus.read_bytes()
+    whole = gzip.compress(plain) if suffix == ".gz" else pyarrow.Codec("zstd").compress(plain, asbytes=True)
+    path = tmp_path / f"cut.jsonl{suffix}"
+    path.write_bytes(whole[: len(whole) * 2 // 3])
+    with pytest.raises(PrepError, match=r"cut.jsonl\.\w+:\d+: the compressed data is damaged or cut short"):
+        list(SourceReader(find_sources([str(path)])[0], "text").rows())
+
+
+def test_a_source_that_grows_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "growing.jsonl"
+    path.write_text('{"text": "a"}\n' * 3)
+    rows = SourceReader(find_sources([str(path)])[0], "text").rows()
+    next(rows)
+    with open(path, "a") as file:
+        file.write('{"text": "b"}\n')
+    with pytest.raises(PrepError, match="changed while it was read"):
+        list(rows)

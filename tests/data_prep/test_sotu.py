@@ -1,0 +1,45 @@
+"""The corpus that comes with the repository, and the script that made it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from data_prep.reading import Document, SourceReader
+from data_prep.sources import find_sources, sha256_of_file
+from tests.conftest import Command
+from tests.data_prep.conftest import CORPUS
+
+
+def test_corpus_is_what_its_readme_says() -> None:
+    readme = CORPUS.with_name("README.md").read_text()
+    assert f"`{sha256_of_file(CORPUS)}`" in readme
+    rows = list(SourceReader(find_sources([str(CORPUS)])[0], "text").rows())
+    assert len(rows) == 110
+    assert all(isinstance(row, Document) for row in rows)
+    values = [json.loads(row.row) for row in rows if isinstance(row, Document)]
+    assert [set(value) for value in values] == [{"president", "year", "party", "text"}] * 110
+    assert [value["year"] for value in values] == sorted(value["year"] for value in values)
+    assert (values[0]["year"], values[-1]["year"]) == (1913, 2021)
+    assert 3e6 < CORPUS.stat().st_size < 5e6
+
+
+def test_make(tmp_path: Path, run_command: Command) -> None:
+    data = tmp_path / "package" / "data"
+    data.mkdir(parents=True)
+    addresses = [("b", 1913, "Two \u2014"), ("a", 1913, "One\n"), ("c", 2000, "Three"), ("d", 1912, "Early")]
+    for name, year, text in addresses:
+        row = {"year": year, "name": name, "party": "none", "text": text}
+        (data / f"{year}_{name}_n.json").write_text(json.dumps(row))
+    out = tmp_path / "made.jsonl"
+    script = CORPUS.with_name("make.py")
+    result = run_command("python", script, tmp_path / "package", "--out", out)
+    assert result.returncode == 0, result.stderr
+    assert out.read_text(encoding="utf-8").splitlines() == [
+        '{"president": "a", "year": 1913, "party": "none", "text": "One\\n"}',
+        '{"president": "b", "year": 1913, "party": "none", "text": "Two —"}',
+        '{"president": "c", "year": 2000, "party": "none", "text": "Three"}',
+    ]
+    refused = run_command("python", script, tmp_path)
+    assert refused.returncode == 1
+    assert "expected the unpacked npm package" in refused.stderr

@@ -1,0 +1,111 @@
+"""Damaged shards are found, by their size in no time and by their digest when asked."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_prep.manifest import MANIFEST, load_manifest, shard_problems
+from tests.conftest import ROOT, Command
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, corpus: Path, tokenizer: Path, run_command: Command) -> Path:
+    out = tmp_path_factory.mktemp("finished") / "shards"
+    words = ("--out", out, "--tokenizer", tokenizer, "--seq-len", "64", "--holdout", "0.1")
+    assert run_command("python", "-m", "data_prep.pretrain", corpus, *words).returncode == 0
+    return out
+
+
+@pytest.fixture
+def shards(finished: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(finished, tmp_path / "shards"))
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def test_whole(finished: Path, run_command: Command) -> None:
+    result = run_command("python", "-m", "data_prep.verify", finished)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "2 splits are whole" in result.stdout
+    one = run_command("python", "-m", "data_prep.verify", finished / "val")
+    assert one.returncode == 0
+    assert "1 splits are whole" in one.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "said"),
+    [
+        ("train/shard.00000.mds", flip, "corrupt shard {}"),
+        ("train/shard.00000.mds", cut, "missing or truncated shard {}: "),
+        ("val/shard.00000.mds", Path.unlink, "missing or truncated shard {}: not there"),
+        ("val/documents.jsonl", flip, "corrupt file {}"),
+        ("train/index.json", flip, "corrupt file {}"),
+    ],
+)
+def test_damage(name: str, damage: Callable[[Path], Any], said: str, shards: Path, run_command: Command) -> None:
+    damage(shards / name)
+    result = run_command("python", "-m", "data_prep.verify", shards)
+    assert result.returncode == 1
+    assert said.format(shards / name) in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_missing_split_and_missing_manifest(shards: Path, tmp_path: Path, run_command: Command) -> None:
+    shutil.rmtree(shards / "val")
+    result = run_command("python", "-m", "data_prep.verify", shards)
+    assert result.returncode == 1
+    assert f"missing split {shards / 'val'}" in result.stderr
+    (shards / "train" / MANIFEST).write_text("{")
+    assert "not a manifest this version can read" in run_command("python", "-m", "data_prep.verify", shards).stderr
+    for folder, words in ((tmp_path / "none", "no such folder"), (tmp_path, "no manifest.json in it")):
+        result = run_command("python", "-m", "data_prep.verify", folder)
+        assert result.returncode == 1
+        assert words in result.stderr
+
+
+def test_problems_by_size(shards: Path) -> None:
+    manifest = load_manifest(shards / "train")
+    assert manifest is not None
+    assert shard_problems(shards / "train", manifest) == []
+    flip(shards / "train" / "shard.00000.mds")
+    assert shard_problems(shards / "train", manifest) == []  # only the digest tells
+    cut(shards / "train" / "shard.00000.mds")
+    size = manifest.shards[0].bytes
+    path = shards / "train" / "shard.00000.mds"
+    expected = f"missing or truncated shard {path}: {size - 1:,} bytes, expected {size:,}"
+    assert shard_problems(shards / "train", manifest) == [expected]
+
+
+def test_no_manifest_and_unknown_ones(tmp_path: Path, shards: Path) -> None:
+    assert load_manifest(tmp_path / "none") is None
+    assert load_manifest(tmp_path) is None
+    value = json.loads((shards / "train" / MANIFEST).read_text())
+    for changed in ({**value, "version": 2}, {**value, "extra": 1}, {"version": 1}, []):
+        (shards / "train" / MANIFEST).write_text(json.dumps(changed))
+        with pytest.raises(ValueError, match="not a manifest this version can read"):
+            load_manifest(shards / "train")
+
+
+def test_manifest_and_commands_import_nothing_heavy() -> None:
+    heavy = {"torch", "transformers", "streaming", "llmfoundry", "pyarrow", "datasets", "rich", "huggingface_hub"}
+    for module, also in (("data_prep.manifest", {"numpy", "tokenizers"}), ("data_prep.pretrain", set())):
+        code = f"import sys, {module}; print(*sys.modules)"
+        result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert not (heavy | also) & set(result.stdout.split())

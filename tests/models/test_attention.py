@@ -1,0 +1,222 @@
+"""The kernels against attention written out in float64: outputs and gradients, on the CPU and on a GPU if there is one.
+
+FlexAttention has no backward on the CPU. Its tests here run what torch.compile captures (our rules, in the forward and
+the joint graph) with torch's dense reference in place of the kernel; the kernel itself runs in the tests marked cuda.
+"""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.utils import counters
+from torch.profiler import profile
+
+from recipes.models import attention
+from recipes.models.attention import Layer, attend, flex, math, sdpa
+from recipes.models.masks import Batch
+
+B, H, D = 2, 4, 16
+SLOPES = 2.0 ** -torch.arange(2.0, 9.0, 2.0)  # ALiBi's slopes of four heads
+PLAIN = Layer(scale=0.3, window=-1, softcap=None, alibi=False)
+CASES = {
+    "plain": (PLAIN, ""),
+    "alibi": (replace(PLAIN, alibi=True), ""),
+    "window": (replace(PLAIN, window=9), ""),
+    "alibi window padded": (replace(PLAIN, alibi=True, window=9), "left"),
+    "alibi padded right": (replace(PLAIN, alibi=True), "right"),
+    "documents": (PLAIN, "documents"),
+    "alibi packed": (replace(PLAIN, alibi=True), "documents right"),
+    "softcap alibi": (replace(PLAIN, alibi=True, softcap=0.7), "left"),
+}
+
+
+def make_batch(S: int, T: int, layout: str, device: str = "cpu") -> Batch:
+    batch = Batch(slopes=SLOPES.to(device))
+    if "left" in layout or "right" in layout:
+        batch.key_padding = torch.ones(B, T, dtype=torch.bool, device=device)
+        batch.key_padding[1, slice(0, T // 4) if "left" in layout else slice(T - T // 4, T)] = False
+    if "documents" in layout:
+        batch.sequence_id = (torch.arange(S, device=device) * 3 // S).repeat(B, 1)
+        if batch.key_padding is not None:
+            batch.sequence_id = batch.sequence_id.masked_fill(~batch.key_padding, -1)
+    return batch
+
+
+def make_qkv(S: int, T: int, G: int, dtype: torch.dtype = torch.float64, device: str = "cpu") -> list[Tensor]:
+    generator = torch.Generator().manual_seed(S + T + G)
+    shapes = [(B, H, S, D), (B, G, T, D), (B, G, T, D)]
+    return [
+        torch.randn(shape, dtype=torch.float64, generator=generator).to(device, dtype).requires_grad_()
+        for shape in shapes
+    ]
+
+
+def written_out(q: Tensor, k: Tensor, v: Tensor, batch: Batch, layer: Layer) -> Tensor:
+    """Attention, one query of one head at a time."""
+    S, T, heads_a_group = q.shape[2], k.shape[2], H // k.shape[1]
+    rows = []
+    for b, h, i in itertools.product(range(B), range(H), range(S)):
+        position = T - S + i
+        keys = [j for j in range(position + 1) if layer.window == -1 or j >= position - layer.window]
+        if batch.key_padding is not None:
+            keys = [j for j in keys if batch.key_padding[b, j]]
+        if batch.sequence_id is not None:
+            keys = [j for j in keys if batch.sequence_id[b, j] == batch.sequence_id[b, i]]
+        if not keys:
+            rows.append(torch.zeros_like(q[b, h, i]))
+            continue
+        scores = k[b, h // heads_a_group, keys] @ q[b, h, i] * layer.scale
+        if layer.softcap is not None:
+            scores = layer.softcap * torch.tanh(scores / layer.softcap)
+        if layer.alibi:
+            scores = scores - SLOPES[h].to(q) * (position - torch.tensor(keys, device=q.device))
+        rows.append(scores.softmax(0) @ v[b, h // heads_a_group, keys])
+    return torch.stack(rows).view(B, H, S, D)
+
+
+def outputs_and_gradients(
+    out: Tensor, qkv: list[Tensor], batch: Batch, factors: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """The output of the queries that are tokens, and the gradients of a weighted sum of it."""
+    out = out.transpose(1, 2)  # (B, S, H, D)
+    if batch.key_padding is not None:
+        out = out[batch.key_padding[:, -out.shape[1] :]]
+    factors = torch.linspace(-1, 1, out.numel(), dtype=out.dtype, device=out.device).view_as(out)
+    return (out, *torch.autograd.grad((out * factors).sum(), qkv))
+
+
+def check(kernel: Callable[..., Tensor], S: int, T: int, G: int, layer: Layer, layout: str) -> None:
+    batch, qkv = make_batch(S, T, layout), make_qkv(S, T, G)
+    expected = outputs_and_gradients(written_out(*qkv, batch, layer), qkv, batch)
+    out = kernel(*qkv, batch, layer, 0.0)
+    assert not out.isnan().any()
+    for got, want in zip(outputs_and_gradients(out, qkv, batch), expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("G", [4, 2, 1])
+def test_cpu_kernels_compute_attention(case: str, G: int) -> None:
+    layer, layout = CASES[case]
+    check(math, 13, 13, G, layer, layout)
+    if layer.softcap is None:
+        check(sdpa, 13, 13, G, layer, layout)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_flex_rules_compute_attention(case: str, flex_on_cpu: None) -> None:
+    layer, layout = CASES[case]
+    check(flex, 13, 13, 2, layer, layout)
+
+
+@pytest.mark.parametrize("S", [1, 3])
+def test_continuing_from_a_cache(S: int, flex_on_cpu: None) -> None:
+    for layer, layout in ((PLAIN, ""), (replace(PLAIN, alibi=True, window=4), "left")):
+        check(sdpa, S, 12, 2, layer, layout)
+        check(flex, S, 12, 2, layer, layout)
+    check(flex, 1, 12, 2, replace(PLAIN, softcap=0.7), "")
+
+
+def test_flex_compiles_for_new_kinds_of_mask_only(flex_on_cpu: None) -> None:
+    """New documents, paddings and windows reuse a compiled kernel; a second length compiles one for all lengths."""
+
+    def run(S: int, window: int, layout: str) -> int:
+        before = counters["stats"]["unique_graphs"]
+        flex(*make_qkv(S, S, 2), make_batch(S, S, layout), replace(PLAIN, alibi=True, window=window), 0.0)
+        return counters["stats"]["unique_graphs"] - before
+
+    assert run(150, 8, "documents right") == 1
+    assert run(150, 8, "documents left") == 0
+    assert run(150, 20, "documents right") == 0
+    assert [run(S, 8, "documents right") for S in (300, 200, 400)] == [1, 0, 0]
+
+
+def test_padding_queries_give_finite_outputs_and_gradients() -> None:
+    for kernel in (sdpa, math):
+        batch, qkv = make_batch(9, 9, "left"), make_qkv(9, 9, 4)
+        out = kernel(*qkv, batch, replace(PLAIN, alibi=True), 0.0)
+        out.sum().backward()
+        assert out.isfinite().all()
+        assert all(t.grad is not None and t.grad.isfinite().all() for t in qkv)
+
+
+@pytest.mark.parametrize("layer", [PLAIN, replace(PLAIN, alibi=True)])
+def test_cpu_attention_is_fused_forward_and_backward(layer: Layer) -> None:
+    qkv = make_qkv(64, 64, 2, torch.float32)
+    with profile() as recorded:
+        sdpa(*qkv, make_batch(64, 64, "right"), layer, 0.0).sum().backward()
+    used = {event.key for event in recorded.key_averages()}
+    assert "aten::_scaled_dot_product_flash_attention_for_cpu_backward" in used
+
+
+def test_dropout_keeps_the_mean_and_spreads_as_it_should() -> None:
+    """With values of one, an output is the sum of the kept probabilities over 1 - p: mean 1, variance p/(1-p) Σw²."""
+    S, p = 64, 0.25
+    q, k, _ = (t.detach() for t in make_qkv(S, S, H, torch.float32))
+    v = torch.ones(B, H, S, D)
+    torch.manual_seed(0)
+    for kernel in (sdpa, math):
+        out = torch.stack([kernel(q, k, v, Batch(), PLAIN, p)[..., 0] for _ in range(100)])  # (100, B, H, S)
+        scores = (q @ k.transpose(2, 3) * PLAIN.scale).masked_fill(torch.ones(S, S).triu(1).bool(), -torch.inf)
+        variance = p / (1 - p) * scores.softmax(-1).square().sum(-1)  # (B, H, S)
+        assert abs(out.mean() - 1) < 0.01
+        assert 0.9 < (out.var(0) / variance).mean() < 1.1
+        torch.testing.assert_close(kernel(q, k, v, Batch(), PLAIN, 0.0), v)
+
+
+def test_attend_refuses_what_no_kernel_of_the_device_can_do() -> None:
+    x = torch.zeros(B, 5, H * D)
+    same = {"n_heads": H, "kv_n_heads": H, "alibi": False, "attn_bias": Batch(), "softmax_scale": 1.0}
+    with pytest.raises(ValueError, match="flex does not run on cpu"):
+        attend(x, x, x, **same, attn_impl="flex")
+    with pytest.raises(ValueError, match="sdpa cannot do soft-capped scores"):
+        attend(x, x, x, **same, attn_impl="sdpa", attn_logit_softcapping=3.0)
+
+
+def test_which_kernel_runs_is_logged_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "_announced", set())
+    x = torch.zeros(B, 5, H * D)
+    with caplog.at_level("INFO", logger="recipes.models.attention"):
+        for _ in range(2):
+            attend(x, x, x, H, H, attn_impl="flash", alibi=False, attn_bias=Batch(), softmax_scale=1.0)
+    assert [record.message for record in caplog.records] == ["attention: flash → sdpa (cpu)"]
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@needs_gpu
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("S", [48, 200])
+@pytest.mark.parametrize("case", CASES)
+def test_flex_kernel_on_a_gpu(case: str, S: int, dtype: torch.dtype) -> None:
+    layer, layout = CASES[case]
+    for G in (4, 2, 1):
+        batch, qkv = make_batch(S, S, layout, "cuda"), make_qkv(S, S, G, dtype, "cuda")
+        got = outputs_and_gradients(flex(*qkv, batch, layer, 0.0), qkv, batch)
+        exact = [t.detach().double().requires_grad_() for t in qkv]
+        want = outputs_and_gradients(math(*exact, batch, layer, 0.0), exact, batch)
+        for a, b in zip(got, want, strict=True):
+            assert not a.isnan().any()
+            assert (a.double() - b).norm() <= (0.02 if dtype == torch.bfloat16 else 2e-3) * b.norm()
+
+
+@needs_gpu
+@pytest.mark.cuda
+@pytest.mark.parametrize("layout", ["", "documents right"])
+def test_flex_memory_on_a_gpu_is_linear_in_the_length(layout: str) -> None:
+    def peak_bytes(S: int) -> int:
+        batch, qkv = make_batch(S, S, layout, "cuda"), make_qkv(S, S, 4, torch.bfloat16, "cuda")
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        flex(*qkv, batch, replace(PLAIN, alibi=True), 0.0).sum().backward()
+        return torch.cuda.max_memory_allocated() - before
+
+    peak_bytes(4096)  # compiles
+    small, large = peak_bytes(8192), peak_bytes(16384)
+    assert large < 2.5 * small
+    assert large < 16384 * 16384  # bytes: not even one flag for each query and key

@@ -1,0 +1,72 @@
+"""The table of backends: what ``flash`` means where, what is refused and in which words, and that it needs no torch."""
+
+import subprocess
+import sys
+
+import pytest
+
+from recipes.models import backends
+
+
+@pytest.mark.parametrize(
+    ("device", "wanted", "expected"),
+    [
+        ("cuda", ["alibi", "documents", "sliding_window", "softcap"], "flex"),
+        ("cpu", ["alibi", "documents", "sliding_window", "dropout"], "sdpa"),
+        ("cpu", ["softcap"], "math"),
+        ("mps", [], "sdpa"),
+    ],
+)
+def test_flash_is_the_first_backend_of_the_device_that_can(device: str, wanted: list[str], expected: str) -> None:
+    assert backends.refusals("flash", device, wanted) == []
+    assert backends.resolve("flash", device, wanted) == expected
+
+
+def test_a_named_backend_is_that_backend() -> None:
+    assert backends.resolve("sdpa", "cuda", ["alibi"]) == "sdpa"
+    assert backends.resolve("torch", "cuda", ["dropout", "softcap"]) == "torch"
+
+
+@pytest.mark.parametrize(
+    ("attn_impl", "device", "wanted", "head_dim", "words"),
+    [
+        ("flash", "cuda", ["dropout"], None, "flex cannot do attention dropout"),
+        ("sdpa", None, ["softcap"], None, "sdpa cannot do soft-capped scores"),
+        ("flex", "cpu", [], None, "flex does not run on cpu, only on cuda"),
+        ("flash", "cuda", [], 8, "heads of at least 16 dimensions, got 8"),
+        ("flsh", None, [], None, "expected one of flash, flex, sdpa, torch. Did you mean 'flash'?"),
+    ],
+)
+def test_refusals_say_why(attn_impl: str, device: str | None, wanted: list[str], head_dim: int, words: str) -> None:
+    reasons = backends.refusals(attn_impl, device, wanted, head_dim)
+    assert words in " ".join(reasons)
+    with pytest.raises(ValueError, match=words[:20]):
+        backends.resolve(attn_impl, device or "cpu", wanted, head_dim)
+
+
+def test_features_are_read_from_llm_foundrys_keys() -> None:
+    assert backends.features({}) == frozenset()
+    everything = {
+        "alibi": True,
+        "attn_uses_sequence_id": True,
+        "attn_pdrop": 0.1,
+        "sliding_window_size": 128,
+        "attn_logit_softcapping": 30.0,
+    }
+    assert backends.features(everything) == frozenset(backends.FEATURES)
+
+
+def test_a_feature_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ValueError, match="not a feature of attention"):
+        backends.refusals("sdpa", "cpu", ["alibbi"])
+
+
+def test_the_table_is_consistent() -> None:
+    assert set(backends.CHOICES) - {"flash"} <= set(backends.BACKENDS)
+    assert {name for order in backends.FLASH.values() for name in order} <= set(backends.BACKENDS)
+    assert all(set(backend.cannot) <= set(backends.FEATURES) for backend in backends.BACKENDS.values())
+
+
+def test_importing_the_table_does_not_import_torch() -> None:
+    code = "import sys, recipes.models.backends; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,94 @@
+"""The block mask against torch's own, and against the rule it stands for; the bias tensor's size and its None."""
+
+import pytest
+import torch
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+
+from recipes.models.masks import BLOCK, Batch, additive_bias, block_mask, key_rule
+
+CPU = torch.device("cpu")
+DOCUMENTS = ("", "sorted", "shuffled")
+
+
+def make_batch(S: int, T: int, documents: str, padding: str) -> Batch:
+    key_padding = sequence_id = None
+    if padding:
+        key_padding = torch.ones(2, T, dtype=torch.bool)
+        key_padding[1, slice(0, T // 3) if padding == "left" else slice(T - T // 3, T)] = False
+    if documents:
+        sequence_id = (torch.arange(S) * 5 // S).repeat(2, 1)
+        if documents == "shuffled":
+            sequence_id = sequence_id[:, torch.randperm(S, generator=torch.Generator().manual_seed(0))]
+    return Batch(key_padding=key_padding, sequence_id=sequence_id)
+
+
+def seen_by_blocks(mask: BlockMask, batch_size: int, S: int, T: int) -> torch.Tensor:
+    """Evaluates a block mask as the kernel does: full blocks whole, partial blocks by the rule, others not at all."""
+    b, q, k = torch.meshgrid(torch.arange(batch_size), torch.arange(S), torch.arange(T), indexing="ij")
+    rule = mask.mask_mod(b, None, q, k)
+
+    def dense(counts: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        blocks = torch.zeros(columns.shape, dtype=torch.bool)
+        blocks.scatter_(-1, columns.long(), torch.arange(columns.shape[-1]) < counts[..., None])
+        blocks = blocks[:, 0].expand(batch_size, -1, -1)  # (B, N, M)
+        return blocks.repeat_interleave(BLOCK, 1).repeat_interleave(BLOCK, 2)[:, :S, :T]
+
+    assert mask.full_kv_num_blocks is not None
+    assert mask.full_kv_indices is not None
+    return dense(mask.full_kv_num_blocks, mask.full_kv_indices) | (dense(mask.kv_num_blocks, mask.kv_indices) & rule)
+
+
+@pytest.mark.parametrize("padding", ["", "left", "right"])
+@pytest.mark.parametrize("window", [-1, 50, 200])
+@pytest.mark.parametrize(
+    ("S", "T", "documents"),
+    [(100, 300, ""), *((S, S, documents) for S in (77, 300, 384) for documents in DOCUMENTS)],
+)
+def test_block_mask_is_the_rule(S: int, T: int, window: int, documents: str, padding: str) -> None:
+    batch = make_batch(S, T, documents, padding)
+    ours = block_mask(batch, window, S, T, CPU)
+    rule = key_rule(batch, window, T - S, CPU)
+    b, q, k = torch.meshgrid(torch.arange(2), torch.arange(S), torch.arange(T), indexing="ij")
+    assert torch.equal(seen_by_blocks(ours, 2, S, T), rule(b, None, q, k))
+    if documents or padding:
+        return
+    torchs = create_block_mask(rule, None, None, S, T, device="cpu")  # neither lists a block too many
+    assert torch.equal(ours.kv_num_blocks, torchs.kv_num_blocks)
+    assert torch.equal(ours.full_kv_num_blocks, torchs.full_kv_num_blocks)
+
+
+def test_sorted_documents_list_no_block_too_many() -> None:
+    batch = make_batch(1024, 1024, "sorted", "")
+    ours = block_mask(batch, -1, 1024, 1024, CPU)
+    torchs = create_block_mask(key_rule(batch, -1, 0, CPU), 2, None, 1024, 1024, device="cpu")
+    assert torch.equal(ours.kv_num_blocks, torchs.kv_num_blocks)
+    assert torch.equal(ours.full_kv_num_blocks, torchs.full_kv_num_blocks)
+    assert torch.equal(ours.q_num_blocks, torchs.q_num_blocks)
+
+
+@pytest.mark.parametrize(
+    ("batch", "window", "alibi", "S", "T", "shape"),
+    [
+        (Batch(), -1, False, 6, 6, None),
+        (Batch(), -1, False, 1, 6, None),
+        (Batch(), 3, False, 6, 6, (1, 1, 6, 6)),
+        (Batch(), -1, False, 2, 6, (1, 1, 2, 6)),
+        (Batch(slopes=torch.ones(4)), -1, True, 6, 6, (1, 4, 6, 6)),
+        (Batch(slopes=torch.ones(4)), -1, False, 6, 6, None),
+        (Batch(key_padding=torch.ones(3, 6, dtype=torch.bool)), -1, False, 6, 6, (3, 1, 6, 6)),
+        (Batch(sequence_id=torch.zeros(3, 6), slopes=torch.ones(4)), -1, True, 6, 6, (3, 4, 6, 6)),
+    ],
+)
+def test_bias_is_no_larger_than_it_must_be(
+    batch: Batch, window: int, alibi: bool, S: int, T: int, shape: tuple[int, ...] | None
+) -> None:
+    bias = additive_bias(batch, window, alibi, S, T, torch.float32, CPU)
+    assert (None if bias is None else tuple(bias.shape)) == shape
+    assert bias is None or bool(bias.isfinite().all())
+
+
+def test_masks_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"attention_mask has shape \(2, 5\), expected \(2, 6\)"):
+        Batch(key_padding=torch.ones(2, 5, dtype=torch.bool)).check(2, 6, 6)
+    with pytest.raises(ValueError, match="cannot be continued from a key/value cache"):
+        Batch(sequence_id=torch.zeros(2, 1)).check(2, 1, 6)

@@ -1,0 +1,68 @@
+"""Train the model that a recipe describes.
+
+    composer train.py yamls/pretrain/mpt-quickstart.yaml optimizer.lr=2e-4
+    composer -n 8 train.py yamls/pretrain/mpt-7b-8k.yaml dry_run=true
+
+The recipe is checked whole before anything is built. `dry_run=true` stops after that and prints what would run.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from recipes.batches import plan_batches
+from recipes.check import load_checked
+from recipes.config import RecipeError
+from recipes.preflight import preflight
+from recipes.runs import run_folder, write_whole
+from recipes.screen import is_first_rank, print_plan, print_problems, print_recipe, usage
+
+
+def main(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        return usage(__doc__, arguments)
+    try:
+        recipe = load_checked(arguments[0], arguments[1:])
+        missing = preflight(recipe)
+    except RecipeError as error:
+        return print_problems("this recipe cannot be trained", error.problems)
+
+    if is_first_rank():
+        print_recipe(recipe)
+        print_plan(recipe, plan_batches(recipe), missing)
+    if recipe.get("dry_run"):
+        return 0
+    if missing:
+        return print_problems("this machine lacks what the recipe needs", missing)
+
+    folder = run_folder(recipe)
+    from recipes import report
+
+    if report.is_finished(folder, recipe):
+        if is_first_rank():
+            print(f"\nfinished before, nothing to do (delete {folder} to train anew)")
+            report.print_summary(folder)
+        return 0
+
+    from recipes.build import build, free_memory, quiet
+
+    quiet()
+    try:
+        run = build(recipe)
+    except RecipeError as error:
+        return print_problems("this recipe cannot be built", error.problems)
+    if is_first_rank():
+        print(f"\n{run.resumed_from}")
+        write_whole(folder / "recipe.yaml", recipe.to_yaml())
+    free_memory()
+    run.train(eval_first=bool(recipe.get("eval_first")))
+    run.trainer.close()
+
+    if is_first_rank():
+        report.write_summary(folder, recipe, run.cost.summary(), *run.end())
+        report.print_summary(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
