@@ -89,8 +89,6 @@ def _evaluate(recipe: Recipe, entry: dict[str, Any], scratch: Path) -> dict[str,
         model = build.build_model(copy.deepcopy(entry["model"]), tokenizer, fsdp, None)
     if settings["eval_loader"] is not None:
         evaluators = builders.add_metrics_to_eval_loaders(evaluators, build.loss_metrics(model))
-    for evaluator in evaluators:
-        model.add_eval_metrics(evaluator)
     with reporting(recipe, "models"):
         trainer = Trainer(
             run_name=settings["run_name"] or recipe.path.stem,

@@ -64,7 +64,7 @@ def collect(
             if name == LOSS:
                 result["loss"] = value
                 result["perplexity"] = math.exp(value)
-            elif "Accuracy" in name and label in sizes:
+            elif "InContextLearning" in name and label in sizes:
                 examples = sizes[label]
                 result["tasks"].append(
                     {

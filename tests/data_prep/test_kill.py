@@ -43,7 +43,7 @@ def test_killed_at_every_step(
 def test_killed_at_random_moments(corpus: Path, tokenizer: Path, tmp_path: Path, run_command: Command) -> None:
     """Real processes, killed wherever they are; the last one is left alone."""
     large = tmp_path / "large.jsonl"
-    large.write_bytes(b"".join(corpus.read_bytes().replace(b'"id": ', b'"id": %d' % n) for n in range(1, 16)))
+    large.write_bytes(b"".join(corpus.read_bytes().replace(b'"id": ', b'"id": %d' % n) for n in range(1, 9)))
     words: list[str | Path] = ["--tokenizer", tokenizer, "--seq-len", "64", "--holdout", "0.1"]
 
     start = time.monotonic()
@@ -54,7 +54,7 @@ def test_killed_at_random_moments(corpus: Path, tokenizer: Path, tmp_path: Path,
     command = [sys.executable, "-m", "data_prep.pretrain", *map(str, [large, "--out", out, *words])]
     rng = random.Random(os.getpid())
     killed = 0
-    for _ in range(6):
+    for _ in range(5):
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
             time.sleep(rng.uniform(0.1, 1.0) * seconds)
             process.send_signal(signal.SIGKILL)

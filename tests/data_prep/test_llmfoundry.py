@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from data_prep.writing import MdsWriter
 from tests.conftest import Command
@@ -41,6 +43,17 @@ class Reference:
     read: dict[str, Any]
 
 
+def tokenizer_with_template(tokenizer: Path, folder: Path) -> Path:
+    """A copy of the tokenizer that puts a token in front of each text and one behind it, by itself."""
+    shutil.copytree(tokenizer, folder)
+    changed = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    changed.post_processor = TemplateProcessing(
+        single="<|padding|> $A <|endoftext|>", special_tokens=[("<|padding|>", 1), ("<|endoftext|>", 0)]
+    )
+    changed.save(str(folder / "tokenizer.json"))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def reference(
     tmp_path_factory: pytest.TempPathFactory, corpus: Path, tokenizer: Path, run_command: Command
@@ -55,8 +68,8 @@ def reference(
         assert result.returncode == 0, result.stderr
 
     def theirs(name: str, source: Path, **arguments: str) -> dict[str, Any]:
-        out = {"path": str(source), "out_root": str(root / "theirs" / name)}
-        return {**out, "tokenizer": str(tokenizer), "concat_tokens": SEQ_LEN, **arguments}
+        common = {"path": str(source), "out_root": str(root / "theirs" / name), "tokenizer": str(tokenizer)}
+        return {**common, "concat_tokens": SEQ_LEN, **arguments}
 
     convert, write = [], []
     for name, arguments, options in CONVERSIONS:
@@ -64,6 +77,9 @@ def reference(
         convert.append(theirs(name, corpus, **arguments))
     ours("special", special, "--dtype", "int32", "--allow-special")
     convert.append(theirs("special", special, eos_text="<|endoftext|>"))
+    template = tokenizer_with_template(tokenizer, root / "template")
+    ours("template", corpus, "--dtype", "int32", "--tokenizer", str(template), "--add-special-tokens")
+    convert.append(theirs("template", corpus, tokenizer=str(template)))
     ours("uint16", corpus, "--holdout", "0.1")
 
     for dtype in ("uint16", "int32"):
@@ -89,7 +105,7 @@ def reference(
     return Reference(root, json.loads(result.stdout.splitlines()[-1]))
 
 
-@pytest.mark.parametrize("name", [*(name for name, _, _ in CONVERSIONS), "special"])
+@pytest.mark.parametrize("name", [*(name for name, _, _ in CONVERSIONS), "special", "template"])
 def test_same_bytes_as_convert_dataset_json(reference: Reference, name: str) -> None:
     ours = tree(reference.root / "ours" / name / "train")
     manifest = json.loads(ours.pop("manifest.json"))
