@@ -29,8 +29,8 @@ $(VENV)/.installed: uv.lock pyproject.toml
 	@touch $@
 
 data: setup ## the embedded corpus → tokenizer, shards and evaluation tasks in shards/sotu
-	$(PYTHON) -m data_prep.tokenizer $(CORPUS) --out $(SHARDS)/tokenizer --vocab-size 4096 --holdout 0.05
-	$(PYTHON) -m data_prep.pretrain $(CORPUS) --out $(SHARDS) --tokenizer $(SHARDS)/tokenizer --seq-len 256 --holdout 0.05
+	$(PYTHON) -m data_prep.tokenizer $(CORPUS) --out $(SHARDS)/tokenizer --vocab-size 2048 --holdout 0.05
+	$(PYTHON) -m data_prep.pretrain $(CORPUS) --out $(SHARDS) --tokenizer $(SHARDS)/tokenizer --seq-len 128 --holdout 0.05
 	@test -f $(SHARDS)/tasks/cloze.jsonl || $(PYTHON) -m eval.tasks.cloze $(SHARDS)/val/documents.jsonl --out $(SHARDS)/tasks/cloze.jsonl
 
 train: data ## the whole story on the embedded corpus: prepare, train, evaluate, sum up

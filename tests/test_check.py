@@ -44,7 +44,7 @@ def test_the_evaluation_recipe_is_sound_once_its_run_is_there(recipe_file: Write
     spelled = spell_out_models(recipe)
     assert check(spelled, "eval") == []
     assert spelled["models"][0]["load_path"] == str(run / "checkpoints" / "ep0-ba5-rank0.pt")
-    assert spelled["models"][0]["model"]["d_model"] == 256
+    assert spelled["models"][0]["model"]["d_model"] == 192
 
 
 @pytest.mark.parametrize(
@@ -81,14 +81,14 @@ def test_the_evaluation_recipe_is_sound_once_its_run_is_there(recipe_file: Write
         ("global_train_batch_size=0", "global_train_batch_size", "at least 1"),
         ("icl_tasks=[{label: a}]", "icl_tasks.0.icl_task_type", "missing"),
         # contradictions
-        ("model.n_heads=3", "model.n_heads", "d_model 256 must be a multiple of n_heads"),
+        ("model.n_heads=5", "model.n_heads", "d_model 192 must be a multiple of n_heads"),
         ("model.attn_config.rope=true", "model.attn_config.rope", "alibi and rope are both on"),
         ("model.learned_pos_emb=true", "model.learned_pos_emb", "alibi replaces learned positions"),
         ("model.attn_config.kv_n_heads=2", "model.attn_config.kv_n_heads", "set attn_type: grouped_query_attention"),
         ("model.attn_config.attn_type=grouped_query_attention", "model.attn_config.kv_n_heads", "missing"),
-        ("model.max_seq_len=128", "model.max_seq_len", "reads 128 tokens at most"),
+        ("model.max_seq_len=64", "model.max_seq_len", "reads 64 tokens at most"),
         ("train_loader.dataset.max_seq_len=512", "train_loader.dataset.max_seq_len", "do not fit"),
-        ("scheduler.t_warmup=600ba", "scheduler.t_warmup", "longer than the run"),
+        ("scheduler.t_warmup=2000ba", "scheduler.t_warmup", "longer than the run"),
         ("optimizer.lr=0", "optimizer.lr", "more than 0"),
         ("optimizer.betas=[0.9]", "optimizer.betas", "two numbers"),
         ("model.attn_config.attn_uses_sequence_id=true", "train_loader.dataset.eos_token_id", "missing"),
@@ -110,10 +110,10 @@ def test_one_mistake_is_found_and_explained(override: str, key: str, words: str)
 
 
 def test_all_mistakes_are_reported_at_once_with_file_and_line(recipe_file: Write) -> None:
-    text = QUICKSTART.read_text().replace("../", f"{ROOT}/yamls/").replace("lr: 2.0e-3", "lr: fast\n  bettas: 1")
-    path = recipe_file(text.replace("max_seq_len: 256", "max_seq_lenn: 256"))
+    text = QUICKSTART.read_text().replace("../", f"{ROOT}/yamls/").replace("lr: 4.0e-3", "lr: fast\n  bettas: 1")
+    path = recipe_file(text.replace("max_seq_len: 128", "max_seq_lenn: 128"))
     with pytest.raises(RecipeError) as error:
-        load_checked(path, ["max_seq_len=256", "model.attn_config.x=1", "callbacks.speed_monitor.y=2"])
+        load_checked(path, ["max_seq_len=128", "model.attn_config.x=1", "callbacks.speed_monitor.y=2"])
     lines = [str(p) for p in error.value.problems]
     assert len(lines) == 5
     line_of = {key: number for number, key in enumerate(path.read_text().splitlines(), 1)}
@@ -138,7 +138,7 @@ def test_missing_sections_are_all_named(recipe_file: Write) -> None:
 
 def test_the_batch_must_be_shared_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
-    assert "15 or 18 can" in found()["global_train_batch_size"]
+    assert "6 or 9 can" in found()["global_train_batch_size"]
 
 
 def test_names_that_code_paths_may_register_are_let_through() -> None:
