@@ -18,7 +18,9 @@ if str(Path(__file__).resolve().parent.parent) not in sys.path:  # run as a scri
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from eval import results
+from eval.baseline import unigram_entropy
 from eval.models import spell_out_models
+from recipes.batches import shard_folders
 from recipes.check import check
 from recipes.config import Recipe, RecipeError, load
 from recipes.preflight import preflight_evaluation
@@ -103,13 +105,25 @@ def _evaluate(recipe: Recipe, entry: dict[str, Any], scratch: Path) -> dict[str,
             progress_bar=True,
             dist_timeout=settings["dist_timeout"],
         )
+    build.say_the_recipe_once(trainer)
     trainer.eval(eval_dataloader=evaluators, subset_num_batches=settings["eval_subset_num_batches"])
     tasks = recipe.get("icl_tasks", [])
     sizes = {e.label: int(n) for e in evaluators if (n := getattr(e.dataloader, "num_samples", None))}
     result = results.collect(entry, trainer.state.eval_metrics, sizes, tasks if isinstance(tasks, list) else [])
-    result["samples"] = _samples(trainer.state.model, tokenizer, settings.get("samples"))
+    result["unigram_entropy"] = _unigram_entropy(recipe)
+    result["samples"] = _samples(model, tokenizer, settings.get("samples"))
     trainer.close()
     return result
+
+
+def _unigram_entropy(recipe: Recipe) -> float | None:
+    loader = recipe.get("eval_loader")
+    if not isinstance(loader, dict) or loader.get("name") != "text":
+        return None
+    folders = shard_folders(loader["dataset"])
+    if len(folders) != 1 or not (folders[0] / "index.json").is_file():
+        return None
+    return unigram_entropy(folders[0])
 
 
 def _samples(model: Any, tokenizer: Any, wanted: dict[str, Any] | None) -> list[dict[str, str]]:

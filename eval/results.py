@@ -88,12 +88,15 @@ def show(path: Path, results: Mapping[str, Any]) -> None:
     """Print a table a model: loss, perplexity, scores with their intervals, samples."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console(highlight=False)
     for model in results["models"]:
         table = Table("task", "score", "± 95 %", "chance", "examples", title=model["name"], title_justify="left")
         if "loss" in model:
             table.add_row("validation loss", f"{model['loss']:.3f}", "", "", "")
+            if model.get("unigram_entropy"):
+                table.add_row("  of single tokens", f"{model['unigram_entropy']:.3f}", "", "", "")
             table.add_row("validation perplexity", f"{model['perplexity']:,.1f}", "", "", "")
         for task in model["tasks"]:
             chance = "" if task["chance"] is None else f"{task['chance']:.1%}"
@@ -102,6 +105,5 @@ def show(path: Path, results: Mapping[str, Any]) -> None:
             )
         console.print(table)
         for sample in model.get("samples", []):
-            console.print(f"\n{sample['prompt']}", style="dim", end="", markup=False)
-            console.print(sample["text"], markup=False)
+            console.print("", Text.assemble((sample["prompt"], "dim"), sample["text"]), sep="\n")
     console.print(f"\nresults: {path}")

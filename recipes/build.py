@@ -9,13 +9,16 @@ import functools
 import gc
 import logging
 import os
+import random
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import datasets
 import psutil
 import torch
+import transformers
 from composer import Callback, Evaluator, Trainer
 from composer.loggers import ConsoleLogger, LoggerDestination
 from composer.loggers.progress_bar_logger import ProgressBarLogger
@@ -164,9 +167,7 @@ def build(recipe: Recipe) -> Run:
     if found is not None and trainer._checkpoint_saver is not None:
         # so that checkpoints from before the restart count for save_num_checkpoints_to_keep
         trainer._checkpoint_saver.saved_checkpoints = [str(path) for path in found.whole]
-    for destination in trainer.logger.destinations:
-        if isinstance(destination, (ConsoleLogger, ProgressBarLogger)):
-            destination.hparams_already_logged_to_console = True  # the resolved recipe is on the screen already
+    say_the_recipe_once(trainer)
     trainer.logger.log_hyperparameters(dict(recipe.values))
     return Run(name, folder, trainer, cost, str(found) if found is not None else _how_it_starts(settings))
 
@@ -197,8 +198,24 @@ def prepare_process(settings: Mapping[str, Any]) -> None:
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", ",".join(options))
     if settings["cuda_load_lazy"]:
         os.environ["CUDA_MODULE_LOADING"] = "LAZY"
+    _tell_nodes_apart()
     dist.initialize_dist(get_device(None), timeout=settings["dist_timeout"])
     reproducibility.seed_all(settings["seed"])
+
+
+@functools.cache
+def _tell_nodes_apart() -> None:
+    """Give each node a signal file of its own.
+
+    Composer gives all nodes the name that rank 0 drew; in a working folder that they share, the first to finish takes
+    the file away from the others, which then fail.
+    """
+    shared_name = dist.get_node_signal_file_name
+
+    def name_on_this_node(rng: random.Random | None = None) -> str:
+        return f"{shared_name(rng)}_node{dist.get_node_rank()}"
+
+    dist.get_node_signal_file_name = name_on_this_node
 
 
 def _complete_loader(loader: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -387,6 +404,13 @@ def _how_it_starts(settings: Mapping[str, Any]) -> str:
     return "autoresume is off"
 
 
+def say_the_recipe_once(trainer: Trainer) -> None:
+    """Keep Composer from printing the hyper-parameters: the resolved recipe is on the screen already."""
+    for destination in trainer.logger.destinations:
+        if isinstance(destination, (ConsoleLogger, ProgressBarLogger)):
+            destination.hparams_already_logged_to_console = True
+
+
 def free_memory() -> None:
     """Give back what building used, before the first step."""
     gc.collect()
@@ -398,6 +422,8 @@ def quiet() -> None:
     """Keep the libraries' remarks about themselves off the screen; warnings about the run stay."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    datasets.disable_progress_bars()
+    transformers.logging.set_verbosity_error()
     for module in (
         "torch.distributed",
         "torch.utils",

@@ -140,7 +140,7 @@ def eval_recipe() -> Schema:
         dry_run={"type": "boolean"},
         # this project's own: where the results go, and prompts to continue
         results={"type": ["string", "null"]},
-        samples=samples,
+        samples=_or_null(samples),
     )
     return section(fields, {"models", "max_seq_len", "device_eval_batch_size"})
 

@@ -66,6 +66,7 @@ def print_summary(folder: Path) -> None:
     """A screenful for a person: what was learned, how fast, at what price, and where the files are."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     summary = _read(folder / SUMMARY)
     if not summary:
@@ -74,7 +75,7 @@ def print_summary(folder: Path) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, text in [*_learned(summary), *_paid(summary), *_evaluated(folder), *_files(folder, summary)]:
-        table.add_row(name, text)
+        table.add_row(name, Text(text))
     console = Console(highlight=False, soft_wrap=False)
     console.print(f"\n[bold]{folder.name}[/bold] after {summary['steps']:,} steps")
     console.print(table)
@@ -118,12 +119,14 @@ def _paid(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _evaluated(folder: Path) -> list[tuple[str, str]]:
     rows = []
     for model in _read(folder / EVALUATION).get("models", []):
+        if model.get("unigram_entropy") is not None:
+            rows.append(("unigram entropy", f"{model['unigram_entropy']:.3f}: the loss of knowing frequencies alone"))
         for task in model.get("tasks", []):
             chance = f" (chance {task['chance']:.0%})" if task.get("chance") is not None else ""
             interval = f" ± {task['interval_95']:.1%}" if task.get("interval_95") is not None else ""
             rows.append((task["label"], f"{task['score']:.1%}{interval}{chance}, {task['examples']} examples"))
         for sample in model.get("samples", []):
-            rows.append(("sample", f"[dim]{sample['prompt']}[/dim]{sample['text']}"))
+            rows.append(("sample", f"{sample['prompt']} …{sample['text']}"))
     return rows
 
 

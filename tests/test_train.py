@@ -2,75 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from recipes.runs import read_metrics
-
-from .conftest import ROOT, Command
-
-RECIPE = ROOT / "yamls" / "pretrain" / "mpt-quickstart.yaml"
-STEPS = 24
-LOSS = "loss/train/total"
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory, run_command: Command) -> Path:
-    """A folder with a small tokenizer and shards of 32 tokens, made by the project's own commands."""
-    folder = tmp_path_factory.mktemp("shards")
-    corpus = folder / "corpus.jsonl"
-    lines = (ROOT / "data_prep" / "sotu" / "addresses.jsonl").read_text().splitlines()[:12]
-    corpus.write_text("".join(json.dumps({"text": json.loads(line)["text"][:20_000]}) + "\n" for line in lines))
-    tokenizer = folder / "tokenizer"
-    made = run_command("python", "-m", "data_prep.tokenizer", corpus, "--out", tokenizer, "--vocab-size", 512)
-    assert made.returncode == 0, made.stderr
-    options = ["--tokenizer", tokenizer, "--seq-len", "32", "--holdout", "0.2"]
-    made = run_command("python", "-m", "data_prep.pretrain", corpus, "--out", folder, *options)
-    assert made.returncode == 0, made.stderr
-    return folder
-
-
-def recipe_arguments(shards: Path, run: Path, *more: str) -> list[str]:
-    """The quickstart recipe shrunk to seconds."""
-    sizes = ["model.d_model=32", "model.n_heads=2", "model.n_layers=2", "model.vocab_size=512", "max_seq_len=32"]
-    batches = ["global_train_batch_size=8", "device_train_microbatch_size=4", "device_eval_batch_size=8"]
-    length = [
-        f"max_duration={STEPS}ba",
-        "scheduler.t_warmup=4ba",
-        f"eval_interval={STEPS // 2}ba",
-        "eval_subset_num_batches=2",
-    ]
-    data = [f"{loader}.dataset.local={shards}" for loader in ("train_loader", "eval_loader")]
-    files = [f"save_folder={run}/checkpoints", "save_interval=3ba", f"tokenizer.name={shards / 'tokenizer'}"]
-    return [str(RECIPE), *sizes, *batches, *length, *data, *files, "progress_bar=false", *more]
-
-
-def losses(run: Path) -> dict[int, float]:
-    """Training loss by step; where a killed run repeated steps, the last value."""
-    return {int(r["step"]): r[LOSS] for r in read_metrics(run / "metrics.jsonl") if LOSS in r}
-
-
-def summary(run: Path) -> Mapping[str, float]:
-    return json.loads((run / "summary.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory, run_command: Command) -> Path:
-    """A run that nothing disturbed."""
-    run = tmp_path_factory.mktemp("whole")
-    result = run_command("python", "train.py", *recipe_arguments(shards, run))
-    assert result.returncode == 0, result.stderr
-    (run / "output.txt").write_text(result.stdout)
-    return run
+from .conftest import ROOT, STEPS, Command, losses, recipe_arguments, summary
 
 
 def test_a_run_learns_and_says_what_it_came_to(whole: Path) -> None:
