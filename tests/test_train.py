@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -161,3 +162,43 @@ def test_damaged_shards_and_another_tokenizer_are_found_before_the_run(
     assert result.returncode == 1
     assert f"missing or truncated shard {shard}" in result.stderr
     assert "were made with another tokenizer" in result.stderr
+
+
+# A node of its own, as far as one machine can be two: its own shared memory, the same files.
+NODE = """
+mount -t tmpfs tmpfs /dev/shm
+exec "$@"
+"""
+
+
+def can_unshare() -> bool:
+    try:
+        return subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not can_unshare(), reason="needs the right to make a mount namespace")
+def test_two_nodes_train_in_a_folder_that_they_share(shards: Path, tmp_path: Path) -> None:
+    launcher = str(Path(sys.executable).with_name("composer"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = ["--master_addr", "127.0.0.1", "--master_port", str(free.getsockname()[1])]
+    nodes = []
+    for rank in (0, 1):
+        launch = [launcher, "-n", "1", "--world_size", "2", "--node_rank", str(rank), *address]
+        command = ["unshare", "--mount", "bash", "-c", NODE, "node", *launch, "train.py"]
+        arguments = recipe_arguments(shards, tmp_path, "max_duration=12ba")
+        nodes.append(
+            subprocess.Popen(
+                [*command, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+        )
+    outputs = [node.communicate(timeout=300)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], "\n".join(outputs)
+    assert "DeprecationWarning" not in outputs[0]
+    # streaming deals the data out by node, so the losses are not one machine's; they fall all the same
+    curve = losses(tmp_path)
+    assert list(curve) == list(range(12))
+    assert curve[11] < curve[0]
+    assert summary(tmp_path)["devices"] == 2

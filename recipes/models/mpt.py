@@ -21,6 +21,7 @@ from llmfoundry import registry
 from llmfoundry.models.layers.attention import GroupedQueryAttention, gen_slopes, is_flash_v2_installed
 from llmfoundry.models.mpt import modeling_mpt as foundry
 from llmfoundry.models.utils.config_defaults import attn_config_defaults
+from torch import nn
 from transformers import GenerationMixin, PreTrainedTokenizerBase
 
 from recipes.models import backends
@@ -144,6 +145,15 @@ class MPTForCausalLM(foundry.MPTForCausalLM, GenerationMixin):
     """LLM Foundry's language model, with ``generate`` back, which newer transformers takes away from its base class."""
 
     config_class = MPTConfig
+
+    def __init__(self, config: MPTConfig) -> None:
+        super().__init__(config)
+        # LLM Foundry marks what FSDP shards on its own beside the blocks by an attribute that Composer has deprecated
+        marked = [name for name, module in self.named_modules() if vars(module).pop("_fsdp_wrap", False)]
+        self._sharded_alone = tuple(marked)
+
+    def fsdp_wrap_fn(self, module: nn.Module) -> Any:
+        return any(module is self.get_submodule(name) for name in self._sharded_alone) or super().fsdp_wrap_fn(module)
 
     @property
     def backbone_model_class(self) -> type[MPTModel]:

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from recipes.callbacks import cost as cost_module
 from recipes.callbacks.cost import CostMonitor, register
 from recipes.cost.hardware import find_gpu
+from recipes.cost.ledger import PHASES
 
 SEQ_LEN, BATCH, VOCAB = 16, 4, 11
 TOKENS_PER_BATCH = SEQ_LEN * BATCH
@@ -85,7 +86,7 @@ def test_metrics_and_summary(tmp_path: Path) -> None:
     cost = monitor.summary()
 
     assert cost.tokens == cost.tokens_processed == 3 * TOKENS_PER_BATCH
-    parts = [cost.startup_s, cost.data_s, cost.train_s, cost.evaluation_s, cost.checkpoint_s, cost.other_s]
+    parts = [getattr(cost, f"{phase}_s") for phase in PHASES]
     assert sum(parts) == pytest.approx(cost.wall_s)
     assert cost.wall_s == pytest.approx(elapsed_s, abs=0.5)
     assert cost.train_s > 0

@@ -23,6 +23,7 @@ def test_phases_add_up_even_when_the_clock_steps_back() -> None:
     clock.switch("evaluation")
     assert clock.seconds() == {
         "startup": 11.0,
+        "compile": 0.0,
         "data": 2.0,
         "train": 0.0,
         "evaluation": 3.0,

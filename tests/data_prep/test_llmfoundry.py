@@ -13,7 +13,7 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from data_prep.writing import MdsWriter
+from data_prep.writing import ShardFormat
 from tests.conftest import Command
 from tests.data_prep.conftest import tree
 
@@ -88,10 +88,12 @@ def reference(
             sequences = np.random.default_rng(0).integers(0, 60_000, (101, seq_len)).astype(dtype)
             np.save(root / f"{name}.npy", sequences)
             (root / "ours" / name).mkdir()
-            writer = MdsWriter(root / "ours" / name, seq_len, dtype, SIZE_LIMIT)
-            for block in np.split(sequences, (0, 1, 50, 99)):
-                writer.write(block)
-            writer.finish()
+            layout = ShardFormat(seq_len, dtype, SIZE_LIMIT)
+            cuts = range(0, len(sequences), layout.samples_a_shard)
+            pieces = [sequences[first : first + layout.samples_a_shard] for first in cuts]
+            folder = root / "ours" / name
+            shards = [layout.write(folder, n, len(p), np.split(p, (0, 1, 5))) for n, p in enumerate(pieces)]
+            layout.write_index(folder, shards)
             out = {"array": str(root / f"{name}.npy"), "out": str(root / "theirs" / name)}
             write.append({**out, "dtype": dtype, "size_limit": SIZE_LIMIT})
 

@@ -236,16 +236,17 @@ def test_second_run_is_refused(corpus: Path, prepare: Prepare, tmp_path: Path) -
     assert [path.name for path in out.iterdir()] == ["train"]
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted(number: signal.Signals, status: int, tokenizer: Path, tmp_path: Path) -> None:
+def test_interrupted(number: signal.Signals, status: int, workers: str, tokenizer: Path, tmp_path: Path) -> None:
     large = tmp_path / "large.jsonl"
     row = b'{"text": "' + b"Peace and good will to all. " * 400 + b'"}\n'
-    large.write_bytes(row * 2000)  # 22 MB: seconds
+    large.write_bytes(row * 4000)  # 45 MB, two parts: seconds
     out = tmp_path / "out"
-    words = ["--out", str(out), "--tokenizer", str(tokenizer), "--seq-len", "64"]
-    command = [sys.executable, "-m", "data_prep.pretrain", str(large), *words]
+    words = ["--out", str(out), "--tokenizer", str(tokenizer), "--seq-len", "64", "--encoder", "tokenizers"]
+    command = [sys.executable, "-m", "data_prep.pretrain", str(large), *words, "--workers", workers]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    while not (out / ".preparing" / "train").exists():
+    while not list((out / ".preparing" / "parts").glob(".*")):
         time.sleep(0.01)
         assert process.poll() is None
     process.send_signal(number)

@@ -1,0 +1,150 @@
+"""Fast engines give the ids of Hugging Face's tokenizers, or another engine is taken, or the run fails."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from data_prep import engines
+from data_prep.engines import NAMES, EngineSettings, choose_engine, without_special_tokens
+from data_prep.errors import PrepError
+from data_prep.long_texts import can_be_cut, pieces_of
+from data_prep.tokenising import HuggingFaceEngine
+from tests.data_prep.conftest import tree
+
+FAST = NAMES[:-1]
+ALPHABET = "aA zZ  \n\t\r'’stmdlv.,;:!?-_()0123456789éßøñ日本語кир\u0301\u00a0\u200b\ufeff😀👩‍👩‍👧\x00\x7f<|endoftext|>"
+
+
+@pytest.fixture(scope="module")
+def strings(texts: list[str]) -> list[str]:
+    rng = random.Random(1)
+    made = ["".join(rng.choices(ALPHABET, k=rng.randrange(1, 60))) for _ in range(3000)]
+    pieces = ["<|endoftext|>", "<|padding|>", "<|endo", "ftext|>", " the", "\n\n", "  "]
+    return [*texts, *made, *("".join(rng.choices(pieces, k=6)) for _ in range(200)), ""]
+
+
+@pytest.mark.parametrize("allow_special", [False, True])
+@pytest.mark.parametrize("name", FAST)
+def test_same_ids(name: str, allow_special: bool, tokenizer: Path, strings: list[str]) -> None:
+    path = str(tokenizer / "tokenizer.json")
+    fast = EngineSettings(name, path, allow_special, add_special_tokens=False).make()
+    reference = HuggingFaceEngine(Tokenizer.from_file(path), allow_special, add_special_tokens=False)
+    for text, ids, expected in zip(strings, fast.encode(strings), reference.encode(strings), strict=True):
+        assert np.array_equal(ids, expected), repr(text)
+
+
+def test_ids_stay_the_same_when_the_caches_are_thrown_away(
+    tokenizer: Path, strings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "_CACHE_BYTES", -(1 << 40))
+    settings = EngineSettings("gigatoken", str(tokenizer / "tokenizer.json"), False, False)
+    engine = settings.make()
+    first, second = engine.encode(strings), engine.encode(strings)
+    assert all(np.array_equal(one, two) for one, two in zip(first, second, strict=True))
+
+
+class Wrong:
+    """An engine that is wrong about one character."""
+
+    name = "wrong"
+
+    def __init__(self, right: Any):
+        self._right = right
+
+    def encode(self, texts: list[str]) -> list[Any]:
+        return self._right.encode([text.replace("é", "e") for text in texts])
+
+
+def test_a_wrong_engine_is_found_out(
+    tokenizer: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tokenizer / "tokenizer.json")
+    loaded = Tokenizer.from_file(path)
+    wanted = EngineSettings("", path, False, False)
+    make = EngineSettings.make
+    monkeypatch.setattr(EngineSettings, "make", lambda self: Wrong(make(self)))
+    assert choose_engine("auto", wanted, loaded, ["plain"], strict=False)[0].name == "tokenizers"
+    said = capsys.readouterr().err
+    assert "note: gigatoken gives other ids than tokenizers: [" in said
+    assert "note: fastokens gives other ids" in said
+    with pytest.raises(PrepError, match=r"--encoder gigatoken gives other ids than tokenizers: .*Without --strict"):
+        choose_engine("auto", wanted, loaded, [], strict=True)
+
+
+def test_an_engine_that_is_not_installed(
+    tokenizer: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tokenizer / "tokenizer.json")
+    for module in ("gigatoken", "gigatoken.gigatoken_rs", "fastokens", "fastokens._native"):
+        monkeypatch.setitem(__import__("sys").modules, module, None)
+    loaded, wanted = Tokenizer.from_file(path), EngineSettings("", path, False, False)
+    assert choose_engine("auto", wanted, loaded, [], strict=True)[0].name == "tokenizers"
+    assert capsys.readouterr().err == ""
+    assert choose_engine("gigatoken", wanted, loaded, [], strict=False)[0].name == "tokenizers"
+    assert "note: gigatoken cannot be used: not installed here" in capsys.readouterr().err
+    with pytest.raises(PrepError, match="--encoder gigatoken cannot be used: not installed here"):
+        choose_engine("gigatoken", wanted, loaded, [], strict=True)
+
+
+def test_special_tokens_are_taken_out() -> None:
+    special = {"content": "<|x|>", "special": True}
+    spaces = {"content": "  ", "special": False}
+    assert json.loads(without_special_tokens(json.dumps({"added_tokens": [special, spaces]}).encode())) == {
+        "added_tokens": [spaces]
+    }
+    with pytest.raises(PrepError, match=r"cannot tell special tokens from other added tokens, such as '\|\|'"):
+        without_special_tokens(json.dumps({"added_tokens": [special, {"content": "||", "special": False}]}).encode())
+
+
+def test_all_engines_write_the_same_bytes(
+    corpus: Path, prepare: Callable[..., Any], tokenizer: Path, tmp_path: Path
+) -> None:
+    for name in NAMES:
+        result = prepare(corpus, "--out", tmp_path / name, "--holdout", "0.1", "--encoder", name, "--strict")
+        assert (result.returncode, result.stderr) == (0, "")
+        assert f"with {name}" in result.stdout
+        assert tree(tmp_path / name) == tree(tmp_path / NAMES[0])
+    template = ("--add-special-tokens", "--eos-text", "<|endoftext|>")
+    refused = prepare(corpus, "--out", tmp_path / "t", *template, "--encoder", "gigatoken", "--strict")
+    assert "gigatoken cannot be used: applies no template" in refused.stderr
+
+
+def test_long_texts_are_cut_where_words_begin(tokenizer: Path, texts: list[str]) -> None:
+    text = "".join(texts)
+    pieces = list(pieces_of(text, 1000))
+    assert "".join(pieces) == text
+    assert len(pieces) > 50
+    assert all(piece.startswith(" ") for piece in pieces[1:])
+    assert list(pieces_of("日本語" * 1000, 10)) == ["日本語" * 1000]
+
+    path = str(tokenizer / "tokenizer.json")
+    for name in NAMES:
+        engine = EngineSettings(name, path, False, False).make()
+        assert can_be_cut(path, engine, texts)
+        assert np.array_equal(np.concatenate(engine.encode(pieces)), engine.encode([text])[0])
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"pre_tokenizer": None},
+        {"pre_tokenizer": {"type": "Metaspace"}},
+        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True}},
+        {"normalizer": {"type": "Prepend", "prepend": "▁"}},
+        {"added_tokens": [{"content": "of the", "special": False}]},
+        {"added_tokens": [{"content": "x", "special": False, "lstrip": True}]},
+    ],
+)
+def test_other_tokenizers_are_not_cut(changed: dict[str, Any], tokenizer: Path, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({**json.loads((tokenizer / "tokenizer.json").read_text()), **changed}))
+    engine = EngineSettings("tokenizers", str(tokenizer / "tokenizer.json"), False, False).make()
+    assert not can_be_cut(str(path), engine, [])
