@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import sys
 
+from recipes import report
 from recipes.batches import plan_batches
+from recipes.budget import refusal
 from recipes.check import load_checked
 from recipes.config import RecipeError
+from recipes.contradictions import world_size
 from recipes.preflight import preflight
+from recipes.report_page import write_page
 from recipes.runs import run_folder, write_whole
-from recipes.screen import is_first_rank, print_plan, print_problems, print_recipe, usage
+from recipes.screen import is_first_rank, print_plan, print_problems, print_recipe, print_stop, usage
 
 
 def main(arguments: list[str]) -> int:
@@ -24,21 +28,23 @@ def main(arguments: list[str]) -> int:
     try:
         recipe = load_checked(arguments[0], arguments[1:])
         missing = preflight(recipe)
+        folder = run_folder(recipe)
+        finished = report.is_finished(folder, recipe)
+        too_dear = None if finished else refusal(recipe, folder, world_size())
     except RecipeError as error:
         return print_problems("this recipe cannot be trained", error.problems)
 
     if is_first_rank():
         print_recipe(recipe)
         print_plan(recipe, plan_batches(recipe), missing)
+    if too_dear:
+        return print_stop(f"this run may not start: {too_dear}")
     if recipe.get("dry_run"):
         return 0
     if missing:
         return print_problems("this machine lacks what the recipe needs", missing)
 
-    folder = run_folder(recipe)
-    from recipes import report
-
-    if report.is_finished(folder, recipe):
+    if finished:
         if is_first_rank():
             print(f"\nfinished before, nothing to do (delete {folder} to train anew)")
             report.print_summary(folder)
@@ -59,8 +65,12 @@ def main(arguments: list[str]) -> int:
     run.trainer.close()
 
     if is_first_rank():
-        report.write_summary(folder, recipe, run.cost.summary(), *run.end())
+        report.write_summary(folder, recipe, run.cost.summary(), *run.end(), stopped=run.stopped)
         report.print_summary(folder)
+        write_page([folder])
+    if run.stopped:
+        run.wait_for_all()
+        return print_stop(f"stopped early: {run.stopped}; with a larger limit the same command goes on from here")
     return 0
 
 

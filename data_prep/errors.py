@@ -8,10 +8,15 @@ from collections.abc import Callable
 from types import FrameType
 
 INTERRUPTED = 130  # exit status of a program ended by Ctrl-C: 128 + SIGINT
+_GOES_ON = "nothing unfinished stands under its final name; the same command goes on from what is finished."
 
 
 class PrepError(ValueError):
     """The command cannot be done as asked. The message says what was got, what was expected and how to mend it."""
+
+
+class Interrupted(PrepError):
+    """The command was cut off by something that passes: run again, it goes on from what is finished."""
 
 
 class Stopped(BaseException):
@@ -21,10 +26,11 @@ class Stopped(BaseException):
 def describe_os_error(error: OSError) -> str:
     """An operating system's error as a sentence that says what to do."""
     where = f"{error.filename}: " if error.filename else ""
-    reason = os.strerror(error.errno) if error.errno else str(error)
+    reason = error.strerror or str(error)
     advice = {
         errno.ENOSPC: "free some space, or give an --out on another disk",
         errno.EDQUOT: "your quota is used up: free some space, or give an --out elsewhere",
+        errno.ENOENT: "put it back, and run the same command again",
         errno.EACCES: "check the permissions, or give another path",
         errno.EROFS: "give an --out that can be written to",
         errno.ENOLCK: "this file system has no locks: give an --out on a local disk, and upload it afterwards",
@@ -56,13 +62,10 @@ def exit_status(run: Callable[[], None]) -> int:
         print(f"error: {describe_os_error(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(
-            "\ninterrupted: nothing unfinished stands under its final name; run the same command again.",
-            file=sys.stderr,
-        )
+        print(f"\ninterrupted: {_GOES_ON}", file=sys.stderr)
         return INTERRUPTED
     except Stopped:
-        print("stopped: nothing unfinished stands under its final name; run the same command again.", file=sys.stderr)
+        print(f"stopped: {_GOES_ON}", file=sys.stderr)
         return 128 + signal.SIGTERM
     finally:
         signal.signal(signal.SIGTERM, before)

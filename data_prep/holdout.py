@@ -1,8 +1,11 @@
 """Which documents are kept out of training, decided by each document's text alone."""
 
 import hashlib
+from collections.abc import Iterator
 
 from data_prep.errors import PrepError
+
+_BLOCK_CHARACTERS = 1 << 20
 
 
 def is_held_out(text: str, fraction: float) -> bool:
@@ -14,8 +17,24 @@ def is_held_out(text: str, fraction: float) -> bool:
     """
     if fraction <= 0:
         return False
-    digest = hashlib.sha256(text.encode("utf-8")).digest()
-    return int.from_bytes(digest[:8], "big") < fraction * 2.0**64
+    return int.from_bytes(sha256_of_text(text)[:8], "big") < fraction * 2.0**64
+
+
+def sha256_of_text(text: str) -> bytes:
+    """SHA-256 of the text in UTF-8."""
+    digest = hashlib.sha256()
+    for block in utf8_blocks(text):
+        digest.update(block)
+    return digest.digest()
+
+
+def utf8_blocks(text: str) -> Iterator[bytes]:
+    """The text in UTF-8, a block at a time, so that a long one is not held twice."""
+    if len(text) <= _BLOCK_CHARACTERS:
+        yield text.encode("utf-8")
+        return
+    for start in range(0, len(text), _BLOCK_CHARACTERS):
+        yield text[start : start + _BLOCK_CHARACTERS].encode("utf-8")
 
 
 def checked_fraction(fraction: float) -> float:

@@ -6,11 +6,11 @@ Standard library only, so that a launcher can ask in milliseconds whether shards
 import dataclasses
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep.sources import Source, sha256_of_file
+from data_prep.sources import Source, sha256_of_file, sha256_of_source
 
 MANIFEST = "manifest.json"
 VERSION = 1  # of the manifest and of what the same options produce; shards of another version are made anew
@@ -69,6 +69,7 @@ class Manifest:
     sources: list[SourceRecord]
     shards: list[FileRecord]
     files: list[FileRecord]  # the other files of the folder, index.json among them
+    left_out: dict[str, int] = field(default_factory=dict)  # documents that a filter took, by its name
     version: int = VERSION
 
     @property
@@ -77,7 +78,10 @@ class Manifest:
         return self.splits[-1]
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+        value = dataclasses.asdict(self)
+        if not self.left_out:
+            del value["left_out"]
+        return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def load_manifest(folder: str | Path) -> Manifest | None:
@@ -91,6 +95,15 @@ def load_manifest(folder: str | Path) -> Manifest | None:
         text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         return None
+    return parse_manifest(text, str(path))
+
+
+def parse_manifest(text: str, path: str) -> Manifest:
+    """The manifest that a file of this content is.
+
+    Raises:
+        ValueError: it cannot be read or is of another version.
+    """
     try:
         value = json.loads(text)
         if value.get("version") != VERSION:
@@ -136,30 +149,46 @@ def digest_problems(folder: str | Path, manifest: Manifest) -> list[str]:
     return problems
 
 
-def differences(
-    old: Manifest,
-    options: dict[str, Any],
-    tokenizer_sha256: str,
-    separators: dict[str, list[int]],
-    sources: list[Source],
-) -> list[str]:
-    """What another run of the command would do differently; empty: it would write the same bytes.
+@dataclass(frozen=True)
+class MadeFrom:
+    """All that decides a run's output. A source's sha256 is "" while nobody has read it."""
+
+    options: dict[str, Any]
+    tokenizer_sha256: str
+    separators: dict[str, list[int]]
+    sources: list[SourceRecord]
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> "MadeFrom":
+        return MadeFrom(**{**value, "sources": [SourceRecord(**record) for record in value["sources"]]})
+
+    @staticmethod
+    def of(manifest: Manifest) -> "MadeFrom":
+        return MadeFrom(manifest.options, manifest.tokenizer.sha256, manifest.separators, manifest.sources)
+
+
+def differences(old: MadeFrom, new: MadeFrom) -> list[str]:
+    """What a run from `new` would do differently; empty: it would write the same bytes.
 
     A source is the same where its path, size and time of change are; else its SHA-256 decides.
     """
     changes = []
-    if tokenizer_sha256 != old.tokenizer.sha256:
-        changes.append(f"--tokenizer: fingerprint {old.tokenizer.sha256[:12]} -> {tokenizer_sha256[:12]}")
-    elif separators != old.separators:
-        was, now = (f"{ids['before']} before, {ids['after']} behind" for ids in (old.separators, separators))
+    if new.tokenizer_sha256 != old.tokenizer_sha256:
+        changes.append(f"--tokenizer: fingerprint {old.tokenizer_sha256[:12]} -> {new.tokenizer_sha256[:12]}")
+    elif new.separators != old.separators:
+        was, now = (f"{made.separators['before']} before, {made.separators['after']} behind" for made in (old, new))
         changes.append(f"ids around each document: {was} -> {now}")
-    for name in sorted({*old.options, *options}):
-        if old.options.get(name) != options.get(name):
-            changes.append(f"--{name.replace('_', '-')}: {old.options.get(name)!r} -> {options.get(name)!r}")
-    if len(sources) != len(old.sources):
-        changes.append(f"input: {len(old.sources)} files -> {len(sources)} files")
+    for name in sorted({*old.options, *new.options}):
+        if old.options.get(name) != new.options.get(name):
+            flag = name.replace("_", "-")
+            changes.append(f"--{flag}: {old.options.get(name)!r} -> {new.options.get(name)!r}")
+    if len(new.sources) != len(old.sources):
+        changes.append(f"input: {len(old.sources)} files -> {len(new.sources)} files")
         return changes
-    for source, record in zip(sources, old.sources, strict=True):
+    for source, record in zip(new.sources, old.sources, strict=True):
         if not _same_source(source, record):
             other = ", other content" if source.bytes == record.bytes else ""
             changes.append(
@@ -168,8 +197,13 @@ def differences(
     return changes
 
 
-def _same_source(source: Source, record: SourceRecord) -> bool:
+def _same_source(source: SourceRecord, record: SourceRecord) -> bool:
     if source.bytes != record.bytes:
         return False
-    unchanged = os.path.abspath(source.path) == os.path.abspath(record.path) and source.mtime_ns == record.mtime_ns
-    return unchanged or sha256_of_file(source.path) == record.sha256
+    if source.mtime_ns == record.mtime_ns and _absolute(source.path) == _absolute(record.path):
+        return True
+    return record.sha256 != "" and sha256_of_source(Source(source.path, source.bytes, source.mtime_ns)) == record.sha256
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else os.path.abspath(path)

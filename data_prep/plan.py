@@ -1,14 +1,24 @@
 """What a run of `data_prep.pretrain` will do, and how that stands to what is already in its output folder."""
 
 import argparse
+import importlib.util
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from data_prep.curation import FilterSettings, load_predicate
 from data_prep.errors import PrepError
 from data_prep.holdout import checked_fraction
-from data_prep.manifest import MANIFEST, Manifest, differences, load_manifest, shard_problems
-from data_prep.sources import Source
+from data_prep.manifest import (
+    MANIFEST,
+    MadeFrom,
+    Manifest,
+    SourceRecord,
+    differences,
+    load_manifest,
+    shard_problems,
+)
+from data_prep.sources import Source, sha256_of_file
 from data_prep.tokenising import Separators, TokenizerFacts
 
 MAIN, HELD_OUT = "main", "held-out"  # roles of a split
@@ -29,6 +39,24 @@ class Plan:
         """In the order of publishing: the main split last."""
         return [name for name in (self.options["holdout_split"], self.options["split"]) if name]
 
+    @property
+    def made_from(self) -> MadeFrom:
+        """What another run is compared by."""
+        records = [SourceRecord(**asdict(source), sha256="") for source in self.sources]
+        return MadeFrom(self.options, self.tokenizer.sha256, asdict(self.separators), records)
+
+    @property
+    def filters(self) -> FilterSettings:
+        """The options about documents to leave out."""
+        given = self.options
+        return FilterSettings(
+            min_chars=given.get("min_chars", 0),
+            max_chars=given.get("max_chars", 0),
+            predicate=given.get("filter", ""),
+            dedup=given.get("dedup", False),
+            near_dedup="near_dedup" in given,
+        )
+
 
 def checked_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options that decide the output, by the names they have on the command line.
@@ -45,13 +73,39 @@ def checked_options(arguments: argparse.Namespace) -> dict[str, Any]:
             raise PrepError(f"{option} {name!r}: expected the name of a folder, such as train.")
     if arguments.split == arguments.holdout_split and arguments.holdout:
         raise PrepError(f"--split and --holdout-split are both {arguments.split!r}; expected two names.")
+    if not arguments.part_mb > 0:
+        raise PrepError(f"--part-mb {arguments.part_mb:g}: expected megabytes of input, above 0 (33).")
+    if arguments.min_chars < 0 or arguments.max_chars < 0 or 0 < arguments.max_chars < arguments.min_chars:
+        limits = f"--min-chars {arguments.min_chars} --max-chars {arguments.max_chars}"
+        raise PrepError(f"{limits}: expected 0 or more characters, and the first not above the second.")
+    if arguments.near_dedup is not None and not 0 < arguments.near_dedup <= 1:
+        raise PrepError(f"--near-dedup {arguments.near_dedup:g}: expected a similarity, above 0 and up to 1 (0.8).")
     as_given = "text_key seq_len split eos_text allow_special add_special_tokens on_error max_rejected"
     return {
         **{name: getattr(arguments, name) for name in as_given.split()},
         "bos_text": arguments.bos_text or "",
         "holdout": checked_fraction(arguments.holdout),
         "holdout_split": arguments.holdout_split if arguments.holdout else None,
+        **_curation(arguments),
     }
+
+
+def _curation(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Those of the options about documents that were given: manifests of runs without them do not name them."""
+    given: dict[str, Any] = {
+        "min_chars": arguments.min_chars or None,
+        "max_chars": arguments.max_chars or None,
+        "filter": arguments.filter,
+        "dedup": arguments.dedup or None,
+        "near_dedup": arguments.near_dedup,
+        "shuffle_seed": arguments.shuffle_seed,
+    }
+    if arguments.near_dedup is not None and importlib.util.find_spec("rensa") is None:
+        raise PrepError("--near-dedup: the package rensa is not installed (pip install rensa).")
+    if arguments.filter:
+        load_predicate(arguments.filter)
+        given["filter_sha256"] = sha256_of_file(arguments.filter.rpartition(":")[0])
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def is_finished(out: Path, plan: Plan) -> bool:
@@ -65,7 +119,7 @@ def is_finished(out: Path, plan: Plan) -> bool:
         return False
     if main.role != MAIN:
         raise PrepError(f"{out / main.split} is held out from {main.main_split!r}; give another --split or --out.")
-    changes = differences(main, plan.options, plan.tokenizer.sha256, asdict(plan.separators), plan.sources)
+    changes = differences(MadeFrom.of(main), plan.made_from)
     if changes:
         what = "\n  ".join([f"{out / main.split} was made otherwise:", *changes])
         raise PrepError(f"{what}\nGive another --out, or --overwrite to replace it.")

@@ -11,114 +11,134 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.errors import exit_status
-from data_prep.holdout import is_held_out
-from data_prep.manifest import MANIFEST, FileRecord, Manifest, SourceRecord, TokenizerRecord
-from data_prep.plan import HELD_OUT, MAIN, Plan, checked_options, is_finished, what_to_replace
-from data_prep.progress import ProgressBar
-from data_prep.publishing import exclusive, fresh_staging, publish, remove_leftovers
-from data_prep.reading import Rejected, SourceReader
-from data_prep.rejects import REJECTED, RejectedRows
-from data_prep.sources import find_sources, sha256_of_file
-from data_prep.splits import DOCUMENTS, BuiltSplit, SplitBuilder
-from data_prep.tokenising import Engine, HuggingFaceEngine, choose_dtype, choose_separators, load_tokenizer
-from data_prep.writing import INDEX, write_durably
+from tokenizers import Tokenizer
+
+from data_prep.engines import NAMES, EngineSettings, choose_engine
+from data_prep.errors import PrepError, exit_status
+from data_prep.long_texts import can_be_cut
+from data_prep.making import make_splits
+from data_prep.manifest import Manifest
+from data_prep.part_task import PartSettings
+from data_prep.parts import PART_BYTES, cut_into_parts
+from data_prep.plan import Plan, checked_options, is_finished, what_to_replace
+from data_prep.progress import RunProgress
+from data_prep.publishing import exclusive, publish, remove_leftovers
+from data_prep.rejects import REJECTED
+from data_prep.sampling import sample_texts
+from data_prep.sources import find_sources
+from data_prep.staging import resumable_staging
+from data_prep.storage import is_remote
+from data_prep.tasks import Worker
+from data_prep.tokenising import choose_dtype, choose_separators, load_tokenizer
+from data_prep.uploading import RemoteOutput, remove_work, work_folder
+from data_prep.workers import Executor, InProcess, WorkerProcesses, worth_starting
+from data_prep.writing import ShardFormat
+
+
+@dataclass
+class Made:
+    """What a run did, for its summary."""
+
+    manifests: list[Manifest]
+    progress: RunProgress
+    engine: str
+    workers: int
+    resumed_parts: int
 
 
 def run(arguments: argparse.Namespace) -> None:
     """The whole command: plan, compare with what is there, make, publish."""
-    out = Path(arguments.out).expanduser()
+    start = time.perf_counter()
     sources = find_sources(arguments.inputs)
     options = checked_options(arguments)
     tokenizer, facts = load_tokenizer(arguments.tokenizer)
     dtype = choose_dtype(arguments.dtype, facts.vocab_size)
-    add_special = options["add_special_tokens"]
-    separators = choose_separators(tokenizer, facts, options["bos_text"], options["eos_text"], add_special)
-    plan = Plan(sources, facts, separators, dtype, {**options, "dtype": dtype})
-
-    if not arguments.overwrite and is_finished(out, plan):
-        remove_leftovers(out)
-        print(f"{out}: already done with the same input and options; nothing to do.")
-        return
-    with exclusive(out):
-        replaced = what_to_replace(out, plan, arguments.overwrite)
-        engine = HuggingFaceEngine(tokenizer, dtype, options["allow_special"], add_special)
-        start = time.perf_counter()
-        with fresh_staging(out) as staging:
-            manifests = make_splits(plan, engine, staging, out)
-            publish(out, staging, plan.splits, replaced)
-        (out / REJECTED).unlink(missing_ok=True)  # the list of a run that failed
-    print_summary(out, manifests, time.perf_counter() - start)
-
-
-def make_splits(plan: Plan, engine: Engine, staging: Path, out: Path) -> list[Manifest]:
-    """Read every source once and write every split, with its manifest, below `staging`."""
-    options = plan.options
-    builders = {
-        name: SplitBuilder(
-            staging / name, engine, plan.separators, options["seq_len"], plan.dtype, keep_rows=name != options["split"]
-        )
-        for name in plan.splits
-    }
-    main, held_out = builders[options["split"]], builders.get(options["holdout_split"])
-    rejected = RejectedRows(staging, options["on_error"] == "skip", options["max_rejected"])
-    records: list[SourceRecord] = []
-    documents = done_bytes = 0
-    with ProgressBar(sum(source.bytes for source in plan.sources), options["split"]) as bar:
-        for source in plan.sources:
-            reader = SourceReader(source, options["text_key"])
-            for row in reader.rows():
-                if isinstance(row, Rejected):
-                    rejected.add(source.path, row)
-                    continue
-                documents += 1
-                if held_out is not None and is_held_out(row.text, options["holdout"]):
-                    held_out.add(row)
-                else:
-                    main.add(row)
-                if bar.is_due():
-                    tokens = sum(builder.tokens for builder in builders.values())
-                    bar.update(done_bytes + reader.bytes_read, documents, tokens)
-            done_bytes += source.bytes
-            records.append(SourceRecord(**asdict(source), sha256=reader.sha256))
-    rejected.finish(documents, main.folder, out)
-    return [
-        write_manifest(plan, builder.folder, builder.finish(), records, rejected.count) for builder in builders.values()
-    ]
-
-
-def write_manifest(plan: Plan, folder: Path, built: BuiltSplit, sources: list[SourceRecord], rejected: int) -> Manifest:
-    """Record a finished split beside its index."""
-    others = [folder / name for name in (DOCUMENTS, INDEX, REJECTED) if (folder / name).exists()]
-    manifest = Manifest(
-        split=folder.name,
-        splits=plan.splits,
-        role=MAIN if folder.name == plan.options["split"] else HELD_OUT,
-        seq_len=plan.options["seq_len"],
-        dtype=plan.dtype,
-        documents=built.documents,
-        text_bytes=built.text_bytes,
-        sequences=built.sequences,
-        tokens=built.tokens,
-        dropped_tokens=built.dropped_tokens,
-        rejected=rejected,
-        tokenizer=TokenizerRecord(**asdict(plan.tokenizer)),
-        separators=asdict(plan.separators),
-        options=plan.options,
-        sources=sources,
-        shards=built.shards,
-        files=[FileRecord(path.name, path.stat().st_size, sha256_of_file(path)) for path in others],
+    separators = choose_separators(
+        tokenizer, facts, options["bos_text"], options["eos_text"], options["add_special_tokens"]
     )
-    write_durably(folder / MANIFEST, manifest.to_json().encode())
-    return manifest
+    plan = Plan(sources, facts, separators, dtype, {**options, "dtype": dtype})
+    ShardFormat(options["seq_len"], dtype)  # raises where a sequence is too long
+
+    remote = RemoteOutput(arguments.out) if is_remote(arguments.out) else None
+    if remote is not None and not arguments.overwrite and remote.is_finished(plan):
+        print(f"{arguments.out}: already done with the same input and options; nothing to do.")
+        return
+    out = work_folder(arguments.out, arguments.work) if remote else Path(arguments.out).expanduser()
+    if remote is not None:
+        remote.refuse_foreign(out, plan.splits)
+    if _is_made(out, plan, arguments.overwrite, remote is not None):
+        remove_leftovers(out)
+        if remote is None:
+            print(f"{out}: already done with the same input and options; nothing to do.")
+            return
+    else:
+        with exclusive(out):
+            made = make(arguments, plan, tokenizer, out)
+        print_summary(out, made, time.perf_counter() - start, arguments.usd_per_hour)
+    if remote is not None:
+        with exclusive(out):
+            copied = remote.upload(out, plan.splits)
+            remove_work(out, plan.splits)
+        with suppress(OSError):  # the user keeps something else there
+            out.rmdir()
+        print(f"{arguments.out}: {copied / 1e6:,.1f} MB copied there, the manifest of {options['split']!r} last")
 
 
-def print_summary(out: Path, manifests: Sequence[Manifest], seconds: float) -> None:
-    """What was made, a line a split."""
-    for manifest in reversed(manifests):
+def _is_made(out: Path, plan: Plan, overwrite: bool, to_be_copied: bool) -> bool:
+    """Whether the output is there. Where it is yet to be copied, --overwrite is about the copy."""
+    if not overwrite:
+        return is_finished(out, plan)
+    try:
+        return to_be_copied and is_finished(out, plan)
+    except PrepError:
+        return False
+
+
+def make(arguments: argparse.Namespace, plan: Plan, tokenizer: Tokenizer, out: Path) -> Made:
+    """Make and publish what the plan says in `out`, which this process holds."""
+    sources, options, path = plan.sources, plan.options, plan.tokenizer.path
+    replaced = what_to_replace(out, plan, arguments.overwrite)
+    sample = sample_texts(sources, options["text_key"])
+    wanted = EngineSettings("", path, options["allow_special"], options["add_special_tokens"])
+    chosen, engine = choose_engine(arguments.encoder, wanted, tokenizer, sample, arguments.strict)
+    settings = PartSettings(
+        sources=sources,
+        engine=chosen,
+        separators=plan.separators,
+        dtype="uint16" if plan.tokenizer.vocab_size <= 1 << 16 else "int32",  # of the parts: half the bytes
+        text_key=options["text_key"],
+        skip_bad_rows=options["on_error"] == "skip",
+        holdout=options["holdout"],
+        filters=plan.filters,
+        cut_long_texts=not options["add_special_tokens"] and can_be_cut(path, engine, sample),
+    )
+    part_bytes = round(arguments.part_mb * 1e6)
+    parts = cut_into_parts(sources, part_bytes)
+    total_bytes = sum(part.bytes for part in parts)
+    workers = min(arguments.workers or worth_starting(total_bytes), len(parts))
+    with ExitStack() as stack:
+        staging = stack.enter_context(resumable_staging(out, plan.made_from, part_bytes, arguments.overwrite))
+        progress = stack.enter_context(RunProgress(total_bytes, options["split"]))
+        executor: Executor
+        if workers > 1:
+            del engine, tokenizer  # each worker has its own
+            executor = WorkerProcesses(workers, settings, staging, progress.report)
+            stack.callback(executor.close)
+        else:
+            executor = InProcess(Worker(settings, staging, engine), progress.report)
+        manifests, resumed = make_splits(plan, parts, staging, out, executor, progress)
+        publish(out, staging, plan.splits, replaced)
+    (out / REJECTED).unlink(missing_ok=True)  # the list of a run that failed
+    return Made(manifests, progress, chosen.name, workers, resumed)
+
+
+def print_summary(out: Path, made: Made, seconds: float, usd_per_hour: float | None) -> None:
+    """What was made, a line a split, and how fast."""
+    for manifest in made.manifests:
         megabytes = sum(shard.bytes for shard in manifest.shards) / 1e6
         print(
             f"{out / manifest.split}: {manifest.documents:,} documents, {manifest.text_bytes:,} bytes of text -> "
@@ -126,10 +146,21 @@ def print_summary(out: Path, manifests: Sequence[Manifest], seconds: float) -> N
             f"{len(manifest.shards)} shards, {megabytes:,.1f} MB of {manifest.dtype}; "
             f"{manifest.dropped_tokens:,} tokens left over at the end"
         )
-    tokens = sum(manifest.tokens + manifest.dropped_tokens for manifest in manifests)
-    text_bytes = sum(manifest.text_bytes for manifest in manifests)
-    rejected = f"; {manifests[-1].rejected:,} rows rejected" if manifests[-1].rejected else ""
-    print(f"{text_bytes / tokens:.2f} bytes/token; {seconds:.1f} s, {tokens / seconds:,.0f} tokens/s{rejected}")
+    main = made.manifests[0]
+    if main.left_out:
+        print("left out: " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(main.left_out.items())))
+    tokens = sum(manifest.tokens + manifest.dropped_tokens for manifest in made.manifests)
+    text_bytes = sum(manifest.text_bytes for manifest in made.manifests)
+    rejected = f"; {main.rejected:,} rows rejected" if main.rejected else ""
+    resumed = f"; {made.resumed_parts:,} parts were finished before" if made.resumed_parts else ""
+    rate = made.progress.done.tokens / seconds
+    print(
+        f"{text_bytes / tokens:.2f} bytes/token; {seconds:.1f} s with {made.engine}, {made.workers} workers: "
+        f"{rate:,.0f} tokens/s{rejected}{resumed}"
+    )
+    if usd_per_hour is not None and rate:
+        dollars = usd_per_hour / 3600 / rate * 1e12
+        print(f"${dollars:,.2f} per trillion tokens at ${usd_per_hour:g} an hour for this machine, at this rate")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -161,8 +192,39 @@ def build_parser() -> argparse.ArgumentParser:
     help_text = "a row that is no document: stop, or leave it out and list it in rejected.jsonl (%(default)s)"
     add("--on-error", default="stop", choices=("stop", "skip"), help=help_text)
     add("--max-rejected", default=0.01, metavar="F", type=float, help="fail above this share of rows (%(default)s)")
+    add("--shuffle-seed", type=int, metavar="N", help="shuffle the documents of --split, the same way for the same N")
+    add("--dedup", action="store_true", help="leave out documents whose text was there before")
+    help_text = "leave out documents that are this similar to one before (0.8: 80 %% of their 5-word shingles)"
+    add("--near-dedup", type=float, metavar="F", help=help_text)
+    add("--min-chars", type=int, default=0, metavar="N", help="leave out shorter documents (%(default)s)")
+    add("--max-chars", type=int, default=0, metavar="N", help="leave out longer documents (%(default)s: no limit)")
+    help_text = "leave out documents for which this function of the row's object returns False"
+    add("--filter", metavar="FILE.py:FUNCTION", help=help_text)
+    add(
+        "--workers", type=_count, default=0, metavar="N", help="processes (%(default)s: one a core); same bytes for all"
+    )
+    help_text = "what encodes; auto: the fastest that gives the same ids as tokenizers (%(default)s)"
+    add("--encoder", default="auto", choices=("auto", *NAMES), help=help_text)
+    add("--strict", action="store_true", help="fail where a fast encoder gives other ids, instead of another encoder")
+    add(
+        "--part-mb",
+        type=float,
+        default=PART_BYTES / 1e6,
+        metavar="N",
+        help="input a task, and what a cut-off run loses (%(default).0f)",
+    )
+    help_text = "where the output of an --out that is a URL is made before it is copied (a folder in ~/.cache)"
+    add("--work", metavar="DIR", help=help_text)
+    add("--usd-per-hour", type=float, metavar="R", help="the machine's price, for dollars per trillion tokens")
     add("--overwrite", action="store_true", help="replace what an earlier run of this command made there")
     return parser
+
+
+def _count(text: str) -> int:
+    """A number of the command line, 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number, 1 or more")
+    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

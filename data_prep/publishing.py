@@ -64,8 +64,8 @@ def remove_leftovers(folder: Path) -> None:
         PrepError: it is not left over: another run holds the folder.
     """
     if (folder / STAGING).exists() or (folder / LOCK).exists():
-        with exclusive(folder), fresh_staging(folder):
-            pass
+        with exclusive(folder):
+            shutil.rmtree(folder / STAGING, ignore_errors=True)
 
 
 def publish(folder: Path, staging: Path, splits: list[str], replaced: list[str]) -> None:

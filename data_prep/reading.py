@@ -1,17 +1,18 @@
 """Bytes on disk into documents, a row at a time, or the reason that a row is not a document."""
 
+import contextlib
 import gzip
 import hashlib
 import io
-import os
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import orjson
 
 from data_prep.errors import PrepError
 from data_prep.sources import Source
+from data_prep.storage import FileState, open_file, state_of
 
 _BLOCK = 1 << 20  # bytes a read
 _BYTE_ORDER_MARKS = {
@@ -28,6 +29,10 @@ class Document(NamedTuple):
     text: str
     row: bytes
 
+    def fields(self) -> dict[str, Any]:
+        """The whole object that the row is."""
+        return cast("dict[str, Any]", orjson.loads(self.row))
+
 
 class Rejected(NamedTuple):
     """One bad row and why."""
@@ -37,17 +42,24 @@ class Rejected(NamedTuple):
 
 
 class SourceReader:
-    """Reads one source once, whole, hashing its bytes on the way.
+    """Reads the rows of one source that begin at bytes [start, end), once; a whole source is hashed on the way.
+
+    Args:
+        end: None: to the end.
 
     Raises:
         PrepError: compressed data that is damaged or cut short, or a file that changed while it was read.
         OSError: what the operating system says.
     """
 
-    def __init__(self, source: Source, text_key: str):
+    def __init__(self, source: Source, text_key: str, start: int = 0, end: int | None = None):
         self.source = source
         self._text_key = text_key
-        self._raw = _HashingFile(source.path)
+        self._start = start
+        self._end = source.bytes if end is None else end
+        self.is_whole = start == 0 and self._end == source.bytes
+        self.rows_read = 0
+        self._raw = HashingFile(source.path, hashed=self.is_whole)
 
     @property
     def bytes_read(self) -> int:
@@ -56,29 +68,67 @@ class SourceReader:
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of the file; whole only after `rows` has ended."""
+        """SHA-256 of the file; only after `rows` has ended, and only of a whole one."""
+        assert self.is_whole
         return self._raw.digest.hexdigest()
 
     def rows(self) -> Iterator[Document | Rejected]:
-        """Every row in order. Memory: one line."""
-        number = 0
+        """Every row in order; lines count from the start of the range. Memory: one line."""
         try:
-            with self._raw, _decompressed(self._raw, self.source.path) as lines:
+            with self._raw, self._lines() as lines:
                 for line in lines:
-                    number += 1
-                    yield parse_row(number, line, self._text_key)
+                    self.rows_read += 1
+                    row = line.rstrip(b"\r\n")
+                    del line  # a row may be large: hold it once
+                    yield parse_row(self.rows_read, row, self._text_key)
+                    del row
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise PrepError(self._damage(number, error)) from error
+            raise PrepError(self._damage(self.rows_read, error)) from error
         except OSError as error:
             if error.errno is None:  # pyarrow's word for damaged zstd data
-                raise PrepError(self._damage(number, error)) from error
+                raise PrepError(self._damage(self.rows_read, error)) from error
             raise
-        status = os.stat(self.source.path)
-        if (status.st_size, status.st_mtime_ns) != (self.source.bytes, self.source.mtime_ns):
-            raise PrepError(f"{self.source.path} changed while it was read; run again when nothing writes to it.")
+        check_unchanged(self.source)
+
+    @contextlib.contextmanager
+    def _lines(self) -> Iterator[Iterator[bytes]]:
+        with _decompressed(self._raw, self.source.path) as lines:
+            yield iter(lines) if self.is_whole else self._lines_in_range(lines)
+
+    def _lines_in_range(self, file: BinaryIO) -> Iterator[bytes]:
+        """The lines that begin in the range. No more of a line that began before is read than lies in the range."""
+        at = max(self._start - 1, 0)
+        file.seek(at)
+        while self._start and at < self._end:
+            piece = file.readline(min(_BLOCK, self._end - at))
+            at += len(piece)
+            if not piece or piece.endswith(b"\n"):
+                break
+        while at < self._end:
+            line = file.readline()
+            if not line:
+                break
+            at += len(line)
+            yield line
 
     def _damage(self, line: int, error: BaseException) -> str:
         return f"{self.source.path}:{line + 1}: the compressed data is damaged or cut short ({error}); fetch it again."
+
+
+def sample_rows(source: Source, read_bytes: int) -> list[bytes]:
+    """The whole lines in the first `read_bytes` of the text of a source; damaged data ends the list."""
+    raw = HashingFile(source.path, hashed=False)
+    text = b""
+    with contextlib.suppress(EOFError, zlib.error, OSError), raw, _decompressed(raw, source.path) as file:
+        text = file.read(read_bytes)
+    lines = text.split(b"\n")
+    return lines if len(text) < read_bytes else lines[:-1]
+
+
+def check_unchanged(source: Source) -> None:
+    """Raises PrepError where a source is no longer what it was when the run began."""
+    if state_of(source.path) != FileState(source.bytes, source.mtime_ns):
+        raise PrepError(f"{source.path} changed while it was read; run again when nothing writes to it.")
 
 
 def parse_row(number: int, line: bytes, text_key: str) -> Document | Rejected:
@@ -89,13 +139,13 @@ def parse_row(number: int, line: bytes, text_key: str) -> Document | Rejected:
     except orjson.JSONDecodeError as error:
         return Rejected(number, _why_not_json(number, row, error))
     if not isinstance(value, dict):
-        return Rejected(number, f"expected a JSON object, got {_json_name(value)}")
+        return Rejected(number, f"expected a JSON object, got {json_name(value)}")
     if text_key not in value:
         keys = ", ".join(sorted(value)[:8]) or "none"
         return Rejected(number, f"no key {text_key!r} (--text-key); its keys: {keys}")
     text = value[text_key]
     if not isinstance(text, str):
-        return Rejected(number, f"{text_key!r} is {_json_name(text)}, expected a string")
+        return Rejected(number, f"{text_key!r} is {json_name(text)}, expected a string")
     if not text:
         return Rejected(number, f"{text_key!r} is empty")
     return Document(number, text, row)
@@ -117,7 +167,7 @@ def _why_not_json(number: int, row: bytes, error: orjson.JSONDecodeError) -> str
     return f"malformed JSON: {error.msg.split(': line')[0]} (column {error.colno})"
 
 
-def _json_name(value: object) -> str:
+def json_name(value: object) -> str:
     names = {
         bool: "true or false",
         int: "a number",
@@ -129,20 +179,31 @@ def _json_name(value: object) -> str:
     return "null" if value is None else names[type(value)]
 
 
-class _HashingFile(io.RawIOBase):
-    """A file that counts and hashes the bytes that pass."""
+class HashingFile(io.RawIOBase):
+    """A file that counts and, if `hashed`, hashes the bytes that pass."""
 
-    def __init__(self, path: str):
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed by close)
+    def __init__(self, path: str, hashed: bool):
+        self._hashed = hashed
+        self._file = open_file(path)
         self.count = 0  # bytes
         self.digest = hashlib.sha256()
 
     def readable(self) -> bool:
         return True
 
+    def seekable(self) -> bool:
+        return not self._hashed
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        got = self._file.readinto(buffer) or 0
-        self.digest.update(memoryview(buffer)[:got])
+        got = self._file.readinto(buffer) or 0  # type: ignore[attr-defined]
+        if self._hashed:
+            self.digest.update(memoryview(buffer)[:got])
         self.count += got
         return got
 
@@ -151,7 +212,7 @@ class _HashingFile(io.RawIOBase):
         super().close()
 
 
-def _decompressed(raw: _HashingFile, path: str) -> BinaryIO:
+def _decompressed(raw: HashingFile, path: str) -> BinaryIO:
     """The text lines of a plain, gzip or zstd file, as a buffered binary stream."""
     buffered = io.BufferedReader(raw, _BLOCK)
     if path.endswith(".gz"):

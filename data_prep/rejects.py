@@ -1,56 +1,64 @@
-"""Rows that are no document: stop at the first, or leave them out, list them and bound their share."""
+"""Rows that are no document and were left out: their list, and the bound on their share."""
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.errors import PrepError
-from data_prep.reading import Rejected
+from data_prep.part_files import REJECTS, PartFacts, part_folder
+from data_prep.parts import Part
+from data_prep.sources import Source
 
 REJECTED = "rejected.jsonl"
 
 
-class RejectedRows:
-    """Decides about each bad row and keeps the list of those left out, in `staging`.
+class RowNumbers:
+    """Turns lines counted from the start of a segment into lines counted from the start of the source."""
 
-    Args:
-        skip: leave bad rows out; else the first one stops the run.
-        max_share: of all rows (0..1), above which the run fails at its end.
+    def __init__(self, sources: Sequence[Source], parts: Sequence[Part]):
+        self._sources = sources
+        self._parts = parts
+        self._before = [0] * len(sources)  # rows of each source in the parts passed
+
+    def place(self, part: int, segment: int, line: int) -> str:
+        """FILE:LINE. All parts before this one must have been passed."""
+        found = self._parts[part].segments[segment]
+        return f"{self._sources[found.source].path}:{self._before[found.source] + line}"
+
+    def pass_part(self, part: int, facts: PartFacts) -> None:
+        for segment, rows in zip(self._parts[part].segments, facts.rows, strict=True):
+            self._before[segment.source] += rows
+
+
+def list_rejected(
+    staging: Path, parts_folder: Path, numbers: RowNumbers, facts: Sequence[PartFacts], max_share: float, out: Path
+) -> Path | None:
+    """The list of all rejected rows, in `staging`; None: there are none.
+
+    Raises:
+        PrepError: they are more than `max_share` (0..1) of all rows; then the list is in `out`.
     """
-
-    def __init__(self, staging: Path, skip: bool, max_share: float):
-        self.count = 0
-        self._path = staging / REJECTED
-        self._skip = skip
-        self._max_share = max_share
-
-    def add(self, source_path: str, row: Rejected) -> None:
-        """Note one bad row.
-
-        Raises:
-            PrepError: bad rows are not to be left out.
-        """
-        place = f"{source_path}:{row.line}"
-        if not self._skip:
-            raise PrepError(f"{place}: {row.reason}. (--on-error skip leaves such rows out and lists them.)")
-        self.count += 1
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"place": place, "reason": row.reason}, ensure_ascii=False) + "\n")
-
-    def finish(self, documents: int, split_folder: Path, out: Path) -> None:
-        """Move the list into the split; above the allowed share, into the output folder, and fail.
-
-        Raises:
-            PrepError: more rows were rejected than allowed.
-        """
-        if not self.count:
-            return
-        share = self.count / (self.count + documents)
-        if share > self._max_share:
-            shutil.move(self._path, out / REJECTED)
-            rejected = f"{self.count:,} of {self.count + documents:,} rows were rejected ({share:.2%})"
-            raise PrepError(
-                f"{rejected}, more than --max-rejected {self._max_share:g}; {out / REJECTED} lists them. "
-                "Mend the input, or allow more."
-            )
-        shutil.move(self._path, split_folder / REJECTED)
+    count = sum(part.rejected for part in facts)
+    if not count:
+        return None
+    path = staging / REJECTED
+    with open(path, "w", encoding="utf-8") as file:
+        for number, part in enumerate(facts):
+            if part.rejected:
+                with open(part_folder(parts_folder, number) / REJECTS, encoding="utf-8") as rows:
+                    for row in map(json.loads, rows):
+                        place = numbers.place(number, row["segment"], row["line"])
+                        line = {"place": place, "reason": row["reason"]}
+                        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            numbers.pass_part(number, part)
+    rows_read = sum(sum(part.rows) for part in facts)
+    share = count / rows_read
+    if share > max_share:
+        shutil.move(path, out / REJECTED)
+        rejected = f"{count:,} of {rows_read:,} rows were rejected ({share:.2%})"
+        raise PrepError(
+            f"{rejected}, more than --max-rejected {max_share:g}; {out / REJECTED} lists them. "
+            "Mend the input, or allow more."
+        )
+    return path

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.errors import PrepError
+from data_prep.storage import is_remote, list_files, open_file, state_of
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt")
 _MAGIC = "*?["
 
 
@@ -21,6 +22,16 @@ class Source:
     bytes: int
     mtime_ns: int
 
+    @property
+    def can_be_cut(self) -> bool:
+        """Whether reading can begin in the middle."""
+        return self.path.endswith((".jsonl", ".parquet"))
+
+    @property
+    def is_read_in_order(self) -> bool:
+        """Whether whoever reads all of it passes its bytes in order, and so can hash them."""
+        return not self.path.endswith(".parquet")
+
 
 def find_sources(inputs: Sequence[str]) -> list[Source]:
     """The files that files, folders (their own files, sorted) and globs (sorted; ** goes deeper) stand for.
@@ -30,10 +41,10 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
     """
     paths: list[str] = []
     for given in inputs:
-        paths.extend(_expand(os.path.expanduser(given)))
+        paths.extend(_expand_url(given) if is_remote(given) else _expand(os.path.expanduser(given)))
     seen: dict[str, str] = {}
     for path in paths:
-        real = os.path.realpath(path)
+        real = path if is_remote(path) else os.path.realpath(path)
         if real in seen:
             raise PrepError(f"{path} is given twice (as {seen[real]} too): its documents would be counted twice.")
         seen[real] = path
@@ -49,18 +60,28 @@ def sha256_of_file(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def sha256_of_source(source: Source) -> str:
+    """SHA-256 of a source's bytes as stored."""
+    digest = hashlib.sha256()
+    with open_file(source.path) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def _expand(given: str) -> list[str]:
     expected = "/".join(SUFFIXES)
     if os.path.isdir(given):
-        found = sorted(entry.path for entry in os.scandir(given) if _is_visible_jsonl(entry.name))
+        found = sorted(entry.path for entry in os.scandir(given) if _is_visible(entry.name))
         if not found:
             raise PrepError(
                 f"{given}: a folder with no {expected} file in it (for those deeper: '{given}/**/*.jsonl')."
             )
+        _refuse_mixture(given, found)
         return found
     if os.path.exists(given):
         if not given.endswith(SUFFIXES):
-            raise PrepError(f"{given}: expected a {expected} file (JSON Lines: one object a line).")
+            raise PrepError(f"{given}: expected a {expected} file.")
         return [given]
     if any(character in given for character in _MAGIC):
         found = sorted(path for path in glob.glob(given, recursive=True) if os.path.isfile(path))
@@ -72,11 +93,36 @@ def _expand(given: str) -> list[str]:
     raise PrepError(f"{given}: no such file or folder.")
 
 
-def _is_visible_jsonl(name: str) -> bool:
+def _expand_url(given: str) -> list[str]:
+    found = list_files(given)
+    matching = [url for url in found if _is_visible(url.rpartition("/")[2])]
+    if not matching:
+        other = f"; {len(found)} files there have other names" if found else ""
+        raise PrepError(f"{given}: no {'/'.join(SUFFIXES)} file there{other}.")
+    _refuse_mixture(given, matching)
+    return matching
+
+
+def _refuse_mixture(given: str, paths: list[str]) -> None:
+    """Text files beside others are as likely notes as documents: let the user say.
+
+    Raises:
+        PrepError: there are both.
+    """
+    texts = [path for path in paths if path.endswith(".txt")]
+    if 0 < len(texts) < len(paths):
+        what = f"{given}: {len(texts)} .txt files beside {len(paths) - len(texts)} others"
+        raise PrepError(f"{what}; say which are documents, as with '{given.rstrip('/')}/*.jsonl'.")
+
+
+def _is_visible(name: str) -> bool:
     return name.endswith(SUFFIXES) and not name.startswith(".")
 
 
 def _inspect(path: str) -> Source:
+    if is_remote(path):
+        state = state_of(path)
+        return Source(path=path, bytes=state.bytes, mtime_ns=state.mtime_ns)
     if not os.path.isfile(path):
         raise PrepError(f"{path}: expected a regular file, whose size and content can be compared on the next run.")
     if not os.access(path, os.R_OK):

@@ -1,18 +1,21 @@
-"""One split while it is made: documents go in, shards come out."""
+"""The splits made out of finished parts: their shards, the held-out rows, and what each holds."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from data_prep.errors import PrepError
 from data_prep.manifest import FileRecord
-from data_prep.reading import Document
-from data_prep.tokenising import Engine, Separators
-from data_prep.windows import WindowCutter, join_documents
-from data_prep.writing import MdsWriter, WrittenShard
+from data_prep.ordering import Ordered, SplitContent
+from data_prep.part_files import HELD, MAIN, ROWS, part_folder
+from data_prep.tasks import ORDERS, PARTS, ShardTask, read_shard
+from data_prep.windows import cut_into_sequences
+from data_prep.workers import Executor
+from data_prep.writing import ShardFormat
 
 DOCUMENTS = "documents.jsonl"
-_BATCH_CHARACTERS = 1 << 20  # text given to the engine at once, in at most so many documents:
-_BATCH_DOCUMENTS = 4096
 
 
 @dataclass(frozen=True)
@@ -27,76 +30,72 @@ class BuiltSplit:
     shards: list[FileRecord]
 
 
-class SplitBuilder:
-    """Tokenises documents in batches, cuts the ids into sequences and writes them into `folder`.
+def build_splits(
+    staging: Path, names: dict[str, str], ordered: Ordered, seq_len: int, dtype: str, executor: Executor
+) -> dict[str, BuiltSplit]:
+    """Write the shards and indexes of the splits in `names` (by MAIN and HELD) into `staging/<name>`.
 
-    Memory: one batch and one shard, whatever the size of the input.
-
-    Args:
-        keep_rows: also copy each document's row, as it stands in the source, to `documents.jsonl`.
+    Raises:
+        PrepError: a split with not one sequence.
     """
-
-    def __init__(self, folder: Path, engine: Engine, separators: Separators, seq_len: int, dtype: str, keep_rows: bool):
-        folder.mkdir()
-        self.folder = folder
-        self._documents = 0
-        self._text_bytes = 0
-        self._engine = engine
-        self._separators = separators
-        self._cutter = WindowCutter(seq_len, dtype)
-        self._writer = MdsWriter(folder, seq_len, dtype)
-        self._batch: list[str] = []
-        self._batch_characters = 0
-        self._rows = open(folder / DOCUMENTS, "wb") if keep_rows else None  # noqa: SIM115 (closed by finish)
-
-    @property
-    def tokens(self) -> int:
-        """Tokens made so far, separators included."""
-        return self._writer.sequences * self._cutter.seq_len + self._cutter.left_over
-
-    def add(self, document: Document) -> None:
-        """Add one document."""
-        self._documents += 1
-        self._text_bytes += len(document.text.encode("utf-8"))
-        self._batch.append(document.text)
-        self._batch_characters += len(document.text)
-        if self._rows is not None:
-            self._rows.write(document.row + b"\n")
-        if self._batch_characters >= _BATCH_CHARACTERS or len(self._batch) >= _BATCH_DOCUMENTS:
-            self._encode_batch()
-
-    def finish(self) -> BuiltSplit:
-        """Write what is left, and the index.
-
-        Raises:
-            PrepError: not one sequence.
-        """
-        if self._batch:
-            self._encode_batch()
-        if self._rows is not None:
-            self._rows.close()
-        if not self._writer.sequences:
-            larger = ", or a larger --holdout" if self._rows is not None else ""
-            raise PrepError(
-                f"split {self.folder.name!r}: {self._documents:,} documents with {self.tokens:,} tokens are fewer than "
-                f"one sequence of {self._cutter.seq_len:,}; give more text, or a shorter --seq-len{larger}."
-            )
-        shards = self._writer.finish()
-        return BuiltSplit(
-            documents=self._documents,
-            text_bytes=self._text_bytes,
-            sequences=self._writer.sequences,
-            tokens=self._writer.sequences * self._cutter.seq_len,
-            dropped_tokens=self._cutter.left_over,
-            shards=[_record(shard) for shard in shards],
+    layout = ShardFormat(seq_len, dtype)
+    tasks: dict[str, list[ShardTask]] = {}
+    for split, name in names.items():
+        content = ordered.splits[split]
+        sequences, _ = cut_into_sequences(content.tokens, seq_len)
+        if not sequences:
+            raise PrepError(_too_little(split, name, content, seq_len))
+        np.save(staging / ORDERS / f"{split}.npy", content.extents)
+        (staging / name).mkdir(exist_ok=True)
+        each = layout.samples_a_shard
+        tasks[split] = [
+            ShardTask(split, name, number, first, min(each, sequences - first), seq_len, dtype)
+            for number, first in enumerate(range(0, sequences, each))
+        ]
+    executor.run([task for listed in tasks.values() for task in listed if read_shard(staging, task) is None])
+    built = {}
+    for split, name in names.items():
+        content = ordered.splits[split]
+        shards = [shard for task in tasks[split] if (shard := read_shard(staging, task))]
+        assert len(shards) == len(tasks[split])
+        layout.write_index(staging / name, shards)
+        if split == HELD:
+            _write_rows(staging, staging / name / DOCUMENTS, ordered)
+        sequences, left_over = cut_into_sequences(content.tokens, seq_len)
+        built[split] = BuiltSplit(
+            documents=content.documents,
+            text_bytes=content.text_bytes,
+            sequences=sequences,
+            tokens=sequences * seq_len,
+            dropped_tokens=left_over,
+            shards=[FileRecord(shard.name, shard.bytes, shard.sha256, shard.samples) for shard in shards],
         )
-
-    def _encode_batch(self) -> None:
-        encoded = self._engine.encode(self._batch)
-        self._batch, self._batch_characters = [], 0
-        ids = join_documents(encoded.ids, encoded.lengths, self._separators.before, self._separators.after)
-        self._writer.write(self._cutter.push(ids))
+    return built
 
 
-def _record(shard: WrittenShard) -> FileRecord:
-    return FileRecord(name=shard.name, bytes=shard.bytes, sha256=shard.sha256, samples=shard.samples)
+def shard_bytes(names: dict[str, str], ordered: Ordered, dtype: str) -> int:
+    """About the bytes that `build_splits` will write."""
+    return sum(ordered.splits[split].tokens for split in names) * np.dtype(dtype).itemsize
+
+
+def _write_rows(staging: Path, path: Path, ordered: Ordered) -> None:
+    """The held-out documents' rows, in the order of the input."""
+    with open(path, "wb") as file:
+        for number in sorted(int(folder.name) for folder in (staging / PARTS).glob("[0-9]*")):
+            rows = part_folder(staging / PARTS, number) / ROWS
+            if not rows.is_file():
+                continue
+            with open(rows, "rb") as part:
+                if ordered.kept_held is None:
+                    shutil.copyfileobj(part, file, 1 << 20)
+                    continue
+                kept = ordered.kept_held[number].tolist()
+                file.writelines(row for row, wanted in zip(part, kept, strict=True) if wanted)
+
+
+def _too_little(split: str, name: str, content: SplitContent, seq_len: int) -> str:
+    larger = "" if split == MAIN else ", or a larger --holdout"
+    return (
+        f"split {name!r}: {content.documents:,} documents with {content.tokens:,} tokens are fewer than one sequence "
+        f"of {seq_len:,}; give more text, or a shorter --seq-len{larger}."
+    )

@@ -7,10 +7,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from data_prep.errors import PrepError
@@ -19,19 +18,14 @@ from data_prep.tokenizer_files import locate_tokenizer, special_tokens
 from data_prep.windows import Ids
 
 
-class Encoded(NamedTuple):
-    """Documents' ids, one after another (T,), and how many each has (documents,)."""
-
-    ids: Ids
-    lengths: npt.NDArray[np.int64]
-
-
 class Engine(Protocol):
     """What encodes a batch of documents. Every engine must give the same ids as `HuggingFaceEngine`."""
 
     name: str
 
-    def encode(self, texts: Sequence[str]) -> Encoded: ...
+    def encode(self, texts: Sequence[str]) -> list[Ids]:
+        """The ids of each text, in any integer type."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -128,19 +122,19 @@ class HuggingFaceEngine:
 
     name = "tokenizers"
 
-    def __init__(self, tokenizer: Tokenizer, dtype: npt.DTypeLike, allow_special: bool, add_special_tokens: bool):
+    def __init__(self, tokenizer: Tokenizer, allow_special: bool, add_special_tokens: bool):
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
         self._tokenizer = tokenizer
-        self._tokenizer.encode_special_tokens = not allow_special
-        self._dtype = dtype
+        self._special_is_text = not allow_special
         self._add_special_tokens = add_special_tokens
 
-    def encode(self, texts: Sequence[str]) -> Encoded:
+    def encode(self, texts: Sequence[str]) -> list[Ids]:
         """Ids of each text; `encode_batch_fast` leaves out the offsets, which nobody needs here."""
+        self._tokenizer.encode_special_tokens = self._special_is_text  # a tokenizer may serve several
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=self._add_special_tokens)
-        arrays = [np.array(encoding.ids, dtype=self._dtype) for encoding in encodings]
-        lengths = np.array([len(array) for array in arrays], dtype=np.int64)
-        return Encoded(np.concatenate(arrays), lengths)
+        return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
 
 def choose_dtype(asked: str, vocab_size: int) -> str:

@@ -22,8 +22,9 @@ from data_prep.errors import PrepError, exit_status
 from data_prep.holdout import checked_fraction, is_held_out
 from data_prep.progress import ProgressBar
 from data_prep.publishing import exclusive, fresh_staging, publish
-from data_prep.reading import Rejected, SourceReader
-from data_prep.sources import Source, find_sources, sha256_of_file
+from data_prep.readers import open_reader
+from data_prep.reading import Rejected
+from data_prep.sources import Source, find_sources, sha256_of_source
 from data_prep.tokenizer_files import CONFIG_FILES, TOKENIZER_FILE
 from data_prep.writing import write_durably
 
@@ -53,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
     sources = find_sources(arguments.inputs)
     made_from = {
         "holdout": checked_fraction(arguments.holdout),
-        "sources": [{"bytes": source.bytes, "sha256": sha256_of_file(source.path)} for source in sources],
+        "sources": [{"bytes": source.bytes, "sha256": sha256_of_source(source)} for source in sources],
         "text_key": arguments.text_key,
         "version": VERSION,
         "vocab_size": arguments.vocab_size,
@@ -124,7 +125,7 @@ def documents(sources: list[Source], text_key: str, holdout: float, counts: Coun
     done_bytes = 0
     with ProgressBar(total_bytes, "reading", quiet=counts is None) as bar:
         for source in sources:
-            reader = SourceReader(source, text_key)
+            reader = open_reader(source, text_key)
             for row in reader.rows():
                 if isinstance(row, Rejected):
                     raise PrepError(f"{source.path}:{row.line}: {row.reason}.")

@@ -12,10 +12,13 @@ n: samples of a shard; S: tokens a sequence; B: bytes a sample.
 """
 
 import hashlib
+import itertools
 import json
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,92 +40,97 @@ class WrittenShard:
     samples: int
 
 
-class MdsWriter:
-    """Writes sequences of one length into shards of at most `shard_bytes`; `finish` writes the index.
-
-    Memory: one shard.
+class ShardFormat:
+    """Sequences of one length as shards of at most `shard_bytes`.
 
     Raises:
         PrepError: when not even one sequence fits into a shard.
     """
 
-    def __init__(self, folder: Path, seq_len: int, dtype: str, shard_bytes: int = SHARD_BYTES):
-        self.folder = folder
-        self.shards: list[WrittenShard] = []
-        self.sequences = 0
-        self._dtype = np.dtype(dtype).newbyteorder("<")
-        self._settings = {
-            "column_encodings": [f"ndarray:{dtype}"],
-            "column_names": ["tokens"],
-            "column_sizes": [None],
-            "compression": None,
-            "format": "mds",
-            "hashes": [],
-            "size_limit": shard_bytes,
-            "version": 2,
-        }
+    def __init__(self, seq_len: int, dtype: str, shard_bytes: int = SHARD_BYTES):
+        self.seq_len = seq_len
+        self.dtype = np.dtype(dtype).newbyteorder("<")
+        self._settings = mds_settings({"tokens": f"ndarray:{dtype}"}, {"tokens": None}, shard_bytes)
         self._settings_json = json.dumps(self._settings, sort_keys=True).encode()
         room = shard_bytes - 8 - len(self._settings_json)
-        sequence_bytes = seq_len * self._dtype.itemsize
+        sequence_bytes = seq_len * self.dtype.itemsize
         if sequence_bytes + 16 > room:
             too_long = f"--seq-len {seq_len}: one sequence is {sequence_bytes:,} bytes"
             raise PrepError(f"{too_long}, which a shard of {shard_bytes:,} bytes cannot hold.")
-        self._prefix = _sample_prefix(seq_len, self._dtype.itemsize)
+        self._prefix = _sample_prefix(seq_len, self.dtype.itemsize)
         self._sample_bytes = len(self._prefix) + sequence_bytes
-        self._samples_a_shard = room // (self._sample_bytes + 4)
-        self._pending: list[npt.NDArray[np.uint8]] = []  # blocks of (n, B)
-        self._pending_samples = 0
+        self.samples_a_shard = room // (self._sample_bytes + 4)
 
-    def write(self, sequences: Ids) -> None:
-        """Add sequences (n, S)."""
-        count = len(sequences)
-        samples: npt.NDArray[np.uint8] = np.empty((count, self._sample_bytes), dtype=np.uint8)  # (n, B)
+    def pack(self, sequences: Ids) -> npt.NDArray[np.uint8]:
+        """Sequences (n, S) as samples (n, B)."""
+        samples: npt.NDArray[np.uint8] = np.empty((len(sequences), self._sample_bytes), dtype=np.uint8)  # (n, B)
         samples[:, : len(self._prefix)] = np.frombuffer(self._prefix, dtype=np.uint8)
-        ids = np.ascontiguousarray(sequences, dtype=self._dtype)  # (n, S)
-        samples[:, len(self._prefix) :] = ids.view(np.uint8).reshape(count, ids.itemsize * ids.shape[1])
-        self.sequences += count
-        while len(samples):
-            room = self._samples_a_shard - self._pending_samples
-            if room == 0:
-                self._flush()
-                continue
-            self._pending.append(samples[:room])
-            self._pending_samples += len(samples[:room])
-            samples = samples[room:]
+        ids = np.ascontiguousarray(sequences, dtype=self.dtype)  # (n, S)
+        samples[:, len(self._prefix) :] = ids.view(np.uint8).reshape(len(ids), self.dtype.itemsize * self.seq_len)
+        return samples
 
-    def finish(self) -> list[WrittenShard]:
-        """Write the last shard and the index."""
-        if self._pending_samples:
-            self._flush()
-        entries = [
-            {
-                **self._settings,
-                "raw_data": {"basename": shard.name, "bytes": shard.bytes, "hashes": {}},
-                "samples": shard.samples,
-                "zip_data": None,
-            }
-            for shard in self.shards
-        ]
-        write_durably(self.folder / INDEX, json.dumps({"shards": entries, "version": 2}, sort_keys=True).encode())
-        return self.shards
+    def write(self, folder: Path, number: int, samples: int, blocks: Iterable[Ids]) -> WrittenShard:
+        """Write shard `number` of `samples` sequences, which arrive in blocks (n, S). Memory: a block, three times."""
+        head = 4 + 4 * (samples + 1) + len(self._settings_json)
+        offsets = head + self._sample_bytes * np.arange(samples + 1, dtype="<u4")
+        start = np.uint32(samples).astype("<u4").tobytes() + offsets.astype("<u4").tobytes() + self._settings_json
+        name = shard_name(number)
+        packed = (self.pack(block).data.cast("B") for block in blocks if len(block))
+        size, digest = write_hashed(folder / name, itertools.chain([start], packed))
+        assert size == head + samples * self._sample_bytes
+        return WrittenShard(name=name, bytes=size, sha256=digest, samples=samples)
 
-    def _flush(self) -> None:
-        count = self._pending_samples
-        head = 4 + 4 * (count + 1) + len(self._settings_json)
-        offsets = head + self._sample_bytes * np.arange(count + 1, dtype="<u4")
-        name = f"shard.{len(self.shards):05}.mds"
-        digest = hashlib.sha256()
-        size = 0
-        with open(self.folder / name, "wb") as file:
-            blocks = [np.uint32(count).astype("<u4").tobytes(), offsets.astype("<u4").tobytes(), self._settings_json]
-            for block in (*blocks, *(np.ascontiguousarray(pending).data.cast("B") for pending in self._pending)):
-                size += file.write(block)
-                digest.update(block)
-            file.flush()
-            os.fsync(file.fileno())
-        self.shards.append(WrittenShard(name=name, bytes=size, sha256=digest.hexdigest(), samples=count))
-        self._pending = []
-        self._pending_samples = 0
+    def write_index(self, folder: Path, shards: Sequence[WrittenShard]) -> None:
+        """Write index.json."""
+        write_index(folder, self._settings, shards)
+
+
+def mds_settings(columns: dict[str, str], sizes: dict[str, int | None], shard_bytes: int) -> dict[str, Any]:
+    """What a shard says about itself; `columns` is the encoding of each column, `sizes` its bytes, if fixed."""
+    names = sorted(columns)
+    return {
+        "column_encodings": [columns[name] for name in names],
+        "column_names": names,
+        "column_sizes": [sizes[name] for name in names],
+        "compression": None,
+        "format": "mds",
+        "hashes": [],
+        "size_limit": shard_bytes,
+        "version": 2,
+    }
+
+
+def write_index(folder: Path, settings: dict[str, Any], shards: Sequence[WrittenShard]) -> None:
+    """Write the index.json of shards that were all written with `settings`."""
+    entries = [
+        {
+            **settings,
+            "raw_data": {"basename": shard.name, "bytes": shard.bytes, "hashes": {}},
+            "samples": shard.samples,
+            "zip_data": None,
+        }
+        for shard in shards
+    ]
+    write_durably(folder / INDEX, json.dumps({"shards": entries, "version": 2}, sort_keys=True).encode())
+
+
+def shard_name(number: int) -> str:
+    return f"shard.{number:05}.mds"
+
+
+def write_hashed(path: Path, blocks: Iterable[bytes | memoryview]) -> tuple[int, str]:
+    """Write a file, wait until it is on the disk; returns its size in bytes and its SHA-256."""
+    digest = hashlib.sha256()
+    size = 0
+    with open(path, "wb", buffering=0) as file:
+        for block in blocks:
+            view = memoryview(block)
+            while len(view):  # a raw file may take less than it is given
+                view = view[file.write(view) or 0 :]
+            size += len(block)
+            digest.update(block)
+        os.fsync(file.fileno())
+    return size, digest.hexdigest()
 
 
 def write_durably(path: Path, content: bytes) -> None:

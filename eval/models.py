@@ -17,8 +17,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from recipes.check import check
 from recipes.checkpoints import find_checkpoints
-from recipes.config import KeyPath, Place, Problem, Recipe, RecipeError, load
+from recipes.config import KeyPath, Place, Problem, Recipe, RecipeError, load, merge
 
 
 def spell_out_models(recipe: Recipe) -> Recipe:
@@ -30,7 +31,8 @@ def spell_out_models(recipe: Recipe) -> Recipe:
     places: dict[KeyPath, Place] = dict(recipe.places)
     if "model" in values and "models" not in values:
         one: dict[str, Any] = {key: values.pop(key) for key in ("model", "tokenizer", "load_path") if key in values}
-        one["model_name"] = values.pop("model_name", None) or (one["model"] or {}).get("name", "model")
+        name = one["model"].get("name", "model") if isinstance(one["model"], Mapping) else "model"
+        one["model_name"] = values.pop("model_name", None) or name
         values["models"] = [one]
         for path, place in recipe.places.items():
             if path and path[0] in one:
@@ -53,17 +55,15 @@ def _from_run(entry: Mapping[str, Any], place: Place, key: KeyPath) -> dict[str,
         text = f"{folder} is not a run folder: it has no recipe.yaml; train it first with `composer train.py RECIPE`"
         raise RecipeError([Problem(place, (*key, "run"), text)])
     trained = load(folder / "recipe.yaml")
+    if check(trained):
+        text = f"{folder}/recipe.yaml is not the recipe of a run: {check(trained)[0]}"
+        raise RecipeError([Problem(place, (*key, "run"), text)])
     checkpoint = entry.get("load_path") or _latest(trained, folder)
     if checkpoint is None:
         raise RecipeError([Problem(place, (*key, "run"), f"{folder} has no whole checkpoint yet")])
-    others = {k: v for k, v in entry.items() if k != "run"}
-    return {
-        "model_name": folder.name,
-        "model": dict(trained["model"]),
-        "tokenizer": dict(trained["tokenizer"]),
-        **others,
-        "load_path": str(checkpoint),
-    }
+    its_own = {"model_name": folder.name, "model": trained["model"], "tokenizer": trained["tokenizer"]}
+    over = {k: v for k, v in entry.items() if k != "run"}
+    return {**merge(its_own, over), "load_path": str(checkpoint)}
 
 
 def _latest(trained: Recipe, folder: Path) -> Path | None:

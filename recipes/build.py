@@ -22,10 +22,11 @@ import transformers
 from composer import Callback, Evaluator, Trainer
 from composer.loggers import ConsoleLogger, LoggerDestination
 from composer.loggers.progress_bar_logger import ProgressBarLogger
+from composer.profiler import JSONTraceHandler, Profiler, cyclic_schedule
 from composer.utils import dist, get_device, reproducibility
 from composer.utils.parallelism import FSDP2Config
 from llmfoundry import registry
-from llmfoundry.callbacks import EvalGauntlet
+from llmfoundry.callbacks import EvalGauntlet, HuggingFaceCheckpointer
 from llmfoundry.data.dataloader import build_dataloader
 from llmfoundry.utils import builders
 from llmfoundry.utils.config_utils import EvalConfig, TrainConfig, process_init_device
@@ -33,6 +34,7 @@ from llmfoundry.utils.registry_utils import import_file
 
 from recipes import checkpoints
 from recipes.batches import plan_batches
+from recipes.callbacks.budget import BudgetGuard, BudgetReached
 from recipes.callbacks.cost import CostMonitor
 from recipes.callbacks.metrics_file import MetricsFile
 from recipes.config import Problem, Recipe, RecipeError, load
@@ -50,6 +52,7 @@ DEFAULTS["autoresume"] = None  # LLM Foundry's off becomes: on wherever there is
 class Run:
     """A run that is ready to start: its trainer, its meter, and where it keeps its files."""
 
+    recipe: Recipe
     name: str
     folder: Path
     trainer: Trainer
@@ -59,11 +62,35 @@ class Run:
     def train(self, eval_first: bool) -> None:
         """Train to the end of the recipe; nothing is left to do where the checkpoint was the last one."""
         state = self.trainer.state
+        if self.recipe.get("only_hf_checkpoint"):
+            (saver,) = [c for c in state.callbacks if isinstance(c, HuggingFaceCheckpointer)]
+            saver._save_checkpoint(state, self.trainer.logger, upload_to_save_folder=True, register_to_mlflow=True)
+            return
+        if self.recipe.get("only_composer_checkpoint"):
+            self.trainer.save_checkpoint_to_save_folder()
+            return
         if state.max_duration is not None and state.timestamp >= state.max_duration:
             return
-        if eval_first and state.timestamp.batch == 0:
-            self.trainer.eval()
-        self.trainer.fit()
+        try:
+            if eval_first and state.timestamp.batch == 0:
+                self.trainer.eval()
+            self.trainer.fit()
+        except BudgetReached:
+            for guard in self._guards():
+                guard.save_broken_off(self.trainer)
+
+    @property
+    def stopped(self) -> str | None:
+        """Why the budget guard ended the run early, in words; None where it did not."""
+        return next((guard.stopped for guard in self._guards() if guard.stopped), None)
+
+    @staticmethod
+    def wait_for_all() -> None:
+        """Until every rank is here: one that exits with a code makes the launcher end the others."""
+        dist.barrier()
+
+    def _guards(self) -> list[BudgetGuard]:
+        return [c for c in self.trainer.state.callbacks if isinstance(c, BudgetGuard)]
 
     def end(self) -> tuple[int, str | None]:
         """Steps taken, and the path or URI of the last checkpoint (None without a save folder)."""
@@ -77,11 +104,12 @@ class Run:
 @functools.cache
 def register_components() -> None:
     """Put this project's models, callbacks and loggers into LLM Foundry's registries."""
-    from recipes.callbacks import cost
+    from recipes.callbacks import budget, cost
     from recipes.models import mpt
 
     mpt.register()
     cost.register()
+    budget.register()
     registry.loggers.register("metrics_file", func=MetricsFile)
 
 
@@ -96,7 +124,8 @@ def build(recipe: Recipe) -> Run:
     for path in settings["code_paths"] or []:
         with reporting(recipe, "code_paths"):
             import_file(path)
-    prepare_process(settings)
+    with reporting(recipe, "seed"):
+        prepare_process(settings)
 
     fsdp = settings["fsdp_config"] if dist.get_world_size() > 1 else None
     tensor_parallel = settings["tp_config"] if dist.get_world_size() > 1 else None
@@ -160,6 +189,7 @@ def build(recipe: Recipe) -> Run:
             autoresume=_resumes(settings),
             python_log_level=settings["python_log_level"] if recipe.get("python_log_level") else None,
             dist_timeout=settings["dist_timeout"],
+            profiler=_profiler(settings["profiler"]),
             compile_config=settings["compile_config"],
             spin_dataloaders=settings["spin_dataloaders"],
             accumulate_train_batch_on_tokens=settings["accumulate_train_batch_on_tokens"],
@@ -168,8 +198,10 @@ def build(recipe: Recipe) -> Run:
         # so that checkpoints from before the restart count for save_num_checkpoints_to_keep
         trainer._checkpoint_saver.saved_checkpoints = [str(path) for path in found.whole]
     say_the_recipe_once(trainer)
-    trainer.logger.log_hyperparameters(dict(recipe.values))
-    return Run(name, folder, trainer, cost, str(found) if found is not None else _how_it_starts(settings))
+    if settings["log_config"]:
+        flattened = (settings["metadata"] or {}) if settings["flatten_metadata"] else {}
+        trainer.logger.log_hyperparameters({**flattened, **recipe.values})
+    return Run(recipe, name, folder, trainer, cost, str(found) if found is not None else _how_it_starts(settings))
 
 
 @contextlib.contextmanager
@@ -345,6 +377,15 @@ def _callbacks(recipe: Recipe, settings: Mapping[str, Any], folder: Path) -> tup
                 builders.build_callback(name, kwargs or {}, train_config=copy.deepcopy(dict(recipe.values)))
             )
     return callbacks, cost
+
+
+def _profiler(section: dict[str, Any] | None) -> Profiler | None:
+    """LLM Foundry's `profiler:` section: a schedule, a JSON trace handler, and Composer's own arguments."""
+    if not section:
+        return None
+    schedule = cyclic_schedule(**section.pop("schedule", {}))
+    traces = section.pop("json_trace_handler", None)
+    return Profiler(schedule=schedule, trace_handlers=[JSONTraceHandler(**traces)] if traces else [], **section)
 
 
 def build_loggers(recipe: Recipe, settings: Mapping[str, Any]) -> list[LoggerDestination]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import difflib
 import functools
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from recipes.config import KeyPath, Problem, Recipe, RecipeError, dotted, load
-from recipes.contradictions import contradictions
+from recipes.config import KeyPath, Problem, Recipe, RecipeError, dotted, load, walk
+from recipes.contradictions import contradictions, world_size
 
 # Keys and values that older recipes carry, and what has become of them.
 RETIRED_KEYS = {
@@ -32,6 +33,7 @@ def load_checked(path: str | Path, overrides: Iterable[str] = (), kind: str = "t
 
     kind: `train` for train.py, `eval` for eval/evaluate.py.
     """
+    world_size()
     recipe = load(path, overrides)
     problems = check(recipe, kind)
     if problems:
@@ -48,6 +50,9 @@ def check(recipe: Recipe, kind: str = "train") -> list[Problem]:
     for error in validator.iter_errors({k: v for k, v in recipe.values.items() if k not in holders}):
         for key, text in _explain(error, own_code):
             found.setdefault((key, text), Problem(recipe.place(key), key, text))
+    for key, value in walk(recipe.values):
+        if isinstance(value, float) and not math.isfinite(value):
+            found[key, ""] = Problem(recipe.place(key), key, f"got {value}, expected a finite number")
     broken = {p.key for p in found.values()}
     for key, text in contradictions(recipe.values, kind):
         if not any(key[: len(b)] == b and b for b in broken):
@@ -57,12 +62,16 @@ def check(recipe: Recipe, kind: str = "train") -> list[Problem]:
 
 @functools.cache
 def _validator(kind: str) -> Any:
-    from jsonschema import Draft202012Validator
+    from jsonschema import Draft202012Validator, validators
+
+    def is_whole(_: Any, value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool)  # 100.0 is no whole number to torch
 
     schema = json.loads(Path(__file__).with_name("schema.json").read_text())
     if kind == "eval":
         schema = {"$schema": schema["$schema"], "$defs": schema["$defs"], **schema["$defs"]["eval_recipe"]}
-    return Draft202012Validator(schema)
+    types = Draft202012Validator.TYPE_CHECKER.redefine("integer", is_whole)
+    return validators.extend(Draft202012Validator, type_checker=types)(schema)
 
 
 def _explain(error: Any, own_code: bool) -> Iterator[tuple[KeyPath, str]]:
@@ -72,9 +81,11 @@ def _explain(error: Any, own_code: bool) -> Iterator[tuple[KeyPath, str]]:
     if error.validator == "additionalProperties":
         if not (own_code and key in {("callbacks",), ("algorithms",), ("loggers",)}):
             allowed = sorted(error.schema["properties"])
-            for name in value:
-                if name not in error.schema["properties"]:
-                    yield (*key, name), _unknown(str(name), allowed)
+            unknown = [name for name in value if name not in error.schema["properties"]]
+            for name in unknown[:SHOWN]:
+                yield (*key, name), _unknown(str(name), allowed)
+            if len(unknown) > SHOWN:
+                yield (*key, unknown[SHOWN]), f"unknown key, and so are {len(unknown) - SHOWN - 1:,} more"
     elif error.validator == "required":
         for name in error.validator_value:
             if name not in value:
@@ -83,8 +94,8 @@ def _explain(error: Any, own_code: bool) -> Iterator[tuple[KeyPath, str]]:
         yield from _best_branch(error, own_code)
     elif error.validator in ("enum", "const"):
         choices = error.validator_value if error.validator == "enum" else [error.validator_value]
-        if own_code and key[-1:] == ("name",):
-            return
+        if own_code and error.validator == "enum":
+            return  # names that the recipe's own code may register
         retired = RETIRED_VALUES.get((str(key[-1]) if key else "", str(value)))
         yield (
             key,
@@ -94,7 +105,7 @@ def _explain(error: Any, own_code: bool) -> Iterator[tuple[KeyPath, str]]:
     elif error.validator == "type":
         yield key, f"got {_show(value)}, expected {_types(error.validator_value)}"
     elif error.validator == "pattern":
-        yield key, f"got {_show(value)}, expected a whole number with a unit, such as 100ba, 1ep, 2000000tok or 0.1dur"
+        yield key, f"got {_show(value)}, expected {error.schema['description']}"
     elif error.validator in ("minimum", "exclusiveMinimum"):
         words = "at least" if error.validator == "minimum" else "more than"
         yield key, f"got {_show(value)}, expected {words} {error.validator_value}"

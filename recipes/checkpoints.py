@@ -135,4 +135,10 @@ def _is_whole(path: Path, sharded: bool) -> bool:
     if sharded:
         return (path / ".metadata").is_file()
     # a compressed or tar checkpoint has no zip directory; its name says so, and it was renamed when complete
-    return path.suffix != ".pt" or zipfile.is_zipfile(path)
+    if path.suffix != ".pt":
+        return True
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/data.pkl") for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False

@@ -19,13 +19,19 @@ from llmfoundry.utils.config_utils import EvalConfig, TrainConfig
 from streaming import Stream
 
 from recipes.build import register_components
+from recipes.grammar import DURATION, FREE, TIME, Schema, from_defaults, from_signature, keyed, named, section, type_of
 from recipes.models.backends import CHOICES as ATTENTION_CHOICES
-from recipes.schema import FREE, TIME, Schema, from_defaults, from_signature, keyed, named, section, type_of
 
 ANYTHING: Schema = {}
 STRINGS: Schema = {"type": ["array", "null"], "items": {"type": "string"}}
 NUMBER_OR_NULL: Schema = {"type": ["number", "null"]}
 INTEGER_OR_NULL: Schema = {"type": ["integer", "null"]}
+RUN_NAME: Schema = {"type": ["string", "integer", "null"]}
+LOG_LEVEL: Schema = {
+    "type": ["string", "null"],
+    "pattern": "(?i)^(debug|info|warning|error|critical)$",
+    "description": "one of debug, info, warning, error, critical",
+}
 PRECISION: Schema = {"enum": ["fp32", "amp_fp16", "amp_bf16", "amp_fp8"]}
 
 # Keys of TrainConfig that LLM Foundry's own code fills in; a user who sets them is making a mistake.
@@ -80,7 +86,10 @@ def train_recipe() -> Schema:
         device_train_microbatch_size={"anyOf": [{"const": "auto"}, {"type": "number", "exclusiveMinimum": 0}]},
         device_eval_batch_size={"type": "number", "exclusiveMinimum": 0},
         max_seq_len={"type": "integer", "minimum": 1},
-        max_duration=TIME,
+        max_duration=DURATION,
+        seed={"type": "integer", "minimum": 0},
+        run_name=RUN_NAME,
+        python_log_level=LOG_LEVEL,
         eval_interval=TIME,
         save_interval=TIME,
         console_log_interval=TIME,
@@ -126,6 +135,10 @@ def eval_recipe() -> Schema:
     )
     fields = _from_dataclass(EvalConfig, without=FILLED_IN)
     fields.update(
+        seed={"type": "integer", "minimum": 0},
+        run_name=RUN_NAME,
+        python_log_level=LOG_LEVEL,
+        device_eval_batch_size={"type": "number", "exclusiveMinimum": 0},
         models={"type": "array", "minItems": 1, "items": evaluated},
         eval_loader=_eval_loader(),
         icl_tasks={"anyOf": [{"type": ["string", "null"]}, {"type": "array", "items": _ref("icl_task")}]},
@@ -155,7 +168,7 @@ def definitions() -> Schema:
     optimizer_keys: Schema = {"disable_grad": {"type": ["string", "array"]}, "param_groups": {"type": "array"}}
     return {
         "model": named(_models()),
-        "tokenizer": section({"name": {"type": "string"}, "kwargs": {"type": "object"}}, ["name"]),
+        "tokenizer": section({"name": {"type": "string"}, "kwargs": FREE}, ["name"]),
         "optimizer": named(_signatures(registry.optimizers, {"params"}, optimizer_keys)),
         "scheduler": named(_signatures(registry.schedulers)),
         "loader": named(_loaders()),
@@ -276,6 +289,8 @@ def _loaders() -> dict[str, Schema]:
     streamed = from_signature(StreamingFinetuningDataset, without={"tokenizer", "batch_size"}, streams=streams)
     more: Schema = {k: {"type": ["boolean", "null"]} for k in finetuning._ALLOWED_DATASET_KEYS}
     more.update(
+        eos_token_id=INTEGER_OR_NULL,  # LLM Foundry passes over them; its own files set them
+        bos_token_id=INTEGER_OR_NULL,
         hf_name={"type": ["string", "null"]},
         hf_kwargs=FREE,
         packing_ratio={"anyOf": [{"enum": ["auto", None]}, {"type": "number", "minimum": 1}]},
@@ -326,7 +341,11 @@ def _fsdp() -> Schema:
         **_from_dataclass(FSDP2Config, {"_sync_module_states", "device_mesh"}),
     }
     fields.update(
-        mixed_precision={"anyOf": [{"enum": ["DEFAULT", "PURE", "FULL"]}, {"type": "object"}]},
+        mixed_precision={
+            "type": ["string", "object"],
+            "pattern": "(?i)^(DEFAULT|PURE|FULL)$",
+            "description": "one of DEFAULT, PURE, FULL, or a section of data types",
+        },
         load_planner=FREE,
         save_planner=FREE,
         sharding_strategy={},

@@ -32,6 +32,9 @@ class Place:
 
 
 COMMAND_LINE = Place("command line")
+LARGEST_FILE = 1_000_000  # bytes
+DEEPEST = 20  # sections in sections
+MOST_KEYS = 20_000  # with every alias spelled out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,9 +110,9 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     places: dict[KeyPath, Place] = {}
     merged: dict[str, Any] = {}
     for layer in layers:
-        merged = _merge(merged, layer.values)
+        merged = merge(merged, layer.values)
         places.update(layer.places)
-    referred = {name.split(".")[0] for _, value in _paths(merged) for name in _names_in(value)}
+    referred = {name.split(".")[0] for _, value in walk(merged) for name in _names_in(value)}
     variables = frozenset(referred.union(*(layer.anchored for layer in layers)))
     return Recipe(path, _resolve(merged, places, path), places, variables)
 
@@ -129,7 +132,11 @@ def _layers(path: Path) -> tuple[list[_Layer], list[Problem]]:
     where = recipe.places.pop(("include",), Place(str(path), 1))
     layers: list[_Layer] = []
     problems: list[Problem] = []
-    for name in [included] if isinstance(included, str) else included:
+    names = [included] if isinstance(included, str) else included
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        problems.append(Problem(where, ("include",), f"got {included!r}, expected a path or a list of paths"))
+        names = []
+    for name in names:
         fragment = Path(os.path.normpath(path.parent / str(name)))
         if not fragment.is_file():
             problems.append(
@@ -171,6 +178,10 @@ for _class in (_Loader, _Dumper):
 
 def _read(path: Path) -> _Layer:
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is not a file")
+        if path.stat().st_size > LARGEST_FILE:
+            raise OSError(f"{path.stat().st_size:,} bytes are more than a recipe's {LARGEST_FILE:,}")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
@@ -178,19 +189,30 @@ def _read(path: Path) -> _Layer:
         raise RecipeError([Problem(Place(str(path)), (), f"no such recipe{hint}")]) from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError([Problem(Place(str(path)), (), f"cannot be read: {error}")]) from None
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
+        _refuse_bombs(node)
         problems = list(_duplicates(node, (), str(path)))
         values = loader.construct_document(node) if node is not None else {}
+        problems += [
+            Problem(Place(str(path), 1), key, f"got {type(value).__name__}, which no key of a recipe takes")
+            for key, value in walk(values)
+            if not isinstance(value, (str, int, float, bool, list, dict, type(None)))
+            or not isinstance(key[-1], (str, int))
+        ]
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = Place(str(path), mark.line + 1 if mark else 1)
         raise RecipeError([Problem(place, (), f"not valid YAML: {error.problem}")]) from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise RecipeError([Problem(Place(str(path), 1), (), f"not valid YAML: {error}")]) from None
-    finally:
-        loader.dispose()
+    except RecursionError:
+        raise RecipeError(
+            [Problem(Place(str(path), 1), (), "not a recipe: it contains itself, or nests too deep")]
+        ) from None
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise RecipeError(
+            [Problem(Place(str(path), 1), (), f"not valid YAML: {' '.join(str(error).split())}")]
+        ) from None
     if problems:
         raise RecipeError(problems)
     if not isinstance(values, dict):
@@ -199,6 +221,20 @@ def _read(path: Path) -> _Layer:
         )
     anchored = frozenset(re.findall(r"^([\w-]+):[ \t]*&", text, re.MULTILINE))
     return _Layer(values, {(): Place(str(path), 1), **dict(_marks(node, (), str(path)))}, anchored)
+
+
+def _refuse_bombs(node: yaml.Node | None) -> None:
+    """Raise ValueError where aliases stand for more than MOST_KEYS keys."""
+    waiting, seen = [node], 0
+    while waiting:
+        current = waiting.pop()
+        seen += 1
+        if seen > MOST_KEYS:
+            raise ValueError(f"more than {MOST_KEYS:,} keys and values, aliases spelled out")
+        if isinstance(current, yaml.MappingNode):
+            waiting += [inner for pair in current.value for inner in pair]
+        elif isinstance(current, yaml.SequenceNode):
+            waiting += current.value
 
 
 def _duplicates(node: yaml.Node | None, prefix: KeyPath, file: str) -> Iterator[Problem]:
@@ -237,15 +273,16 @@ def _overrides(arguments: Iterable[str]) -> tuple[_Layer, list[Problem]]:
     for argument in arguments:
         name, equals, text = argument.partition("=")
         keys = tuple(name.strip().lstrip("-").split("."))
-        if not equals or not all(keys):
+        if not equals or not all(keys) or len(keys) > DEEPEST:
             problems.append(
                 Problem(COMMAND_LINE, (), f"got {argument!r}, expected key=value, such as optimizer.lr=2e-4")
             )
             continue
         try:
-            value = yaml.load(text, _Loader) if text else None
-        except yaml.YAMLError:
-            value = text
+            value = _value(text)
+        except ValueError as error:
+            problems.append(Problem(COMMAND_LINE, keys, str(error)))
+            continue
         section = values
         for index, key in enumerate(keys):
             places[keys[: index + 1]] = COMMAND_LINE
@@ -255,7 +292,7 @@ def _overrides(arguments: Iterable[str]) -> tuple[_Layer, list[Problem]]:
                 inner = section.get(key)
                 section[key] = inner if isinstance(inner, dict) else {}
                 section = section[key]
-        for path, _ in _paths(value, keys):
+        for path, _ in walk(value, keys):
             places[path] = COMMAND_LINE
     # a section that only leads to the overridden key keeps its place in the file
     for way in [k for k in places if any(len(o) > len(k) and o[: len(k)] == k for o in places)]:
@@ -263,7 +300,22 @@ def _overrides(arguments: Iterable[str]) -> tuple[_Layer, list[Problem]]:
     return _Layer(values, places), problems
 
 
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def _value(text: str) -> Any:
+    """What the right side of an override means: YAML, or plain text where it is none. Raises ValueError in words."""
+    try:
+        node = yaml.compose(text, _Loader)
+        _refuse_bombs(node)
+        value = yaml.load(text, _Loader) if text else None
+    except (yaml.YAMLError, RecursionError):
+        return text
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"got {text[:80]!r}, which is no value: {error}") from None
+    if any(not isinstance(v, (str, int, float, bool, list, dict, type(None))) for _, v in [((), value), *walk(value)]):
+        raise ValueError(f"got {text[:80]!r}, expected a number, text, list or section")
+    return value
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Mappings are merged key by key; anything else replaces what was there.
 
     A list is replaced whole, unless every key over it is an index: `models.0.run=…` changes one entry.
@@ -277,34 +329,44 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
             and value
             and all(i.isdigit() for i in map(str, value))
         ):
-            by_index = _merge({str(i): entry for i, entry in enumerate(below)}, value)
+            by_index = merge({str(i): entry for i, entry in enumerate(below)}, value)
             merged[key] = list(by_index.values())
         elif isinstance(below, Mapping) and isinstance(value, Mapping):
-            merged[key] = _merge(below, value)
+            merged[key] = merge(below, value)
         else:
             merged[key] = value
     return merged
 
 
+OUTSIDE = "which would be saved with it: write the value, or give it on the command line"
 _INTERPOLATION = re.compile(r"\$\{([^{}]*)\}")
 
 
 def _resolve(merged: Mapping[str, Any], places: Mapping[KeyPath, Place], path: Path) -> dict[str, Any]:
     """Replace every `${key}` by its value; raise RecipeError naming all that cannot be."""
-    config = OmegaConf.create(dict(merged))
-    try:
-        return dict(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
-    except OmegaConfBaseException:
-        pass
+
+    def problem(key: KeyPath, text: str) -> Problem:
+        return Problem(places.get(key, Place(str(path), 1)), key, text)
+
     problems = []
-    for key, value in _paths(merged):
-        for name in _names_in(value):
-            found, reason = _lookup(config, name)
-            if not found:
-                place = places.get(key, Place(str(path), 1))
-                problems.append(Problem(place, key, f"${{{name}}} {reason}"))
-    if not problems:
-        problems.append(Problem(Place(str(path), 1), (), "an interpolation refers to itself"))
+    for key, value in walk(merged):
+        if value == "???":
+            problems.append(problem(key, "missing: ??? stands for a value that must be given"))
+        if isinstance(value, str) and value.count("${") != len(_names_in(value)):
+            problems.append(problem(key, f"got {value!r}, expected ${{key}} wherever ${{ stands"))
+        outside = [name for name in _names_in(value) if ":" in name]
+        problems += [problem(key, f"${{{name}}} reads something outside the recipe, {OUTSIDE}") for name in outside]
+    try:
+        config = OmegaConf.create(dict(merged))
+        for key, value in walk(merged):
+            for name in _names_in(value):
+                found, reason = (True, "") if ":" in name else _lookup(config, name)
+                if not found:
+                    problems.append(problem(key, f"${{{name}}} {reason}"))
+        if not problems:
+            return dict(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+    except OmegaConfBaseException as error:
+        problems = problems or [Problem(Place(str(path), 1), (), str(error).splitlines()[0])]
     raise RecipeError(problems)
 
 
@@ -313,8 +375,6 @@ def _names_in(value: Any) -> list[str]:
 
 
 def _lookup(config: Any, name: str) -> tuple[bool, str]:
-    if ":" in name:
-        return False, "reads something outside the recipe, which would be saved with it: write the value or override it"
     missing = object()
     try:
         return OmegaConf.select(config, name, default=missing) is not missing, "is not a key of this recipe"
@@ -322,12 +382,13 @@ def _lookup(config: Any, name: str) -> tuple[bool, str]:
         return False, f"cannot be resolved: {str(error).splitlines()[0]}"
 
 
-def _paths(value: Any, prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+def walk(value: Any, prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    """Every key path below a value, with what it leads to; the inner ones first."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _paths(inner, (*prefix, key))
+            yield from walk(inner, (*prefix, key))
             yield (*prefix, key), inner
     elif isinstance(value, list):
         for index, inner in enumerate(value):
-            yield from _paths(inner, (*prefix, index))
+            yield from walk(inner, (*prefix, index))
             yield (*prefix, index), inner

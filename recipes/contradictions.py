@@ -7,25 +7,39 @@ from __future__ import annotations
 
 import os
 import re
+import string
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from recipes.config import KeyPath
+from recipes.config import KeyPath, Place, Problem, RecipeError
+from recipes.cost.hardware import find_gpu
+from recipes.cost.parameters import count_parameters
 from recipes.models.backends import CHOICES, features, refusals
 
 Finding = tuple[KeyPath, str]
+MOST_LAYERS = 10_000
 Rule = Callable[[Mapping[str, Any]], Iterator[Finding]]
 
 
 def contradictions(recipe: Mapping[str, Any], kind: str = "train") -> list[Finding]:
     """All contradictions in a resolved recipe, of kind `train` or `eval`."""
-    rules = TRAIN_RULES if kind == "train" else ()
+    of_run = TRAIN_RULES if kind == "train" else ()
     models = [(("model",), recipe.get("model"))] if kind == "train" else _evaluated_models(recipe)
-    found = [finding for rule in rules for finding in rule(recipe)]
+    found = [finding for rule in (*of_run, _cost) for finding in _findings(rule, recipe)]
     for key, model in models:
         if isinstance(model, Mapping) and model.get("name") == "mpt_causal_lm":
-            found += [((*key, *inner), text) for rule in MODEL_RULES for inner, text in rule(model)]
+            # the recipe's own code may register layers that cannot be counted here
+            rules = [rule for rule in MODEL_RULES if rule is not _size or not recipe.get("code_paths")]
+            found += [((*key, *inner), text) for rule in rules for inner, text in _findings(rule, model)]
     return found
+
+
+def _findings(rule: Rule, section: Mapping[str, Any]) -> list[Finding]:
+    """A rule that meets a value of a shape it does not know finds nothing: the grammar reports the shape."""
+    try:
+        return list(rule(section))
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError):
+        return []
 
 
 def _evaluated_models(recipe: Mapping[str, Any]) -> list[tuple[KeyPath, Any]]:
@@ -36,8 +50,12 @@ def _evaluated_models(recipe: Mapping[str, Any]) -> list[tuple[KeyPath, Any]]:
 
 
 def world_size() -> int:
-    """Number of processes the launcher started; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE") or 1)
+    """Number of processes the launcher started; 1 without a launcher. Raises RecipeError for what no launcher sets."""
+    text = os.environ.get("WORLD_SIZE") or "1"
+    if not text.isdigit() or int(text) < 1:
+        where = Place("environment")
+        raise RecipeError([Problem(where, ("WORLD_SIZE",), f"got {text!r}, expected the number of processes")])
+    return int(text)
 
 
 def _section(mapping: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -113,12 +131,21 @@ def _backend(model: Mapping[str, Any]) -> Iterator[Finding]:
     attention = _section(model, "attn_config")
     implementation = attention.get("attn_impl", "flash")
     if implementation in CHOICES:
-        try:
-            wanted = features(attention)
-        except TypeError:  # a value of the wrong type, which the grammar reports
-            return
-        for text in refusals(implementation, wanted=wanted):
+        for text in refusals(implementation, wanted=features(attention)):
             yield ("attn_config", "attn_impl"), text
+
+
+def _size(model: Mapping[str, Any]) -> Iterator[Finding]:
+    layers: Any = model.get("n_layers", 24)
+    if _is_number(layers) and layers > MOST_LAYERS:
+        yield ("n_layers",), f"got {layers:,}, which no machine holds; {MOST_LAYERS:,} at most"
+        return
+    is_dense = _section(model, "ffn_config").get("ffn_type", "mptmlp") in ("mptmlp", "mptglu")
+    if is_dense and not model.get("block_overrides"):
+        try:
+            count_parameters(model)
+        except ValueError as error:
+            yield (), f"cannot be built: {error}"
 
 
 # --- the run -----------------------------------------------------------------------------------------------------
@@ -239,6 +266,34 @@ def _evaluation(recipe: Mapping[str, Any]) -> Iterator[Finding]:
         yield ("model", "load_in_8bit"), "8-bit weights can be evaluated but not trained"
 
 
+_PLACEHOLDERS = {"run_name", "rank", "local_rank", "world_size", "local_world_size", "node_rank"}
+_TIMES = {"epoch", "batch", "sample", "token", "iteration", "total_wct", "epoch_wct", "batch_wct"}
+_TIMES |= {f"{name}_in_epoch" for name in ("batch", "sample", "token")}
+
+
+def _file_names(recipe: Mapping[str, Any]) -> Iterator[Finding]:
+    for key, known in (("save_folder", _PLACEHOLDERS), ("save_filename", _PLACEHOLDERS | _TIMES)):
+        name = recipe.get(key)
+        if not isinstance(name, str):
+            continue
+        try:
+            used = {field for _, field, _, _ in string.Formatter().parse(name) if field is not None}
+        except ValueError as error:
+            yield (key,), f"got {name!r}: {error}"
+            continue
+        for unknown in sorted(used - known):
+            yield (key,), f"{{{unknown}}} is no placeholder; {', '.join(f'{{{k}}}' for k in sorted(known))} are"
+
+
+def _cost(recipe: Mapping[str, Any]) -> Iterator[Finding]:
+    gpu = _section(recipe, "cost").get("gpu")
+    if isinstance(gpu, str) and gpu.strip().lower() != "cpu":
+        try:
+            find_gpu(gpu)
+        except ValueError as error:
+            yield ("cost", "gpu"), str(error)
+
+
 def _sharding(recipe: Mapping[str, Any]) -> Iterator[Finding]:
     model, fsdp = _section(recipe, "model"), recipe.get("fsdp_config")
     if model.get("init_device") == "mixed" and fsdp is None:
@@ -250,7 +305,7 @@ def _sharding(recipe: Mapping[str, Any]) -> Iterator[Finding]:
         yield ("precision",), "amp_fp8 works on Transformer Engine layers only: set model.fc_type: te"
 
 
-MODEL_RULES: tuple[Rule, ...] = (_heads, _positions, _ranges, _backend)
+MODEL_RULES: tuple[Rule, ...] = (_heads, _positions, _ranges, _backend, _size)
 TRAIN_RULES: tuple[Rule, ...] = (
     _sequence_lengths,
     _batches,
@@ -259,4 +314,5 @@ TRAIN_RULES: tuple[Rule, ...] = (
     _checkpoints,
     _evaluation,
     _sharding,
+    _file_names,
 )

@@ -8,18 +8,22 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+import json
 import os
 import shutil
 import socket
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from data_prep.manifest import load_manifest, shard_problems
-from recipes.config import KeyPath, Problem, Recipe
+from recipes.checkpoints import find_checkpoints
+from recipes.config import KeyPath, Problem, Recipe, RecipeError, load, walk
 from recipes.contradictions import world_size
-from recipes.cost.parameters import count_parameters, model_shape
+from recipes.cost.parameters import count_parameters
 from recipes.models.backends import features, refusals
+from recipes.runs import run_folder, run_name
 
 # Weights and gradients in fp32, and Adam's two moments: bytes a parameter costs in training without sharding.
 TRAINING_BYTES_PER_PARAMETER = 16
@@ -49,6 +53,8 @@ def preflight(recipe: Recipe) -> list[Problem]:
     found += _weights(recipe.values)
     found += _device(recipe)
     found += _disk(recipe)
+    found += _resumed(recipe)
+    found += _tasks(recipe)
     found += _packages(recipe)
     return [Problem(recipe.place(key), key, text) for key, text in found]
 
@@ -61,15 +67,28 @@ def preflight_evaluation(recipe: Recipe) -> list[Problem]:
         found += [(("models", index, *key), text) for key, text in _weights(model)]
     for key, loader in _loaders(recipe):
         found += _data(key, loader, recipe)
+    found += _tasks(recipe)
+    found += _packages(recipe)
+    if not has_gpu() and recipe.get("precision") in ("amp_fp16", "amp_fp8"):
+        found.append((("precision",), f"no GPU here, and {recipe.get('precision')} needs one: use fp32 or amp_bf16"))
+    results = recipe.get("results")
+    if results and (Path(results).is_dir() or not _can_be_made(Path(results).absolute().parent)):
+        found.append((("results",), f"results cannot be written to {results}"))
+    return [Problem(recipe.place(key), key, text) for key, text in found]
+
+
+def _tasks(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     tasks = recipe.get("icl_tasks", [])
     for index, task in enumerate(tasks if isinstance(tasks, list) else []):
         uri = str(task.get("dataset_uri"))
-        if "://" not in uri and not Path(uri).is_file():
-            found.append((("icl_tasks", index, "dataset_uri"), f"no task: there is no file {uri}"))
-    if isinstance(tasks, str) and not Path(tasks).is_file():
-        found.append((("icl_tasks",), f"no tasks: there is no file {tasks}"))
-    found += _packages(recipe)
-    return [Problem(recipe.place(key), key, text) for key, text in found]
+        if "://" in uri:
+            yield from _scheme(("icl_tasks", index, "dataset_uri"), uri)
+        elif not Path(uri).is_file():
+            yield ("icl_tasks", index, "dataset_uri"), f"no task: there is no file {uri}"
+    for key in ("icl_tasks", "eval_gauntlet"):
+        path = recipe.get(key)
+        if isinstance(path, str) and not Path(path).is_file():
+            yield (key,), f"there is no file {path}"
 
 
 def has_gpu() -> bool:
@@ -112,6 +131,21 @@ def _data(key: KeyPath, loader: Mapping[str, Any], recipe: Recipe) -> Iterator[t
             yield from _shards((*inner, "remote" if remote else "local"), folder, loader, recipe)
 
 
+def _unlisted_shards(folder: Path) -> Iterator[str]:
+    """What is wrong with shards that have no manifest, by their index alone."""
+    try:
+        shards = json.loads((folder / "index.json").read_text())["shards"]
+        for shard in shards:
+            part = shard["zip_data"] or shard["raw_data"]
+            path = folder / part["basename"]
+            if not path.is_file() or path.stat().st_size != part["bytes"]:
+                yield f"missing or truncated shard {path}: expected {part['bytes']:,} bytes"
+        if not shards:
+            yield f"no data: {folder} has an index of no shards"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        yield f"{folder / 'index.json'} cannot be read ({error}): prepare the shards again"
+
+
 def _shards(key: KeyPath, folder: Path, loader: Mapping[str, Any], recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     if not (folder / "index.json").is_file():
         state = "has no index.json" if folder.is_dir() else "does not exist"
@@ -126,6 +160,8 @@ def _shards(key: KeyPath, folder: Path, loader: Mapping[str, Any], recipe: Recip
         yield key, str(error)
         return
     if manifest is None:  # shards that another program made
+        for text in _unlisted_shards(folder):
+            yield key, text
         return
     for text in shard_problems(folder, manifest):
         yield key, text
@@ -133,7 +169,7 @@ def _shards(key: KeyPath, folder: Path, loader: Mapping[str, Any], recipe: Recip
     if manifest.seq_len < length:
         yield key, f"the shards in {folder} hold {manifest.seq_len} tokens a sequence, the recipe wants {length}"
     used = Path(str(recipe.get("tokenizer.name"))) / "tokenizer.json"
-    if used.is_file() and hashlib.sha256(used.read_bytes()).hexdigest() != manifest.tokenizer.sha256:
+    if used.is_file() and _is_json(used) and hashlib.sha256(used.read_bytes()).hexdigest() != manifest.tokenizer.sha256:
         text = f"the shards in {folder} were made with another tokenizer ({manifest.tokenizer.path}) than {used.parent}"
         yield key, f"{text}: the ids would mean other words; prepare the shards again, or name their tokenizer"
     vocabulary = recipe.get("model.vocab_size")
@@ -158,7 +194,7 @@ def _hub_dataset(where: KeyPath, dataset: Mapping[str, Any]) -> Iterator[tuple[K
             yield (*where, "hf_kwargs", "data_dir"), f"no data: there is no folder {folder}"
         files = options.get("data_files") or []
         listed = files.values() if isinstance(files, Mapping) else [files] if isinstance(files, str) else files
-        for file in listed:
+        for file in listed if hasattr(listed, "__iter__") else ():
             if isinstance(file, str) and "://" not in file and "*" not in file and not Path(file).exists():
                 yield (*where, "hf_kwargs", "data_files"), f"no data: there is no file {file}"
     elif "://" in name:
@@ -176,7 +212,12 @@ def _tokenizer(tokenizer: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
         yield from _package(("tokenizer", "name"), "tiktoken")
         return
     folder = Path(name)
-    if folder.is_dir():
+    if folder.is_file():
+        yield ("tokenizer", "name"), f"{folder} is a file: give the folder that it is in, {folder.parent}"
+    elif folder.is_dir():
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            if (folder / file).is_file() and not _is_json(folder / file):
+                yield ("tokenizer", "name"), f"{folder / file} cannot be read: it is no JSON"
         if not any((folder / f).is_file() for f in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
             yield ("tokenizer", "name"), f"{folder} holds no tokenizer: no tokenizer.json, no tokenizer_config.json"
     elif name.startswith((".", "/")) or name.count("/") > 1:
@@ -186,6 +227,14 @@ def _tokenizer(tokenizer: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
         yield from _from_hub(("tokenizer", "name"), f"tokenizer {name}", "models", name)
 
 
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return True
+
+
 def _weights(settings: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
     name = settings["model"].get("pretrained_model_name_or_path")
     if name and not Path(str(name)).exists() and not _in_hub_cache("models", str(name)):
@@ -193,6 +242,8 @@ def _weights(settings: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
     path = settings.get("load_path")
     if path and "://" in path:
         yield from _scheme(("load_path",), path)
+    elif path and "{" not in path and Path(path).is_file() and not zipfile.is_zipfile(path):
+        yield ("load_path",), f"{path} is no checkpoint, or not a whole one"
     elif path and "{" not in path and not Path(path).exists():
         yield ("load_path",), f"no checkpoint: {path} does not exist"
 
@@ -231,9 +282,10 @@ def _device(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     is_mpt = recipe.get("model.name") == "mpt_causal_lm"
     if is_mpt:
         attention = recipe.get("model.attn_config", {})
-        shape = model_shape(recipe["model"])
+        model = recipe["model"]
+        width = model.get("head_dim") or model.get("d_model", 2048) // model.get("n_heads", 16)
         device = "cuda" if has_gpu() else "cpu"
-        for text in refusals(attention.get("attn_impl", "flash"), device, features(attention), head_dim=shape.head_dim):
+        for text in refusals(attention.get("attn_impl", "flash"), device, features(attention), head_dim=width):
             yield ("model", "attn_config", "attn_impl"), text
     if has_gpu():
         return
@@ -243,12 +295,20 @@ def _device(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
         return
     import psutil
 
-    parameters = count_parameters(recipe["model"]).total
+    parameters = _parameters(recipe)
     needed = parameters * TRAINING_BYTES_PER_PARAMETER / max(1, world_size() if recipe.get("fsdp_config") else 1)
     memory = psutil.virtual_memory().total
     if needed > memory:
         text = f"no GPU here, and {parameters:,} parameters need about {needed / 2**30:,.0f} GiB a process to train"
         yield ("model",), f"{text}; this machine has {memory / 2**30:.0f} GiB: run it on GPUs, or try a smaller model"
+
+
+def _parameters(recipe: Recipe) -> int:
+    """Parameters of the recipe's model; 0 where its kind of layer is not counted."""
+    try:
+        return count_parameters(recipe["model"]).total
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return 0
 
 
 def _disk(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
@@ -258,18 +318,58 @@ def _disk(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     if "://" in folder:
         yield from _scheme(("save_folder",), folder)
         return
-    existing = Path(folder.partition("{")[0] or ".").absolute()
-    while not existing.exists():
-        existing = existing.parent
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
+    existing = _existing(Path(folder.partition("{")[0] or ".").absolute())
+    if not _can_be_made(existing):
         yield ("save_folder",), f"checkpoints cannot be written to {folder}: {existing} is not a writable folder"
         return
     if recipe.get("model.name") == "mpt_causal_lm":
-        needed = count_parameters(recipe["model"]).total * CHECKPOINT_BYTES_PER_PARAMETER
+        needed = _parameters(recipe) * CHECKPOINT_BYTES_PER_PARAMETER
         free = shutil.disk_usage(existing).free
         if needed > free:
             text = f"one checkpoint takes about {needed / 1e9:,.1f} GB, and {existing} has {free / 1e9:,.1f} GB free"
             yield ("save_folder",), text
+
+
+# Keys of `model:` that say how to compute, not what: a checkpoint fits whatever they are.
+NOT_THE_MODEL = {"use_train_metrics", "additional_train_metrics", "loss_fn", "init_device", "master_weights_dtype"}
+
+
+def _resumed(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
+    """A run that would go on from the checkpoints of another model."""
+    save_folder, folder = recipe.get("save_folder"), run_folder(recipe)
+    if not save_folder or "://" in save_folder or recipe.values.get("autoresume") is False:
+        return
+    kept = Path(save_folder.replace("{run_name}", run_name(recipe)))
+    filename = recipe.get("save_filename", "ep{epoch}-ba{batch}-rank{rank}.pt")
+    if not (folder / "recipe.yaml").is_file() or find_checkpoints(kept, filename, sharded=False).newest is None:
+        return
+    try:
+        before = _architecture(load(folder / "recipe.yaml").get("model", {}))
+    except RecipeError:
+        return
+    now = _architecture(recipe["model"])
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if changed:
+        what = ", ".join(f"{key} {before.get(key)} → {now.get(key)}" for key in changed)
+        text = f"the checkpoints in {kept} are of another model ({what})"
+        yield ("model",), f"{text}: choose another run_name or save_folder, or delete {folder}"
+
+
+def _architecture(model: Mapping[str, Any]) -> dict[str, Any]:
+    flat = {".".join(map(str, key)): value for key, value in walk(model) if not isinstance(value, (dict, list))}
+    return {k: v for k, v in flat.items() if k not in NOT_THE_MODEL and k != "attn_config.attn_impl"}
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _can_be_made(folder: Path) -> bool:
+    existing = _existing(folder)
+    return existing.is_dir() and os.access(existing, os.W_OK)
 
 
 def _packages(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
@@ -278,6 +378,9 @@ def _packages(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
             yield from _package(("loggers", name), PACKAGE_FOR_LOGGER[name])
     if recipe.get("model.peft_config"):
         yield from _package(("model", "peft_config"), "peft")
+    prices = recipe.get("cost.prices_file")
+    if prices and not Path(prices).is_file():
+        yield ("cost", "prices_file"), f"there is no file {prices}"
     for name in recipe.get("code_paths", []):
         if not Path(name).exists():
             yield ("code_paths",), f"there is no file {name}"

@@ -32,16 +32,18 @@ def recipe_digest(recipe: Recipe) -> str:
 def is_finished(folder: Path, recipe: Recipe) -> bool:
     """Whether this very recipe ran to its end in this folder and its last checkpoint is still there."""
     summary = _read(folder / SUMMARY)
-    if summary.get("recipe_sha256") != recipe_digest(recipe):
+    if summary.get("recipe_sha256") != recipe_digest(recipe) or summary.get("stopped"):
         return False
     checkpoint = summary.get("checkpoint")
-    return checkpoint is None or "://" in checkpoint or Path(checkpoint).exists()
+    return checkpoint is None or (isinstance(checkpoint, str) and ("://" in checkpoint or Path(checkpoint).exists()))
 
 
-def write_summary(folder: Path, recipe: Recipe, cost: Any, last_step: int, checkpoint: str | None) -> None:
+def write_summary(
+    folder: Path, recipe: Recipe, cost: Any, last_step: int, checkpoint: str | None, stopped: str | None = None
+) -> None:
     """Write summary.json from the metrics file and the meter.
 
-    cost: the frozen dataclass that CostMonitor.summary() returns.
+    cost: the frozen dataclass that CostMonitor.summary() returns. stopped: why the run ended before its time, if so.
     """
     by_step: dict[int, dict[str, float]] = {}
     for record in read_metrics(folder / "metrics.jsonl"):
@@ -53,6 +55,7 @@ def write_summary(folder: Path, recipe: Recipe, cost: Any, last_step: int, check
         "recipe": str(folder / "recipe.yaml"),
         "checkpoint": checkpoint,
         "steps": last_step,
+        "stopped": stopped,
         "train_loss_start": _at(train, 0),
         "train_loss_end": _at(train, -1),
         "eval_loss_start": _at(losses, 0),
@@ -74,15 +77,23 @@ def print_summary(folder: Path) -> None:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, text in [*_learned(summary), *_paid(summary), *_evaluated(folder), *_files(folder, summary)]:
+    try:
+        rows = [*_learned(summary), *_paid(summary), *_evaluated(folder), *_files(folder, summary)]
+        steps = f"{summary['steps']:,}"
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+        damaged = f"{folder / SUMMARY} or {EVALUATION} beside it is damaged ({type(error).__name__}: {error})"
+        raise FileNotFoundError(f"{damaged}; the run's metrics.jsonl has the numbers still") from None
+    for name, text in rows:
         table.add_row(name, Text(text))
     console = Console(highlight=False, soft_wrap=False)
-    console.print(f"\n[bold]{folder.name}[/bold] after {summary['steps']:,} steps")
+    console.print(f"\n[bold]{folder.name}[/bold] after {steps} steps")
     console.print(table)
 
 
 def _learned(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = []
+    if summary.get("stopped"):
+        rows.append(("stopped early", summary["stopped"]))
     start, end = summary.get("eval_loss_start"), summary.get("eval_loss_end")
     if end is not None:
         before = f"{start:.3f} → " if start is not None and start != end else ""
@@ -104,7 +115,8 @@ def _paid(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows.append(("MFU", f"{mfu:.1%}" if mfu is not None else "unknown: no peak rate known for this device"))
     wall, train = summary.get("wall_s"), summary.get("train_s")
     if wall is not None:
-        share = f", {train / wall:.0%} of it in training steps" if train and wall else ""
+        useful = (train or 0.0) - (summary.get("lost_s") or 0.0)
+        share = f", goodput {useful / wall:.0%}" if train and wall else ""
         rows.append(("wall time", f"{_duration(wall)}{share}"))
     usd, source = summary.get("usd"), summary.get("rate_source")
     if usd is None:
@@ -113,6 +125,10 @@ def _paid(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         per_million = summary.get("usd_per_million_tokens")
         each = f", ${per_million:,.4f} a million tokens" if per_million is not None else ""
         rows.append(("cost", f"${usd:,.4f}{each} ({source})"))
+    if summary.get("kwh") is not None:
+        rows.append(
+            ("energy", f"{summary['kwh']:,.4g} kWh, {summary['kg_co2e']:,.4g} kg CO₂e ({summary['energy_basis']})")
+        )
     return rows
 
 
@@ -131,8 +147,12 @@ def _evaluated(folder: Path) -> list[tuple[str, str]]:
 
 
 def _files(folder: Path, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    rows = [("checkpoint", str(summary.get("checkpoint") or "none: the recipe has no save_folder"))]
-    rows += [("resolved recipe", str(summary["recipe"])), ("run folder", str(folder))]
+    rows = [("checkpoint", str(summary.get("checkpoint") or "none was saved"))]
+    rows += [
+        ("resolved recipe", str(summary["recipe"])),
+        ("report", str(folder / "report.html")),
+        ("run folder", str(folder)),
+    ]
     return rows
 
 
@@ -149,6 +169,6 @@ def _duration(seconds: float) -> str:
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -51,13 +51,13 @@ def write_whole(path: Path, text: str) -> None:
 def read_metrics(path: Path) -> Iterator[Mapping[str, float]]:
     """The lines of a metrics file in the order written. A line torn by a kill is left out."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
         return
     for line in lines:
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(record, dict):
-            yield record
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            yield {name: value for name, value in record.items() if isinstance(value, (int, float))}

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from recipes.batches import Batches
+from recipes.budget import EXIT_BUDGET
 from recipes.config import Problem, Recipe
 from recipes.cost.parameters import count_parameters
 from recipes.preflight import has_gpu
@@ -15,7 +16,8 @@ from recipes.runs import run_folder, run_name
 
 def is_first_rank() -> bool:
     """Whether this process is the one that speaks for the run."""
-    return os.environ.get("RANK", "0") == "0"
+    rank = os.environ.get("RANK", "")
+    return not rank.isdigit() or int(rank) == 0
 
 
 def usage(documentation: str | None, arguments: Sequence[str]) -> int:
@@ -34,6 +36,17 @@ def print_problems(title: str, problems: Sequence[Problem]) -> int:
             print(f"  {problem}", file=sys.stderr)
         sys.stderr.flush()
     return 1
+
+
+def print_stop(text: str) -> int:
+    """Say on stderr, once for all ranks, that money or time ended a run; its exit code.
+
+    Only the first rank of a node has it: the launcher takes the first code that is not 0, and ends a process that has
+    not yet written what it has to when another exits with one.
+    """
+    if is_first_rank():
+        print(f"\nbudget guard: {text}", file=sys.stderr, flush=True)
+    return EXIT_BUDGET if os.environ.get("LOCAL_RANK", "0") == "0" else 0
 
 
 def print_recipe(recipe: Recipe) -> None:
@@ -69,5 +82,8 @@ def _model(recipe: Recipe) -> str:
     model = recipe["model"]
     if model["name"] != "mpt_causal_lm":
         return f"{model['name']} {model.get('pretrained_model_name_or_path', '')}".strip()
-    count = count_parameters(model)
+    try:
+        count = count_parameters(model)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{model['name']}; parameters of this kind of layer are not counted here"
     return f"{model['name']}, {count.total:,} parameters ({count.non_embedding:,} without embeddings)"

@@ -40,7 +40,7 @@ def test_the_evaluation_recipe_is_sound_once_its_run_is_there(recipe_file: Write
         spell_out_models(recipe)
     (run / "checkpoints").mkdir()
     with zipfile.ZipFile(run / "checkpoints" / "ep0-ba5-rank0.pt", "w") as archive:
-        archive.writestr("x", "y")
+        archive.writestr("ep0-ba5-rank0/data.pkl", "")
     spelled = spell_out_models(recipe)
     assert check(spelled, "eval") == []
     assert spelled["models"][0]["load_path"] == str(run / "checkpoints" / "ep0-ba5-rank0.pt")
@@ -99,6 +99,18 @@ def test_the_evaluation_recipe_is_sound_once_its_run_is_there(recipe_file: Write
         ("eval_gauntlet=x.yaml", "eval_gauntlet", "icl_tasks"),
         ("save_num_checkpoints_to_keep=0", "save_num_checkpoints_to_keep", "at least 1"),
         ("precision=amp_fp8", "precision", "Transformer Engine"),
+        ("max_duration=0", "max_duration", "at least 1"),
+        ("max_duration=0ba", "max_duration", "more than nothing"),
+        ("max_duration=0.5dur", "max_duration", "such as 100ba, 1ep or 2000000tok"),
+        ("max_duration=_ba", "max_duration", "such as 100ba"),
+        ("seed=-1", "seed", "at least 0"),
+        ("seed=1e2", "seed", "a whole number"),
+        ("optimizer.lr=.nan", "optimizer.lr", "a finite number"),
+        ("model.n_layers=2000000000", "model.n_layers", "no machine holds"),
+        ("model.expansion_ratio=2.6666666", "model", "cannot be built"),
+        ("cost.gpu=foo", "cost.gpu", "foo"),
+        ("save_filename={nope}.pt", "save_filename", "{nope} is no placeholder"),
+        ("save_folder={batch/x", "save_folder", "got '{batch/x'"),
     ],
 )
 def test_one_mistake_is_found_and_explained(override: str, key: str, words: str) -> None:
@@ -139,6 +151,31 @@ def test_missing_sections_are_all_named(recipe_file: Write) -> None:
 def test_the_batch_must_be_shared_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert "6 or 9 can" in found()["global_train_batch_size"]
+
+
+@pytest.mark.parametrize("size", ["abc", "0", "1.5", "-1"])
+def test_a_launcher_that_sets_nonsense_is_said_so(monkeypatch: pytest.MonkeyPatch, size: str) -> None:
+    monkeypatch.setenv("WORLD_SIZE", size)
+    with pytest.raises(RecipeError, match="environment: WORLD_SIZE: got"):
+        load_checked(QUICKSTART)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["python_log_level=INFO"],
+        ["run_name=007"],
+        ["fsdp_config.mixed_precision=pure"],
+        ["tokenizer.kwargs=null"],
+        ["model.ffn_config={ffn_type: torch_dmoe, moe_num_experts: 4}"],
+        ["model.norm_type=mynorm", "code_paths=[mine.py]"],
+        ["profiler={schedule: {wait: 1}}", "metadata={a: 1}"],
+        ["callbacks.hf_checkpointer={save_folder: x, save_interval: 1ba}", "only_hf_checkpoint=true"],
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_what_llm_foundry_takes_is_taken(overrides: list[str]) -> None:
+    assert found(*overrides) == {}
 
 
 def test_names_that_code_paths_may_register_are_let_through() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,3 +114,49 @@ def test_lists_are_replaced_and_sections_merged(recipe_file: Write) -> None:
 def test_the_resolved_recipe_reads_back_the_same(recipe_file: Write) -> None:
     recipe = load(recipe_file("a: 1.0e-08\nb: '1e3'\nc: null\nd: {e: [1, two, 3.5]}\nf: 100ba\n"))
     assert dict(load(recipe_file(recipe.to_yaml(), "again.yaml")).values) == dict(recipe.values)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: \x07\n",
+        "? [a, b]\n: 1\n",
+        "null: 2\n",
+        "a: !!set {x, y}\n",
+        "a: !!bool maybe\n",
+        "a: !!timestamp 2020-01-01\n",
+        "model: &m {a: *m}\n",
+        "a: " + "[" * 3000,
+        "a: &a [1,1,1,1,1,1,1,1,1]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\n"
+        "d: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: [*d,*d,*d,*d,*d,*d,*d,*d,*d]\n",
+        "include: 5\n",
+        "include: [null]\n",
+        "a: ${\n",
+        "a: ${}\n",
+        "a: ???\n",
+        "a: !!python/object/apply:os.system [echo]\n",
+        "x: " + "1" * 2_000_000,
+    ],
+    ids=lambda text: text[:24],
+)
+def test_hostile_files_are_refused_in_words(recipe_file: Write, text: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        load(recipe_file(text))
+    assert all(len(line) < 400 for line in problems(error))
+
+
+def test_a_pipe_is_no_recipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(RecipeError, match="it is not a file"):
+        load(tmp_path / "pipe.yaml")
+
+
+@pytest.mark.parametrize("override", ["a=!!int abc", "a=!!set {x}", "a=&a {x: *a}", ".".join("a" * 500) + "=1"])
+def test_hostile_overrides_are_refused_in_words(recipe_file: Write, override: str) -> None:
+    with pytest.raises(RecipeError):
+        load(recipe_file("a: 1\n"), [override])
+
+
+def test_an_entry_of_a_list_can_be_overridden(recipe_file: Write) -> None:
+    recipe = load(recipe_file("models:\n  - {x: 1, y: 1}\n  - {x: 2}\n"), ["models.0.x=5"])
+    assert recipe["models"] == [{"x": 5, "y": 1}, {"x": 2}]

@@ -65,8 +65,11 @@ def _documents(path: Path, key: str) -> Iterator[str]:
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             try:
-                yield json.loads(line)[key]
-            except (ValueError, KeyError, TypeError) as error:
+                text = json.loads(line)[key]
+                if not isinstance(text, str):
+                    raise TypeError(f"{key} is {type(text).__name__}, not text")
+                yield text
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise ValueError(f"{path}:{number}: not a JSON object with {key!r}: {error}") from None
 
 
@@ -81,11 +84,14 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--text-key", default="text")
     chosen = parser.parse_args(arguments)
     try:
+        if chosen.examples < 1:
+            raise ValueError(f"--examples: got {chosen.examples}, expected at least 1")
         made = make_cloze(list(_documents(chosen.documents, chosen.text_key)), chosen.examples, chosen.seed)
+        lines = (json.dumps(example, ensure_ascii=False) for example in made)
+        write_whole(chosen.out, "".join(f"{line}\n" for line in lines))
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    write_whole(chosen.out, "".join(json.dumps(example, ensure_ascii=False) + "\n" for example in made))
     print(f"{chosen.out}: {len(made)} examples, chance {1 / CHOICES:.0%}")
     return 0
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import threading
 import time
 import uuid
@@ -25,11 +26,26 @@ from typing import Any
 import torch
 from composer.core import Callback, Event, State, TimeUnit
 from composer.loggers import Logger
+from composer.loggers.progress_bar_logger import ProgressBarLogger
 from composer.utils import dist
 from llmfoundry import registry
 
+from recipes.callbacks.energy import Meter, WattsMeter, choose_meter
+from recipes.cost.duration import in_words
+from recipes.cost.estimate import KG_CO2E_PER_KWH, POWER_USAGE_EFFECTIVENESS
 from recipes.cost.hardware import Gpu, find_gpu, gpu_from_device_name
-from recipes.cost.ledger import PHASES, Ledger, PhaseClock, RunCost, Segment, merge, segment_from, summarize, usd_of
+from recipes.cost.ledger import (
+    PHASES,
+    Ledger,
+    PhaseClock,
+    RunCost,
+    Segment,
+    lost_seconds,
+    merge,
+    segment_from,
+    summarize,
+    usd_of,
+)
 from recipes.cost.rate import Rate, choose_rate
 
 log = logging.getLogger(__name__)
@@ -70,15 +86,20 @@ class CostMonitor(Callback):
         price_kind: on_demand, reserved or spot.
         ledger: path of an append-only file that keeps the bill between processes. One run, one ledger.
         started_at: Unix time at which the process started; default: when this object was made.
+        watts_per_device: what a device draws; default: NVML's energy counters, else the hardware row's power limit.
+        power_usage_effectiveness: of the data centre: its meter over the devices' energy.
+        kg_co2e_per_kwh: carbon intensity of its electricity.
 
     Logged: `cost/usd`, `cost/usd_per_million_tokens`, `cost/usd_projected_total`, `cost/hours_left`,
-    `throughput/tokens_per_s`, `throughput/mfu` and `wall/<phase>_s`. The cost metrics need a rate and MFU a known
-    device: what is not known is not logged. MFU counts the model's `flops_per_batch` (LLM Foundry: 6 N + 12 n_layers
-    d_model S a token, no recomputation) over the dense peak of the devices at the run's precision; every rank is
-    taken to have a batch of the shape of rank 0's.
+    `cost/finish_unix_s`, `cost/goodput`, `energy/kwh`, `energy/kg_co2e`, `throughput/tokens_per_s`, `throughput/mfu`
+    and `wall/<phase>_s`. The progress bar shows the first few. The cost metrics need a rate, energy known watts, MFU a
+    known device: what is not known is not logged. Goodput is the share of the billed time that went into training
+    steps which were not lost: (wall/train_s - wall/lost_s) / all. MFU counts the model's `flops_per_batch` (LLM
+    Foundry: 6 N + 12 n_layers d_model S a token, no recomputation) over the dense peak of the devices at the run's
+    precision; every rank is taken to have a batch of the shape of rank 0's.
 
     Raises:
-        ValueError: a rate, price kind, GPU name or ledger path that cannot be right.
+        ValueError: a rate, price kind, GPU name, power or ledger path that cannot be right.
     """
 
     def __init__(
@@ -90,7 +111,17 @@ class CostMonitor(Callback):
         price_kind: str = "on_demand",
         ledger: str | None = None,
         started_at: float | None = None,
+        watts_per_device: float | None = None,
+        power_usage_effectiveness: float = POWER_USAGE_EFFECTIVENESS,
+        kg_co2e_per_kwh: float = KG_CO2E_PER_KWH,
     ) -> None:
+        for name, value, least in (
+            ("watts_per_device", watts_per_device, 0),
+            ("power_usage_effectiveness", power_usage_effectiveness, 1),
+            ("kg_co2e_per_kwh", kg_co2e_per_kwh, 0),
+        ):
+            if value is not None and not least <= value < math.inf:
+                raise ValueError(f"cost.{name}: got {value}, expected a finite number of at least {least}.")
         already_s = 0.0 if started_at is None else max(0.0, time.time() - started_at)
         self._clock = PhaseClock("startup", already_s)
         self._lock = threading.Lock()  # the heartbeat thread reads what the events write
@@ -105,6 +136,10 @@ class CostMonitor(Callback):
         self._current = Segment(id=uuid.uuid4().hex[:12], devices=1, seconds=dict.fromkeys(PHASES, 0.0))
         self._earlier: dict[str, Segment] = {}
         self._mfu_basis = "not known: the device has no row in the hardware table"
+        self._watts_per_device = watts_per_device
+        self._pue, self._kg_co2e_per_kwh = power_usage_effectiveness, kg_co2e_per_kwh
+        self._meter: Meter = WattsMeter(None, 1, "not known before the trainer is built")
+        self._first_step_s: list[float] = []  # training seconds at the end of this process's first two steps
         self._tokens = 0  # of the run's timestamp
         self._batch_flops = 0.0
         self._window: deque[tuple[float, int, float]] = deque(maxlen=WINDOW_BATCHES + 1)
@@ -128,9 +163,14 @@ class CostMonitor(Callback):
             devices=dist.get_world_size(),
             usd_per_device_hour=self.rate.usd_per_device_hour,
             peak_flops_per_s=peak,
+            gpu=device_gpu.name if device_gpu else None,
+        )
+        self._meter = choose_meter(
+            device_gpu, self._watts_per_device, dist.get_world_size(), dist.get_local_world_size()
         )
         log.info("Cost: %d devices, %s. MFU: %s.", self._current.devices, self.rate.source, self._mfu_basis)
         logger.log_hyperparameters({"cost/rate_source": self.rate.source, "cost/mfu_basis": self._mfu_basis})
+        logger.log_hyperparameters({"energy/basis": self._energy_basis})
         self._ledger = self._ledger if dist.get_global_rank() == 0 else None
         if self._ledger is None:
             return
@@ -161,6 +201,8 @@ class CostMonitor(Callback):
 
     def fit_start(self, state: State, logger: Logger) -> None:
         self._tokens = state.timestamp.token.value
+        if self._current.tokens == 0:
+            self._current = replace(self._current, tokens_from=self._tokens)
         self._window.clear()
         self._pace = None
 
@@ -177,29 +219,80 @@ class CostMonitor(Callback):
     def batch_end(self, state: State, logger: Logger) -> None:
         tokens = state.timestamp.token.value
         with self._lock:
+            self._tell_compilation_apart()
             self._current = replace(
                 self._current,
                 tokens=self._current.tokens + max(0, tokens - self._tokens),
                 flops=self._current.flops + self._batch_flops * self._current.devices,
             )
         self._tokens = tokens
-        logger.log_metrics(self._metrics(state))
+        metrics = self._metrics(state)
+        logger.log_metrics(metrics)
+        _show(metrics, logger)
 
     def fit_end(self, state: State, logger: Logger) -> None:
         self._hours_left = 0.0
+
+    def _tell_compilation_apart(self) -> None:
+        """Once a process: what its first step took beyond the second is compilation and warm-up."""
+        if len(self._first_step_s) >= 2:
+            return
+        self._first_step_s.append(self._clock.seconds()["train"])
+        if len(self._first_step_s) == 2:
+            first_s, both_s = self._first_step_s
+            compiling_s = max(0.0, first_s - (both_s - first_s))
+            self._clock.move("train", "compile", compiling_s)
+            self._window = deque(((s - compiling_s, t, f) for s, t, f in self._window), maxlen=WINDOW_BATCHES + 1)
 
     def summary(self) -> RunCost:
         """The run so far, over all its processes. Read it on rank 0, which keeps the ledger."""
         segments = self._segments()
         current = segments[self._current.id]
         cost = summarize(segments.values(), current, self._tokens, self.rate.source, self._mfu_basis)
-        return replace(cost, usd_projected_total=self._projected_usd(cost.usd), hours_left=self._hours_left)
+        kwh = self._kwh(segments)
+        return replace(
+            cost,
+            kwh=kwh,
+            kg_co2e=None if kwh is None else kwh * self._kg_co2e_per_kwh,
+            energy_basis=self._energy_basis,
+            usd_projected_total=self._projected_usd(cost.usd),
+            hours_left=self._hours_left,
+        )
+
+    @property
+    def usd(self) -> float | None:
+        """Dollars so far over all processes; complete on rank 0, which keeps the ledger."""
+        return usd_of(self._segments().values(), self.rate.usd_per_device_hour)
+
+    @property
+    def usd_projected_total(self) -> float | None:
+        return self._projected_usd(self.usd)
+
+    @property
+    def ledger_path(self) -> str | None:
+        """Where the bill is kept; None on ranks other than 0 and without a ledger."""
+        return None if self._ledger is None else str(self._ledger.path)
+
+    @property
+    def _energy_basis(self) -> str:
+        if self._meter.device_kwh(0.0) is None:
+            return self._meter.basis
+        return f"{self._meter.basis} × {self._pue:g} PUE, {self._kg_co2e_per_kwh:g} kg CO2e a kWh"
+
+    def _kwh(self, segments: Mapping[str, Segment]) -> float | None:
+        """Energy at the data centre's meter; None as soon as one process does not know its own."""
+        drawn = [s.device_kwh for s in segments.values()]
+        known = [kwh for kwh in drawn if kwh is not None]
+        return sum(known) * self._pue if known and len(known) == len(drawn) else None
 
     def _metrics(self, state: State) -> dict[str, float]:
         segments = self._segments()
         current = segments[self._current.id]
         active_s = current.seconds["train"] + current.seconds["data"]
         metrics = {f"wall/{phase}_s": sum(s.seconds[phase] for s in segments.values()) for phase in PHASES}
+        lost_s, kwh = lost_seconds(segments.values(), self._tokens), self._kwh(segments)
+        wall_s = sum(metrics.values())
+        metrics["wall/lost_s"] = lost_s
         self._window.append((active_s, current.tokens, current.flops))
         first_s, first_tokens, first_flops = self._window[0]
         if active_s > first_s:
@@ -215,6 +308,10 @@ class CostMonitor(Callback):
             "cost/usd_per_million_tokens": usd / self._tokens * 1e6 if usd is not None and self._tokens else None,
             "cost/usd_projected_total": self._projected_usd(usd),
             "cost/hours_left": self._hours_left,
+            "cost/finish_unix_s": None if self._hours_left is None else time.time() + self._hours_left * 3600,
+            "cost/goodput": (metrics["wall/train_s"] - lost_s) / wall_s if wall_s else None,
+            "energy/kwh": kwh,
+            "energy/kg_co2e": None if kwh is None else kwh * self._kg_co2e_per_kwh,
         }
         return {**metrics, **{name: value for name, value in cost.items() if value is not None}}
 
@@ -255,7 +352,9 @@ class CostMonitor(Callback):
     def _snapshot(self) -> Segment:
         with self._lock:
             if not self._closed:
-                self._current = replace(self._current, seconds=self._clock.seconds())
+                seconds = self._clock.seconds()
+                kwh = self._meter.device_kwh(sum(seconds.values()))
+                self._current = replace(self._current, seconds=seconds, device_kwh=kwh)
             return self._current
 
     def _segments(self) -> dict[str, Segment]:
@@ -273,6 +372,25 @@ class CostMonitor(Callback):
                 return
             except OSError as error:  # a full disk must not end the run
                 log.warning("Cost ledger: could not write a heartbeat: %s", error)
+
+
+def _show(metrics: Mapping[str, float], logger: Logger) -> None:
+    """Puts dollars, the projected total, the time left, MFU and goodput beside the loss on the progress bar."""
+    shown: dict[str, str] = {}
+    if "cost/usd" in metrics:
+        total = metrics.get("cost/usd_projected_total")
+        shown["usd"] = f"{metrics['cost/usd']:.4g}" + ("" if total is None else f"/{total:.4g}")
+    if "cost/hours_left" in metrics:
+        shown["left"] = in_words(metrics["cost/hours_left"] * 3600)
+    shown |= {
+        name: f"{metrics[key]:.0%}"
+        for name, key in (("mfu", "throughput/mfu"), ("goodput", "cost/goodput"))
+        if key in metrics
+    }
+    for destination in logger.destinations:
+        if isinstance(destination, ProgressBarLogger) and destination.train_pbar is not None:
+            destination.train_pbar.metrics.update(shown)
+            destination.train_pbar.pbar.set_postfix(destination.train_pbar.metrics, refresh=False)
 
 
 def _device_gpu(state: State) -> Gpu | None:

@@ -83,6 +83,8 @@ class Estimate:
     predicted_loss: float | None  # nats a token, by the scaling law; on its authors' data
     training_balance: TrainingBalance | None
     notes: tuple[str, ...]
+    setup: Setup  # what was counted, with its micro-batch
+    hardware: Gpu
 
     @property
     def memory_gib_per_gpu(self) -> float:
@@ -163,6 +165,8 @@ def estimate(
         predicted_loss=None if tokens is None else scaling_law(law).loss(parameters, tokens),
         training_balance=None if tokens is None else balance(parameters, tokens, law),
         notes=(*setup.notes, *_notes(setup, row, recipe, tokens)),
+        setup=setup,
+        hardware=row,
     )
 
 

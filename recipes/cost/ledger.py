@@ -19,7 +19,8 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-PHASES = ("startup", "data", "train", "evaluation", "checkpoint", "other")
+# compile: what the first step of a process took beyond its second, which is mostly compilation and warm-up
+PHASES = ("startup", "compile", "data", "train", "evaluation", "checkpoint", "other")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class Segment:
     peak_flops_per_s: float | None = None  # of one device at the run's precision
     tokens: int = 0  # processed, also those that a restart will repeat
     flops: float = 0.0  # as the model's flops_per_batch counts them
+    tokens_from: int = 0  # that the model had learned from when this process began to train
+    device_kwh: float | None = None  # drawn by all devices, without the data centre's overhead
+    gpu: str | None = None  # row of the hardware table that the devices are
 
     @property
     def wall_s(self) -> float:
@@ -49,11 +53,14 @@ class RunCost:
 
     wall_s: float
     startup_s: float
+    compile_s: float
     data_s: float
     train_s: float
     evaluation_s: float
     checkpoint_s: float
     other_s: float
+    lost_s: float  # of train_s: steps that were lost in a crash and done again
+    goodput: float | None  # (train_s - lost_s) / wall_s
     starts: int  # processes so far, one more than the restarts
     devices: int  # of the current process
     device_hours: float
@@ -66,6 +73,9 @@ class RunCost:
     usd_per_million_tokens: float | None
     mfu: float | None
     mfu_basis: str
+    kwh: float | None = None  # at the meter of the data centre
+    kg_co2e: float | None = None
+    energy_basis: str = "not known"
     usd_projected_total: float | None = None
     hours_left: float | None = None
 
@@ -87,6 +97,11 @@ class PhaseClock:
         self._seconds[self._phase] += max(0.0, moment - self._since)
         self._phase, self._since = phase, moment
 
+    def move(self, source: str, target: str, seconds: float) -> None:
+        """Counts time of one phase as another's."""
+        self._seconds[source] -= seconds
+        self._seconds[target] += seconds
+
     def seconds(self) -> dict[str, float]:
         """Seconds by phase, the running one included."""
         self.switch(self._phase)
@@ -103,22 +118,10 @@ class Ledger:
 
     def read(self) -> dict[str, Segment]:
         """Each segment's last readable state, by id; empty when there is no file yet."""
-        if not self.path.exists():
-            return {}
-        segments: dict[str, Segment] = {}
-        unreadable = 0
-        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
-            if not line.strip():
-                continue
-            try:
-                segment = segment_from(json.loads(line))
-            except (ValueError, KeyError, TypeError, AttributeError):
-                unreadable += 1
-                continue
-            segments = merge([segments, {segment.id: segment}])
+        records, unreadable = read_records(self.path)
         if unreadable:
             log.warning("%s: %d unreadable lines left out of the bill (torn by a kill?).", self.path, unreadable)
-        return segments
+        return merge({s.id: s} for s in map(segment_from, records))
 
     def append(self, event: str, segment: Segment, **notes: Any) -> None:
         """Adds a line in one write, so that only a death in the middle of it can tear it."""
@@ -138,6 +141,32 @@ class Ledger:
                 os.fsync(file.fileno())
 
 
+def first_start_unix_s(path: str | Path) -> float | None:
+    """When the run of a ledger began by the clock of its machine; None when no line says so."""
+    for record in read_records(Path(path))[0]:
+        if record.get("event") == "start" and isinstance(record.get("unix_s"), (int, float)):
+            return float(record["unix_s"])
+    return None
+
+
+def read_records(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The file's lines as written, and how many could not be read. No file, no lines."""
+    records, unreadable = [], 0
+    if not path.exists():
+        return [], 0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            segment_from(record)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            unreadable += 1
+            continue
+        records.append(record)
+    return records, unreadable
+
+
 def segment_from(record: Mapping[str, Any]) -> Segment:
     """A segment from its JSON form.
 
@@ -152,11 +181,18 @@ def segment_from(record: Mapping[str, Any]) -> Segment:
         id=str(record["id"]),
         devices=int(record["devices"]),
         seconds=seconds,
-        usd_per_device_hour=None if rate is None else float(rate),
-        peak_flops_per_s=None if peak is None else float(peak),
+        usd_per_device_hour=_float_or_none(rate),
+        peak_flops_per_s=_float_or_none(peak),
         tokens=int(record["tokens"]),
         flops=float(record["flops"]),
+        tokens_from=int(record.get("tokens_from", 0)),
+        device_kwh=_float_or_none(record.get("device_kwh")),
+        gpu=record.get("gpu"),
     )
+
+
+def _float_or_none(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def merge(sources: Iterable[Mapping[str, Segment]]) -> dict[str, Segment]:
@@ -180,6 +216,23 @@ def usd_of(segments: Iterable[Segment], rate: float | None) -> float | None:
     return total
 
 
+def lost_seconds(segments: Iterable[Segment], tokens: int) -> float:
+    """Training seconds whose steps a later process did again, or that no process has gone on from.
+
+    A process that began after `tokens_from` tokens and trained on `tokens` more has lost those beyond the point where
+    the next one began; `tokens` is where the run stands now. Its training time is lost in the same proportion.
+    """
+    trained = [s for s in segments if s.tokens > 0]
+    if not trained:
+        return 0.0
+    went_on_from = [s.tokens_from for s in trained[1:]] + [tokens]
+    lost = 0.0
+    for segment, start in zip(trained, went_on_from, strict=True):
+        repeated = max(0, segment.tokens_from + segment.tokens - start)
+        lost += segment.seconds["train"] * min(1.0, repeated / segment.tokens)
+    return lost
+
+
 def summarize(segments: Iterable[Segment], current: Segment, tokens: int, rate_source: str, mfu_basis: str) -> RunCost:
     """Adds up a run. `current` is the running process (also in `segments`), `tokens` what the model has learned from.
 
@@ -190,12 +243,15 @@ def summarize(segments: Iterable[Segment], current: Segment, tokens: int, rate_s
     wall_s = sum(seconds.values())
     usd = usd_of(segments, current.usd_per_device_hour)
     processed = sum(s.tokens for s in segments)
+    lost_s = lost_seconds(segments, tokens)
     active_s = seconds["train"] + seconds["data"]
     counted = [s for s in segments if s.peak_flops_per_s and s.flops]
     at_peak = sum((s.seconds["train"] + s.seconds["data"]) * s.devices * (s.peak_flops_per_s or 0) for s in counted)
     return RunCost(
         wall_s=wall_s,
-        **{f"{phase}_s": seconds[phase] for phase in PHASES},
+        **{f"{phase}_s": seconds[phase] for phase in PHASES},  # type: ignore[arg-type]
+        lost_s=lost_s,
+        goodput=(seconds["train"] - lost_s) / wall_s if wall_s else None,
         starts=len(segments),
         devices=current.devices,
         device_hours=sum(s.device_hours for s in segments),

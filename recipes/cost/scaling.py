@@ -26,6 +26,16 @@ class ScalingLaw:
     tokens_scale: float  # B
     parameters_power: float  # alpha
     tokens_power: float  # beta
+    irreducible_standard_error: float | None  # None: its authors give none
+
+    @property
+    def loss_error_95(self) -> float | None:
+        """± of a predicted loss at 95 %: 1.96 standard errors of E.
+
+        A and alpha (B and beta) were fitted together and their errors cancel within the data, so that E's remains; it
+        holds inside the fitted range only.
+        """
+        return None if self.irreducible_standard_error is None else 1.96 * self.irreducible_standard_error
 
     def loss(self, parameters: float, tokens: float) -> float:
         """Predicted loss in nats a token."""
@@ -70,6 +80,7 @@ SCALING_LAWS: Mapping[str, ScalingLaw] = {
             tokens_scale=2085.43,
             parameters_power=0.3478,
             tokens_power=0.3658,
+            irreducible_standard_error=0.03,  # table 1
         ),
         ScalingLaw(
             "hoffmann-2022",
@@ -80,10 +91,23 @@ SCALING_LAWS: Mapping[str, ScalingLaw] = {
             tokens_scale=410.7,
             parameters_power=0.34,
             tokens_power=0.28,
+            irreducible_standard_error=None,
         ),
     )
 }
 DEFAULT_LAW = "besiroglu-2024"
+
+# The runs behind both fits: "70 million to over 16 billion parameters on 5 to 500 billion tokens" (Hoffmann et al.,
+# abstract). Outside of it a loss is an extrapolation.
+FITTED_PARAMETERS = (70e6, 16e9)
+FITTED_TOKENS = (5e9, 500e9)
+
+
+def is_extrapolated(parameters: float, tokens: float) -> bool:
+    """Outside of what was fitted, by more than the tenth to which its ends are known."""
+    low, high = FITTED_PARAMETERS
+    few, many = FITTED_TOKENS
+    return not (0.9 * low <= parameters <= 1.1 * high and 0.9 * few <= tokens <= 1.1 * many)
 
 
 @dataclass(frozen=True)

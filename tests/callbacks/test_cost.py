@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from recipes.callbacks import cost as cost_module
 from recipes.callbacks.cost import CostMonitor, register
+from recipes.callbacks.energy import NvmlMeter, choose_meter
 from recipes.cost.hardware import find_gpu
 from recipes.cost.ledger import PHASES
 
@@ -269,3 +270,97 @@ def test_overhead_of_a_batch() -> None:
     t.close()
     print(f"\ncost_monitor: {microseconds:.0f} µs a batch")
     assert microseconds < 2000
+
+
+class FakeNvml:
+    """Two GPUs whose counters (millijoules) run at 360 W each by the clock that the test moves."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: bytes) -> bytes:
+        return uuid
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: bytes) -> int:
+        return int(5e9 + 360e3 * self.now_s)
+
+
+def test_energy_from_nvml_counters() -> None:
+    nvml = FakeNvml()
+    meter = NvmlMeter(nvml, ["GPU-a", "GPU-b"], devices=4, now=lambda: nvml.now_s)
+    assert meter.device_kwh(0) == 0
+    nvml.now_s = 3600.0
+    assert meter.device_kwh(0) == pytest.approx(4 * 0.36)
+    nvml.now_s = 3602.0  # not read again within five seconds
+    assert meter.device_kwh(0) == pytest.approx(4 * 0.36)
+    assert meter.basis == "NVML energy counters of 2 GPUs, taken for all 4 devices"
+
+
+def test_energy_from_watts_and_carbon() -> None:
+    logger = InMemoryLogger()
+    monitor = CostMonitor(watts_per_device=3600, power_usage_effectiveness=1.5, kg_co2e_per_kwh=0.2)
+    run(monitor, 3, logger)
+    cost = monitor.summary()
+    assert cost.kwh == pytest.approx(cost.wall_s / 1000 * 1.5)
+    assert cost.kg_co2e == pytest.approx(cost.kwh * 0.2)
+    assert cost.energy_basis == "stated: 3600 W a device × time × 1.5 PUE, 0.2 kg CO2e a kWh"
+    assert len(logger.data["energy/kwh"]) == 3
+    known = choose_meter(find_gpu("h100"), None, devices=8, local_devices=8)
+    assert known.device_kwh(3600) == pytest.approx(8 * 0.7)
+    assert choose_meter(None, None, 8, 8).device_kwh(3600) is None
+    with pytest.raises(ValueError, match="power_usage_effectiveness: got 0.5, expected"):
+        CostMonitor(power_usage_effectiveness=0.5)
+
+
+class SlowFirst(Tiny):
+    """The first step compiles for half a second; evaluation and the rest take what they take."""
+
+    compiled = False
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        time.sleep(0.02 if self.compiled else 0.5)
+        self.compiled = True
+        return super().forward(batch)
+
+
+def test_goodput_leaves_out_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "Tiny", SlowFirst)
+    logger, monitor = InMemoryLogger(), CostMonitor()
+    run(monitor, 4, logger)
+    cost = monitor.summary()
+    assert cost.compile_s == pytest.approx(0.48, abs=0.1)
+    assert cost.train_s < 0.3
+    assert cost.lost_s == 0
+    assert cost.goodput == pytest.approx(cost.train_s / cost.wall_s)
+    logged = {name: [value for _, value in values] for name, values in logger.data.items()}
+    assert logged["cost/goodput"][-1] < 0.5
+    assert logged["throughput/tokens_per_s"][-1] > 4 * TOKENS_PER_BATCH / cost.wall_s
+
+
+def test_work_lost_in_a_crash_is_not_goodput(tmp_path: Path) -> None:
+    ledger = tmp_path / "ledger.jsonl"
+    first = CostMonitor(ledger=str(ledger))
+    run(first, 10, save_folder=str(tmp_path), save_interval="6ba", save_filename="{batch}.pt")
+    second = CostMonitor(ledger=str(ledger))
+    run(second, 12, load_path=str(tmp_path / "6.pt"))
+    cost = second.summary()
+    assert cost.lost_s == pytest.approx(first.summary().train_s * 4 / 10)
+    assert cost.goodput == pytest.approx((cost.train_s - cost.lost_s) / cost.wall_s)
+
+
+def test_the_progress_bar_shows_the_money(capsys: pytest.CaptureFixture[str]) -> None:
+    monitor = CostMonitor(usd_per_device_hour=3600)
+    t = Trainer(
+        model=(model := Tiny()),
+        optimizers=torch.optim.SGD(model.parameters(), lr=0.1),
+        train_dataloader=DataLoader(Tokens(), batch_size=BATCH),
+        max_duration="6ba",
+        callbacks=[monitor],
+        device="cpu",
+        progress_bar=True,
+    )
+    t.fit()
+    t.close()
+    bar = capsys.readouterr().err
+    for name in ("usd=", "left=", "goodput="):
+        assert name in bar

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from recipes.cost.ledger import PHASES, Ledger, PhaseClock, Segment, merge, summarize, usd_of
+from recipes.cost.ledger import (
+    PHASES,
+    Ledger,
+    PhaseClock,
+    Segment,
+    first_start_unix_s,
+    lost_seconds,
+    merge,
+    summarize,
+    usd_of,
+)
 
 
 def segment(id: str, train_s: float, **kwargs: object) -> Segment:
@@ -76,3 +87,23 @@ def test_summary_over_segments() -> None:
     assert cost.mfu == pytest.approx(2e15 / (100 * 2 * 1e14))
     assert cost.usd_per_million_tokens == pytest.approx(0.4 / 1500 * 1e6)
     assert (cost.starts, cost.device_hours) == (2, pytest.approx(400 / 3600))
+
+
+def test_lost_steps_are_those_a_later_process_did_again() -> None:
+    died = segment("a", 100, tokens=1000)
+    unborn = segment("b", 0)  # crashed before its first step
+    went_on = segment("c", 60, tokens=600, tokens_from=800)
+    assert lost_seconds([died, unborn, went_on], 1400) == pytest.approx(20)
+    assert lost_seconds([died], 1000) == 0
+    assert lost_seconds([died], 0) == 100  # nothing was saved
+    assert lost_seconds([], 0) == 0
+    cost = summarize([died, unborn, went_on], went_on, 1400, "stated", "…")
+    assert cost.lost_s == pytest.approx(20)
+    assert cost.goodput == pytest.approx(140 / 160)
+
+
+def test_when_a_run_began(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    assert first_start_unix_s(path) is None
+    Ledger(path).append("start", segment("a", 0))
+    assert first_start_unix_s(path) == pytest.approx(time.time(), abs=5)

@@ -10,7 +10,7 @@ from data_prep.sources import find_sources
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name in ("b.jsonl", "a.jsonl", "c.jsonl.gz", "d.jsonl.zst", "notes.txt", ".hidden.jsonl", "deep/e.jsonl"):
+    for name in ("b.jsonl", "a.jsonl", "c.jsonl.gz", "d.jsonl.zst", "notes.md", ".hidden.jsonl", "deep/e.jsonl"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("{}\n")
     return tmp_path
@@ -31,9 +31,9 @@ def test_folder_glob_and_order(folder: Path) -> None:
     ("inputs", "said"),
     [
         (["{}/none.jsonl"], "none.jsonl: no such file or folder"),
-        (["{}/*.json"], "matches no .jsonl/.jsonl.gz/.jsonl.zst file"),
-        (["{}/*.txt"], "matches no .jsonl/.jsonl.gz/.jsonl.zst file; 1 files match but have other names"),
-        (["{}/notes.txt"], "notes.txt: expected a .jsonl/.jsonl.gz/.jsonl.zst file"),
+        (["{}/*.json"], "matches no .jsonl/.jsonl.gz/.jsonl.zst/.parquet/.txt file"),
+        (["{}/*.md"], "matches no .jsonl/.jsonl.gz/.jsonl.zst/.parquet/.txt file; 1 files match but have other names"),
+        (["{}/notes.md"], "notes.md: expected a .jsonl/.jsonl.gz/.jsonl.zst/.parquet/.txt file"),
         (["{}/a.jsonl", "{}/*.jsonl"], "a.jsonl is given twice"),
         (["/dev"], "a folder with no .jsonl"),
     ],
@@ -42,3 +42,28 @@ def test_refused(folder: Path, inputs: list[str], said: str) -> None:
     with pytest.raises(PrepError) as caught:
         find_sources([given.format(folder) for given in inputs])
     assert said in str(caught.value)
+
+
+def test_text_files_beside_others_are_refused(folder: Path) -> None:
+    (folder / "licence.txt").write_text("x")
+    with pytest.raises(PrepError, match=r"1 \.txt files beside 4 others; say which are documents, as with"):
+        find_sources([str(folder)])
+    assert names([f"{folder}/*.txt"], folder) == ["licence.txt"]
+
+
+def test_urls(folder: Path) -> None:
+    (folder / "deep" / "f.txt").write_text("x")
+    found = find_sources([f"file://{folder}", f"file://{folder}/deep/*.jsonl", f"file://{folder}/deep/f.txt"])
+    assert [source.path for source in found] == [
+        *(f"file://{folder}/{name}" for name in ("a.jsonl", "b.jsonl", "c.jsonl.gz", "d.jsonl.zst")),
+        f"file://{folder}/deep/e.jsonl",
+        f"file://{folder}/deep/f.txt",
+    ]
+    assert all(source.bytes == (1 if source.path.endswith("txt") else 3) and source.mtime_ns > 0 for source in found)
+    for url, said in (
+        (f"file://{folder}/none", "none: no .jsonl"),
+        ("nothing://a/b.jsonl", "unknown scheme nothing://; expected s3, gs, hf or another"),
+    ):
+        with pytest.raises(PrepError) as caught:
+            find_sources([url])
+        assert said in str(caught.value)

@@ -1,0 +1,105 @@
+"""What is left out of the documents one by one: too short, too long, or refused by a function of the user's.
+
+Exact and near duplicates are found later, by what is noted of each document here.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.errors import PrepError
+from data_prep.holdout import sha256_of_text
+from data_prep.part_files import SIGNATURES
+from data_prep.reading import Document
+
+TOO_SHORT, TOO_LONG, PREDICATE = "too short", "too long", "predicate"
+EXACT, NEAR = "exact duplicate", "near duplicate"
+_SHINGLE_WORDS = 5
+
+Predicate = Callable[[dict[str, Any]], bool]
+
+
+@dataclass(frozen=True)
+class FilterSettings:
+    """Which documents are left out. Lengths are characters of the text; 0: no limit."""
+
+    min_chars: int = 0
+    max_chars: int = 0
+    predicate: str = ""  # FILE.py:FUNCTION
+    dedup: bool = False
+    near_dedup: bool = False
+
+
+class DocumentFilter:
+    """Decides about one document at a time."""
+
+    def __init__(self, settings: FilterSettings):
+        self._settings = settings
+        self._predicate = load_predicate(settings.predicate) if settings.predicate else None
+
+    def reason_to_leave_out(self, document: Document) -> str | None:
+        """Why a document is left out; None: it is kept.
+
+        Raises:
+            PrepError: the user's function failed or did not answer True or False.
+        """
+        length = len(document.text)
+        if length < self._settings.min_chars:
+            return TOO_SHORT
+        if self._settings.max_chars and length > self._settings.max_chars:
+            return TOO_LONG
+        if self._predicate is None:
+            return None
+        try:
+            kept = self._predicate(document.fields())
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}"
+            raise PrepError(f"--filter {self._settings.predicate} failed on {document.text[:60]!r}: {what}") from error
+        if not isinstance(kept, bool):
+            raise PrepError(f"--filter {self._settings.predicate} returned {kept!r}; expected True (keep) or False.")
+        return None if kept else PREDICATE
+
+
+def load_predicate(name: str) -> Predicate:
+    """The function that FILE.py:FUNCTION names.
+
+    Raises:
+        PrepError: there is none.
+    """
+    path, _, function = name.rpartition(":")
+    if not path.endswith(".py") or not Path(path).is_file() or not function:
+        raise PrepError(f"--filter {name}: expected FILE.py:FUNCTION, with a file that is there.")
+    spec = importlib.util.spec_from_file_location("data_prep_user_filter", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise PrepError(f"--filter {path} cannot be loaded: {type(error).__name__}: {error}") from error
+    found = getattr(module, function, None)
+    if not callable(found):
+        raise PrepError(f"--filter {name}: {path} has no function {function}.")
+    return found
+
+
+def text_digest(text: str) -> tuple[int, int]:
+    """The first 16 bytes of the text's SHA-256, as two integers."""
+    digest = sha256_of_text(text)
+    return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:16], "little")
+
+
+def signature_of(text: str) -> npt.NDArray[np.uint32]:
+    """The MinHash signature (SIGNATURES,) of the text's shingles of 5 words, in lower case."""
+    from rensa import RMinHash  # only here: an optional package
+
+    words = text.lower().split()
+    shingles = [" ".join(words[n : n + _SHINGLE_WORDS]) for n in range(max(len(words) - _SHINGLE_WORDS + 1, 1))]
+    minhash = RMinHash(num_perm=SIGNATURES, seed=1)
+    minhash.update(shingles)
+    return np.array(minhash.digest(), dtype=np.uint32)

@@ -1,0 +1,126 @@
+"""Readers of the other formats: a parquet file's rows, and a text file as one document."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+
+from data_prep.errors import PrepError
+from data_prep.reading import Document, HashingFile, Rejected, check_unchanged, json_name
+from data_prep.sources import Source
+
+_BATCH_ROWS = 256
+
+
+class TextReader:
+    """A .txt file: one document, the whole text."""
+
+    is_whole = True
+
+    def __init__(self, source: Source, text_key: str):
+        self.source = source
+        self.rows_read = 0
+        self._text_key = text_key
+        self._raw = HashingFile(source.path, hashed=True)
+
+    @property
+    def bytes_read(self) -> int:
+        return self._raw.count
+
+    @property
+    def sha256(self) -> str:
+        return self._raw.digest.hexdigest()
+
+    def rows(self) -> Iterator[Document | Rejected]:
+        """The one row."""
+        with self._raw as file:
+            content = file.readall()
+        check_unchanged(self.source)
+        self.rows_read = 1
+        try:
+            text = content.decode("utf-8")
+        except UnicodeDecodeError as bad:
+            what = f"not UTF-8: byte 0x{content[bad.start]:02x} at byte {bad.start + 1} of the file ({bad.reason})"
+            yield Rejected(1, what)
+            return
+        del content
+        if text:
+            yield Document(1, text, orjson.dumps({self._text_key: text}))
+        else:
+            yield Rejected(1, "the file is empty")
+
+
+class ParquetReader:
+    """The rows of the row groups that begin at bytes [start, end) of a parquet file.
+
+    A document's row is an object of the text alone, or of all columns where `all_fields` is set.
+
+    Raises:
+        PrepError: a file that is no parquet file or has no such column.
+    """
+
+    is_whole = False  # its bytes are not read in order, so not hashed on the way
+
+    def __init__(self, source: Source, text_key: str, start: int, end: int, all_fields: bool):
+        self.source = source
+        self.rows_read = 0
+        self._text_key = text_key
+        self._range = range(start, end)
+        self._all_fields = all_fields
+        self._raw = HashingFile(source.path, hashed=False)
+
+    @property
+    def bytes_read(self) -> int:
+        return min(self._raw.count, len(self._range))
+
+    @property
+    def sha256(self) -> str:
+        raise AssertionError("a parquet file is hashed by a task of its own")
+
+    def rows(self) -> Iterator[Document | Rejected]:
+        """Every row in order. Memory: a few hundred rows, and what pyarrow holds of a row group."""
+        import pyarrow  # only here: 0.1 s
+        import pyarrow.parquet
+
+        try:
+            with self._raw, pyarrow.parquet.ParquetFile(pyarrow.PythonFile(self._raw, mode="r")) as file:
+                yield from self._rows(file)
+        except pyarrow.ArrowException as error:
+            reason = str(error).splitlines()[0]
+            raise PrepError(f"{self.source.path}: not a parquet file that can be read ({reason}).") from error
+        check_unchanged(self.source)
+
+    def _rows(self, file: Any) -> Iterator[Document | Rejected]:
+        names = file.schema_arrow.names
+        if self._text_key not in names:
+            listed = ", ".join(names[:8])
+            raise PrepError(f"{self.source.path}: no column {self._text_key!r} (--text-key); its columns: {listed}.")
+        groups = [number for number in range(file.num_row_groups) if _start(file.metadata, number) in self._range]
+        columns = names if self._all_fields else [self._text_key]
+        for batch in file.iter_batches(_BATCH_ROWS, row_groups=groups, columns=columns) if groups else ():
+            texts = batch.column(columns.index(self._text_key)).to_pylist()
+            objects = batch.to_pylist() if self._all_fields else None
+            for place, text in enumerate(texts):
+                self.rows_read += 1
+                if isinstance(text, bytes):
+                    try:
+                        text = text.decode("utf-8")
+                    except UnicodeDecodeError as bad:
+                        yield Rejected(self.rows_read, f"{self._text_key!r} is not UTF-8 ({bad.reason})")
+                        continue
+                if not isinstance(text, str):
+                    yield Rejected(self.rows_read, f"{self._text_key!r} is {json_name(text)}, expected a string")
+                elif not text:
+                    yield Rejected(self.rows_read, f"{self._text_key!r} is empty")
+                else:
+                    fields = objects[place] if objects else {self._text_key: text}
+                    yield Document(self.rows_read, text, orjson.dumps(fields, default=str))
+
+
+def _start(metadata: Any, number: int) -> int:
+    """The byte at which a row group begins."""
+    group = metadata.row_group(number)
+    columns = [group.column(place) for place in range(group.num_columns)]
+    return min(
+        column.dictionary_page_offset if column.has_dictionary_page else column.data_page_offset for column in columns
+    )

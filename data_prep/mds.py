@@ -1,0 +1,99 @@
+"""Reading MDS shards without streaming: index.json, and samples as the bytes of their columns.
+
+A sample: the sizes of its columns of no fixed size (uint32 each), then the columns one after another.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.errors import PrepError
+from data_prep.windows import Ids
+from data_prep.writing import INDEX
+
+_WIDTHS = (np.dtype("u1"), np.dtype("<u2"), np.dtype("<u4"), np.dtype("<u8"))  # of the lengths of an array's axes
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One shard as index.json has it. `columns`: (name, encoding, fixed size in bytes or None)."""
+
+    path: Path
+    samples: int
+    columns: list[tuple[str, str, int | None]]
+
+
+def read_index(folder: Path) -> list[ShardEntry]:
+    """The shards of a folder.
+
+    Raises:
+        PrepError: no index.json, or shards that are compressed or not MDS.
+    """
+    try:
+        index = json.loads((folder / INDEX).read_bytes())
+    except FileNotFoundError as error:
+        raise PrepError(f"{folder}: no {INDEX} in it; expected a folder of MDS shards.") from error
+    except ValueError as error:
+        raise PrepError(f"{folder / INDEX}: not JSON ({error}).") from error
+    entries = []
+    for shard in index["shards"]:
+        if shard["format"] != "mds" or shard["compression"]:
+            kind = f"{shard['format']}, compression {shard['compression']}"
+            raise PrepError(f"{folder}: shards are {kind}; expected mds without compression.")
+        columns = zip(shard["column_names"], shard["column_encodings"], shard["column_sizes"], strict=True)
+        entries.append(ShardEntry(folder / shard["raw_data"]["basename"], shard["samples"], list(columns)))
+    return entries
+
+
+def read_samples(entry: ShardEntry, first: int = 0, count: int | None = None) -> Iterator[dict[str, bytes]]:
+    """Samples of a shard, from `first` on, as the bytes of each column."""
+    last = entry.samples if count is None else min(first + count, entry.samples)
+    with open(entry.path, "rb") as file:
+        file.seek(4 + 4 * first)
+        offsets = np.frombuffer(file.read(4 * (last - first + 1)), dtype="<u4").tolist()
+        for start, end in zip(offsets, offsets[1:], strict=False):
+            file.seek(start)
+            yield _split(file.read(end - start), entry.columns)
+
+
+def decode_array(content: bytes, encoding: str) -> Ids:
+    """An `ndarray:<dtype>` column."""
+    dtype = np.dtype(encoding.split(":")[1]).newbyteorder("<")
+    axes, width = content[0] >> 2, _WIDTHS[content[0] & 3]
+    head = 1 + axes * width.itemsize
+    shape = np.frombuffer(content[1:head], dtype=width)
+    return np.frombuffer(content, dtype=dtype, offset=head).reshape(shape.tolist())
+
+
+def token_stream(entries: list[ShardEntry]) -> Iterator[Ids]:
+    """The ids of each sample of pretraining shards, in order.
+
+    Raises:
+        PrepError: shards without a column of tokens.
+    """
+    for entry in entries:
+        encodings = {name: encoding for name, encoding, _ in entry.columns}
+        if "tokens" not in encodings:
+            names = ", ".join(encodings)
+            raise PrepError(f"{entry.path}: columns {names}; expected tokens, as shards for pretraining have.")
+        for sample in read_samples(entry):
+            encoding = encodings["tokens"]
+            if encoding.startswith("ndarray"):
+                yield decode_array(sample["tokens"], encoding)
+            else:
+                yield np.frombuffer(sample["tokens"], dtype="<i8")  # bytes: LLM Foundry's older shards
+
+
+def _split(sample: bytes, columns: list[tuple[str, str, int | None]]) -> dict[str, bytes]:
+    at = 4 * sum(size is None for _, _, size in columns)
+    sizes: Iterator[Any] = iter(np.frombuffer(sample[:at], dtype="<u4").tolist())
+    found = {}
+    for name, _, fixed in columns:
+        size = next(sizes) if fixed is None else fixed
+        found[name] = sample[at : at + size]
+        at += size
+    return found

@@ -1,0 +1,101 @@
+"""A finished part on disk: a folder below the staging folder, there as a whole or not at all.
+
+parts/00012/main.ids          ids of the main split's documents, one after another, separators included
+parts/00012/held.ids          those of the held-out documents
+parts/00012/held.jsonl        their rows
+parts/00012/documents         one record a document: DOCUMENT, and what de-duplication wants
+parts/00012/rejected.jsonl    rows that are no document
+parts/00012/part.json         PartFacts
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.writing import write_durably
+
+MAIN, HELD = "main", "held"
+FACTS = "part.json"
+TABLE = "documents"
+ROWS = "held.jsonl"
+REJECTS = "rejected.jsonl"
+DOCUMENT = [("held", "u1"), ("tokens", "<u8"), ("bytes", "<u8")]  # tokens: separators included; bytes: of the text
+HASH = ("hash", "<u8", (2,))  # the first 16 bytes of the text's SHA-256
+SIGNATURES = 128  # hash functions of a MinHash signature
+SIGNATURE = ("signature", "<u4", (SIGNATURES,))
+
+
+@dataclass
+class PartFacts:
+    """What a part holds. `tokens`, `documents` and `text_bytes` are by MAIN and HELD."""
+
+    rows: list[int] = field(default_factory=list)  # of each segment, rejected ones included
+    sha256: dict[str, str] = field(default_factory=dict)  # of the sources that lie in it whole, by their number
+    documents: dict[str, int] = field(default_factory=lambda: {MAIN: 0, HELD: 0})
+    text_bytes: dict[str, int] = field(default_factory=lambda: {MAIN: 0, HELD: 0})
+    tokens: dict[str, int] = field(default_factory=lambda: {MAIN: 0, HELD: 0})
+    rejected: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)  # documents that a filter took, by its name
+    sizes: dict[str, int] = field(default_factory=dict)  # bytes of the part's other files
+
+
+def table_type(with_hashes: bool, with_signatures: bool) -> np.dtype[Any]:
+    """The type of a record of TABLE."""
+    return np.dtype([*DOCUMENT, *([HASH] if with_hashes else []), *([SIGNATURE] if with_signatures else [])])
+
+
+def part_folder(parts: Path, number: int) -> Path:
+    return parts / f"{number:06}"
+
+
+def new_folder(parts: Path, number: int) -> Path:
+    """An empty folder for one attempt at a part, which no other process writes in."""
+    folder = parts / f".{number:06}-{os.getpid()}-{os.urandom(4).hex()}"
+    folder.mkdir()
+    return folder
+
+
+def finish_part(parts: Path, number: int, folder: Path, facts: PartFacts) -> None:
+    """Give the folder its final name, once everything in it is on the disk."""
+    for path in sorted(folder.iterdir()):
+        facts.sizes[path.name] = path.stat().st_size
+        _sync(path)
+    write_durably(folder / FACTS, json.dumps(dataclasses.asdict(facts)).encode())
+    final = part_folder(parts, number)
+    try:
+        os.rename(folder, final)
+    except OSError:
+        if not (final / FACTS).is_file():
+            raise
+        shutil.rmtree(folder, ignore_errors=True)  # another process, of a run that was killed, was faster
+
+
+def load_part(parts: Path, number: int) -> PartFacts | None:
+    """A finished part, or None where there is none or a file of it is cut short."""
+    folder = part_folder(parts, number)
+    try:
+        facts = PartFacts(**json.loads((folder / FACTS).read_bytes()))
+        whole = all((folder / name).stat().st_size == size for name, size in facts.sizes.items())
+    except (OSError, ValueError, TypeError):
+        return None
+    return facts if whole else None
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_table(parts: Path, number: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """The records of a part's documents, in order."""
+    return np.fromfile(part_folder(parts, number) / TABLE, dtype=dtype)

@@ -1,0 +1,224 @@
+"""One part tokenised: the work of one task, on this machine or another."""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from data_prep.curation import DocumentFilter, FilterSettings, signature_of, text_digest
+from data_prep.engines import EngineSettings
+from data_prep.errors import PrepError
+from data_prep.holdout import is_held_out, utf8_blocks
+from data_prep.long_texts import pieces_of
+from data_prep.part_files import HELD, MAIN, REJECTS, ROWS, TABLE, PartFacts, finish_part, new_folder, table_type
+from data_prep.parts import Part
+from data_prep.readers import open_reader
+from data_prep.reading import Document, Rejected
+from data_prep.sources import Source
+from data_prep.tokenising import Engine, Separators
+from data_prep.windows import join_documents
+
+_BATCH_CHARACTERS = 1 << 20  # of text encoded before its ids are written, in at most so many documents:
+_BATCH_DOCUMENTS = 4096
+_REPORT_S = 0.2
+
+
+class BadRow(PrepError):
+    """A row that is no document, in a run that stops at the first. Its line counts from the start of its segment."""
+
+    def __init__(self, part: int, segment: int, line: int, reason: str):
+        super().__init__(part, segment, line, reason)
+        self.part, self.segment, self.line, self.reason = part, segment, line, reason
+
+
+@dataclass(frozen=True)
+class PartSettings:
+    """All that decides what a part holds, and nothing else: it travels to the process that makes the part."""
+
+    sources: list[Source]
+    engine: EngineSettings
+    separators: Separators
+    dtype: str
+    text_key: str
+    skip_bad_rows: bool
+    holdout: float  # 0..1
+    filters: FilterSettings
+    cut_long_texts: bool
+
+
+@dataclass
+class Progress:
+    """What a task has done since it last told."""
+
+    bytes: int = 0  # of input as stored
+    documents: int = 0
+    tokens: int = 0
+    rejected: int = 0
+
+
+Report = Callable[[Progress], None]
+
+
+def tokenise_part(settings: PartSettings, part: Part, parts: Path, engine: Engine, report: Report) -> None:
+    """Write one part below `parts`.
+
+    Memory: one batch and one row, whatever the size of the part.
+
+    Raises:
+        BadRow: a row that is no document, unless such rows are skipped.
+        PrepError, OSError: as reading does.
+    """
+    folder = new_folder(parts, part.number)
+    with contextlib.ExitStack() as files:
+        writer = _PartWriter(settings, folder, engine, files)
+        last = Progress()
+        due_s = time.monotonic() + _REPORT_S
+        done = 0
+        for place, segment in enumerate(part.segments):
+            source, every = settings.sources[segment.source], bool(settings.filters.predicate)
+            reader = open_reader(source, settings.text_key, segment.start, segment.end, every)
+            for row in reader.rows():
+                if isinstance(row, Rejected):
+                    if not settings.skip_bad_rows:
+                        raise BadRow(part.number, place, row.line, row.reason)
+                    writer.reject(place, row)
+                else:
+                    writer.add(row)
+                del row
+                if time.monotonic() >= due_s:
+                    now = writer.progress(done + reader.bytes_read)
+                    report(_since(now, last))
+                    last, due_s = now, time.monotonic() + _REPORT_S
+            done += segment.end - segment.start
+            writer.facts.rows.append(reader.rows_read)
+            if reader.is_whole:
+                writer.facts.sha256[str(segment.source)] = reader.sha256
+        writer.flush()
+    finish_part(parts, part.number, folder, writer.facts)
+    report(_since(writer.progress(part.bytes), last))
+
+
+@dataclass
+class _Batch:
+    """Documents of one split that wait to be encoded."""
+
+    texts: list[str] = field(default_factory=list)
+    records: list[int] = field(default_factory=list)  # their places in the table
+    characters: int = 0
+
+
+class _PartWriter:
+    """Takes rows and writes the files of a part."""
+
+    def __init__(self, settings: PartSettings, folder: Path, engine: Engine, files: contextlib.ExitStack):
+        self.facts = PartFacts()
+        self._settings = settings
+        self._engine = engine
+        self._filter = DocumentFilter(settings.filters)
+        self._folder = folder
+        self._files = files
+        self._open: dict[str, BinaryIO] = {}
+        self._batches = {MAIN: _Batch(), HELD: _Batch()}
+        self._type = table_type(settings.filters.dedup, settings.filters.near_dedup)
+        self._records: list[Any] = []
+        self._ids_bytes = np.dtype(settings.dtype).itemsize
+        self._added = len(settings.separators.before) + len(settings.separators.after)
+
+    def progress(self, done_bytes: int) -> Progress:
+        facts = self.facts
+        return Progress(done_bytes, sum(facts.documents.values()), sum(facts.tokens.values()), facts.rejected)
+
+    def reject(self, segment: int, row: Rejected) -> None:
+        """Note a row that is no document."""
+        self.facts.rejected += 1
+        line = {"segment": segment, "line": row.line, "reason": row.reason}
+        self._file(REJECTS).write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+
+    def add(self, document: Document) -> None:
+        """Take a document, unless a filter leaves it out."""
+        text, filters = document.text, self._settings.filters
+        reason = self._filter.reason_to_leave_out(document)
+        if reason:
+            self.facts.left_out[reason] = self.facts.left_out.get(reason, 0) + 1
+            return
+        size = len(text) if text.isascii() else sum(map(len, utf8_blocks(text)))
+        split = HELD if is_held_out(text, self._settings.holdout) else MAIN
+        self.facts.documents[split] += 1
+        self.facts.text_bytes[split] += size
+        record: list[Any] = [split == HELD, 0, size]
+        if filters.dedup:
+            record.append(text_digest(text))
+        if filters.near_dedup:
+            record.append(signature_of(text))
+        if split == HELD:
+            self._file(ROWS).write(document.row + b"\n")
+        batch = self._batches[split]
+        batch.records.append(len(self._records))
+        self._records.append(record)
+        if self._settings.cut_long_texts and len(text) > _BATCH_CHARACTERS:
+            self._encode_long(split, text)
+            return
+        batch.texts.append(text)
+        batch.characters += len(text)
+        if batch.characters >= _BATCH_CHARACTERS or len(batch.texts) >= _BATCH_DOCUMENTS:
+            self._encode(split)
+        if len(self._records) >= _BATCH_DOCUMENTS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Encode and write all that waits."""
+        for split in (MAIN, HELD):
+            self._encode(split)
+        table = np.zeros(len(self._records), dtype=self._type)
+        for name, column in zip(self._type.names or (), zip(*self._records, strict=True), strict=False):
+            table[name] = column
+        self._file(TABLE).write(table.tobytes())
+        self._records = []
+
+    def _encode(self, split: str) -> None:
+        batch = self._batches[split]
+        if not batch.texts:
+            return
+        ids = self._engine.encode(batch.texts)
+        for record, document in zip(batch.records, ids, strict=True):
+            self._records[record][1] = len(document) + self._added
+        before, after = self._settings.separators.before, self._settings.separators.after
+        joined = join_documents(ids, before, after, self._settings.dtype)
+        self._file(f"{split}.ids").write(joined.data.cast("B"))
+        self.facts.tokens[split] += len(joined)
+        self._batches[split] = _Batch()
+
+    def _encode_long(self, split: str, text: str) -> None:
+        """Encode a text piece by piece, so that its ids are never in memory as a whole."""
+        record = self._batches[split].records.pop()
+        self._encode(split)
+        file, dtype = self._file(f"{split}.ids"), self._settings.dtype
+        tokens = self._added
+        file.write(np.array(self._settings.separators.before, dtype=dtype).tobytes())
+        for piece in pieces_of(text, _BATCH_CHARACTERS):
+            (ids,) = self._engine.encode([piece])
+            tokens += len(ids)
+            file.write(ids.astype(dtype).data.cast("B"))
+        file.write(np.array(self._settings.separators.after, dtype=dtype).tobytes())
+        self._records[record][1] = tokens
+        self.facts.tokens[split] += tokens
+
+    def _file(self, name: str) -> BinaryIO:
+        if name not in self._open:
+            file = open(self._folder / name, "wb")  # noqa: SIM115 (closed by the caller's stack)
+            self._open[name] = self._files.enter_context(file)
+        return self._open[name]
+
+
+def _since(now: Progress, last: Progress) -> Progress:
+    return Progress(
+        now.bytes - last.bytes,
+        now.documents - last.documents,
+        now.tokens - last.tokens,
+        now.rejected - last.rejected,
+    )

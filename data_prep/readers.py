@@ -1,0 +1,42 @@
+"""The reader for each format."""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from data_prep.formats import ParquetReader, TextReader
+from data_prep.reading import Document, Rejected, SourceReader
+from data_prep.sources import Source
+
+
+class Reader(Protocol):
+    """Reads the rows of a range of one source, once."""
+
+    rows_read: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it reads the whole source in order, and so knows its SHA-256 at the end."""
+        ...
+
+    @property
+    def bytes_read(self) -> int: ...
+
+    @property
+    def sha256(self) -> str: ...
+
+    def rows(self) -> Iterator[Document | Rejected]: ...
+
+
+def open_reader(
+    source: Source, text_key: str, start: int = 0, end: int | None = None, all_fields: bool = False
+) -> Reader:
+    """What reads the rows of a source that begin at bytes [start, end).
+
+    Args:
+        all_fields: a document's row has all that the source says of it, also where that costs more (parquet).
+    """
+    if source.path.endswith(".txt"):
+        return TextReader(source, text_key)
+    if source.path.endswith(".parquet"):
+        return ParquetReader(source, text_key, start, source.bytes if end is None else end, all_fields)
+    return SourceReader(source, text_key, start, end)

@@ -1,0 +1,65 @@
+"""What a run writes before it publishes: `OUT/.preparing`, and whether a later run can go on from it."""
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_prep.errors import Interrupted, PrepError
+from data_prep.manifest import MadeFrom, differences
+from data_prep.publishing import STAGING
+from data_prep.tasks import ORDERS, PARTS, RECORDS, UNFINISHED
+from data_prep.writing import write_durably
+
+PLAN = "plan.json"
+
+
+@contextlib.contextmanager
+def resumable_staging(out: Path, made_from: MadeFrom, part_bytes: int, overwrite: bool) -> Iterator[Path]:
+    """The staging folder, with the parts that an earlier run of the same plan finished.
+
+    It is gone at the end, unless the run was cut off (by a signal, a full disk, a source that is not there, a worker
+    that died) after a part was finished.
+
+    Raises:
+        PrepError: an unfinished run of another plan left parts there, and `overwrite` was not given.
+    """
+    staging = out / STAGING
+    if _left_by_same_plan(staging, made_from, part_bytes, overwrite):
+        replaced = staging.glob(".*")  # what a run that was killed while it published had taken away
+        for leftover in (staging / UNFINISHED, staging / ORDERS, *(staging / PARTS).glob(".*"), *replaced):
+            shutil.rmtree(leftover, ignore_errors=True)
+    elif staging.exists():
+        shutil.rmtree(staging)
+    for folder in (staging, staging / PARTS, staging / RECORDS, staging / UNFINISHED, staging / ORDERS):
+        folder.mkdir(exist_ok=True)
+    if not (staging / PLAN).exists():
+        plan = {"made_from": made_from.to_json(), "part_bytes": part_bytes}
+        write_durably(staging / PLAN, json.dumps(plan, ensure_ascii=False).encode())
+    try:
+        yield staging
+    except BaseException as error:
+        passing = not isinstance(error, PrepError) or isinstance(error, Interrupted)
+        if not passing or not any(_finished_parts(staging)):
+            shutil.rmtree(staging, ignore_errors=True)
+        raise
+    shutil.rmtree(staging, ignore_errors=True)
+
+
+def _left_by_same_plan(staging: Path, made_from: MadeFrom, part_bytes: int, overwrite: bool) -> bool:
+    try:
+        plan = json.loads((staging / PLAN).read_bytes())
+        old = MadeFrom.from_json(plan["made_from"])
+        same_cuts = plan["part_bytes"] == part_bytes
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # nothing there, or a run was killed before it had written its plan
+    changes = differences(old, made_from)
+    if changes and not overwrite and any(_finished_parts(staging)):
+        what = "\n  ".join([f"{staging.parent} holds the finished parts of a run that was cut off:", *changes])
+        raise PrepError(f"{what}\nGive the same again to go on, another --out, or --overwrite to throw them away.")
+    return not changes and same_cuts
+
+
+def _finished_parts(staging: Path) -> Iterator[Path]:
+    return (staging / PARTS).glob("[0-9]*")

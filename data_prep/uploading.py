@@ -1,0 +1,177 @@
+"""A finished output in an object store: copied from where it was made on this machine, the manifest of the main split
+last, so that where `URL/train/manifest.json` exists, all that was published with it does too.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from data_prep.errors import PrepError
+from data_prep.manifest import MANIFEST, MadeFrom, Manifest, differences, load_manifest, parse_manifest
+from data_prep.plan import MAIN, Plan
+from data_prep.storage import filesystem_of, remote_errors
+from data_prep.writing import INDEX
+
+UPLOADED = ".uploaded.jsonl"  # what has been copied, in the work folder, so that a run that is cut off goes on
+
+
+def work_folder(url: str, asked: str | None) -> Path:
+    """Where the output of a URL is made: `asked`, or a folder of the user's cache that the URL names."""
+    if asked:
+        return Path(asked).expanduser()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "data_prep" / hashlib.sha256(url.encode()).hexdigest()[:16]
+
+
+class RemoteOutput:
+    """The output folder behind a URL."""
+
+    def __init__(self, url: str):
+        self.url = url.rstrip("/")
+        with remote_errors(url):
+            self._filesystem, self._root = filesystem_of(self.url)
+
+    def is_finished(self, plan: Plan) -> bool:
+        """Whether all that this plan would write is there, by its manifests and the sizes of its files.
+
+        Raises:
+            PrepError: something else is there, or a part of it is missing or cut short.
+        """
+        main = self._manifest(plan.options["split"])
+        if main is None:
+            return False
+        if main.role != MAIN:
+            raise PrepError(f"{self.url}/{main.split} is held out from {main.main_split!r}; give another --split.")
+        changes = differences(MadeFrom.of(main), plan.made_from)
+        if changes:
+            what = "\n  ".join([f"{self.url}/{main.split} was made otherwise:", *changes])
+            raise PrepError(f"{what}\nGive another --out, or --overwrite to replace it.")
+        problems = []
+        for name in main.splits:
+            manifest = self._manifest(name)
+            problems += [f"{self.url}/{name}/{MANIFEST}: missing"] if manifest is None else self._problems(manifest)
+        if problems:
+            raise PrepError("\n  ".join([f"{self.url} is damaged; --overwrite makes it anew:", *problems]))
+        return True
+
+    def refuse_foreign(self, work: Path, splits: list[str]) -> None:
+        """Refuse to write where something stands that this command did not write.
+
+        Raises:
+            PrepError: a split's folder has an index.json and no manifest.
+        """
+        done = _read_uploaded(work, self.url)
+        for name in splits:
+            if f"{name}/{INDEX}" in done:
+                continue  # an upload of this command that was cut off before its manifest
+            if self._exists(f"{name}/{INDEX}") and not self._exists(f"{name}/{MANIFEST}"):
+                raise PrepError(
+                    f"{self.url}/{name} was not written by this command (no {MANIFEST} in it); give another --out."
+                )
+
+    def upload(self, work: Path, splits: list[str]) -> int:
+        """Copy the splits, the main one last; returns the bytes copied. Files that were copied before are not again."""
+        done = _read_uploaded(work, self.url)
+        copied = 0
+        with remote_errors(self.url):
+            main = f"{self._root}/{splits[-1]}/{MANIFEST}"
+            if self._filesystem.exists(main):
+                self._filesystem.rm(main)
+            for name in splits:
+                manifest = load_manifest(work / name)
+                assert manifest is not None
+                wanted = {record.name: record for record in (*manifest.shards, *manifest.files)}
+                if "file" in self._filesystem.protocol:  # stores have no folders; to make one may make a bucket
+                    self._filesystem.makedirs(f"{self._root}/{name}", exist_ok=True)
+                self._remove_others(name, {*wanted, MANIFEST})
+                for record in sorted(wanted.values(), key=lambda record: record.name == INDEX):
+                    key = f"{name}/{record.name}"
+                    if done.get(key) == record.sha256 and self._size(key) == record.bytes:
+                        continue
+                    self._put(work / name / record.name, key, record.bytes)
+                    copied += record.bytes
+                    _note_uploaded(work, self.url, key, record.sha256)
+                path = work / name / MANIFEST
+                self._put(path, f"{name}/{MANIFEST}", path.stat().st_size)
+        return copied
+
+    def _put(self, path: Path, key: str, size: int) -> None:
+        self._filesystem.put_file(str(path), f"{self._root}/{key}")
+        found = self._size(key)
+        if found != size:
+            raise OSError(None, f"{found} bytes arrived, expected {size}", f"{self.url}/{key}")
+
+    def _size(self, key: str) -> int | None:
+        self._filesystem.invalidate_cache()
+        try:
+            return int(self._filesystem.info(f"{self._root}/{key}")["size"])
+        except FileNotFoundError:
+            return None
+
+    def _exists(self, key: str) -> bool:
+        return self._size(key) is not None
+
+    def _remove_others(self, name: str, wanted: set[str]) -> None:
+        try:
+            entries = self._filesystem.ls(f"{self._root}/{name}", detail=True)
+        except FileNotFoundError:
+            return  # a store without folders
+        for entry in entries:
+            path = str(entry["name"])
+            if entry["type"] == "file" and path.rpartition("/")[2] not in wanted:
+                self._filesystem.rm(path)
+
+    def _manifest(self, name: str) -> Manifest | None:
+        path = f"{self._root}/{name}/{MANIFEST}"
+        with remote_errors(self.url):
+            self._filesystem.invalidate_cache()
+            try:
+                text = self._filesystem.cat_file(path).decode("utf-8")
+            except FileNotFoundError:
+                return None
+        try:
+            return parse_manifest(text, f"{self.url}/{name}/{MANIFEST}")
+        except ValueError as error:
+            raise PrepError(str(error)) from error
+
+    def _problems(self, manifest: Manifest) -> list[str]:
+        problems = []
+        with remote_errors(self.url):
+            for record in (*manifest.shards, *manifest.files):
+                found = self._size(f"{manifest.split}/{record.name}")
+                if found != record.bytes:
+                    state = "not there" if found is None else f"{found:,} bytes"
+                    problems.append(f"{self.url}/{manifest.split}/{record.name}: {state}, expected {record.bytes:,}")
+        return problems
+
+
+def remove_work(work: Path, splits: list[str]) -> None:
+    """Remove the copy on this machine; the main split first, so that half of it is never taken for the whole."""
+    for name in reversed(splits):
+        (work / name / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(work / name, ignore_errors=True)
+    (work / UPLOADED).unlink(missing_ok=True)
+
+
+def _read_uploaded(work: Path, url: str) -> dict[str, str]:
+    try:
+        lines = (work / UPLOADED).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return {}
+    found: dict[str, str] = {}
+    for line in lines:
+        try:
+            entry: Any = json.loads(line)
+        except ValueError:
+            continue  # the last line of a run that was killed
+        if entry["url"] == url:
+            found[entry["key"]] = entry["sha256"]
+    return found
+
+
+def _note_uploaded(work: Path, url: str, key: str, sha256: str) -> None:
+    with open(work / UPLOADED, "a", encoding="utf-8") as file:
+        file.write(json.dumps({"url": url, "key": key, "sha256": sha256}) + "\n")

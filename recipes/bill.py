@@ -1,0 +1,185 @@
+"""The bill of a run from its ledger: a row for every start, also for those that a kill ended. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from recipes.cost.duration import in_words
+from recipes.cost.ledger import PHASES, Segment, lost_seconds, merge, read_records, segment_from, usd_of
+
+LEDGER = "ledger.jsonl"
+STEPS_BACK_S = 1.0  # a clock that is set back by less is being kept in time, not wrong
+
+
+@dataclass(frozen=True)
+class Start:
+    """One process of a run. Times of day are by its machine's clock, durations by one that cannot be set."""
+
+    segment: Segment
+    began_unix_s: float | None
+    last_unix_s: float | None
+    ended: bool  # it said so itself; otherwise it was killed or still runs
+    rate_source: str | None
+
+
+@dataclass(frozen=True)
+class Bill:
+    """Everything a ledger says. None means not known, never zero."""
+
+    folder: Path
+    starts: tuple[Start, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def segments(self) -> list[Segment]:
+        return [start.segment for start in self.starts]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the model has learned from: where the last process that trained has come to."""
+        trained = [s for s in self.segments if s.tokens]
+        return trained[-1].tokens_from + trained[-1].tokens if trained else 0
+
+    @property
+    def usd(self) -> float | None:
+        known = [s.usd_per_device_hour for s in self.segments if s.usd_per_device_hour is not None]
+        return usd_of(self.segments, known[-1] if known else None)
+
+    @property
+    def wall_s(self) -> float:
+        return sum(s.wall_s for s in self.segments)
+
+    @property
+    def device_hours(self) -> float:
+        return sum(s.device_hours for s in self.segments)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Billed seconds by phase over all starts; `lost` is taken out of `train`, so that they add up."""
+        seconds = {phase: sum(s.seconds[phase] for s in self.segments) for phase in PHASES}
+        seconds["lost"] = lost_seconds(self.segments, self.tokens)
+        seconds["train"] -= seconds["lost"]
+        return seconds
+
+    @property
+    def goodput(self) -> float | None:
+        return self.seconds["train"] / self.wall_s if self.wall_s else None
+
+
+def read_bill(run: Path) -> Bill:
+    """The bill of a run folder (or of a ledger file).
+
+    Raises:
+        ValueError: a path that is no run folder, or a ledger without a line that can be read.
+    """
+    path = run / LEDGER if run.is_dir() else run
+    if not path.is_file():
+        what = f"it has no {LEDGER}" if run.is_dir() else "there is no such folder"
+        near = sorted(str(p.parent) for p in Path("runs").glob(f"*/{LEDGER}"))[:8]
+        raise ValueError(f"{run} is no run folder: {what}.{' Runs here: ' + ', '.join(near) if near else ''}")
+    records, unreadable = read_records(path)
+    if not records:
+        raise ValueError(f"{path} has no line that can be read: nothing was billed, or it is no ledger.")
+    warnings = []
+    if unreadable:
+        lines = "1 line" if unreadable == 1 else f"{unreadable} lines"
+        warnings.append(
+            f"{lines} could not be read and {'is' if unreadable == 1 else 'are'} left out (torn by a kill?)"
+        )
+    times = [r["unix_s"] for r in records if isinstance(r.get("unix_s"), (int, float))]
+    back_s = max((earlier - later for earlier, later in itertools.pairwise(times)), default=0.0)
+    if back_s > STEPS_BACK_S:
+        warnings.append(f"the clock was set back by {in_words(back_s)}: times of day may be wrong, durations are not")
+    segments = merge({s.id: s} for s in map(segment_from, records))
+    return Bill(path.parent, tuple(_start(s, records) for s in segments.values()), tuple(warnings))
+
+
+def _start(segment: Segment, records: Sequence[Mapping[str, Any]]) -> Start:
+    own = [r for r in records if str(r["id"]) == segment.id]
+    times = [float(r["unix_s"]) for r in own if isinstance(r.get("unix_s"), (int, float))]
+    # the first line is written when the trainer is built; the process began as much earlier as it had been billed
+    began = times[0] - sum(segment_from(own[0]).seconds.values()) if times else None
+    source = next((str(r["rate_source"]) for r in own if r.get("rate_source")), None)
+    return Start(segment, began, times[-1] if times else None, any(r.get("event") == "end" for r in own), source)
+
+
+def to_json(bill: Bill) -> dict[str, Any]:
+    """The bill as plain values, named with their units."""
+    return {
+        "run": str(bill.folder),
+        "starts": [
+            {
+                **dataclasses.asdict(start.segment),
+                "began_unix_s": start.began_unix_s,
+                "ended": start.ended,
+                "wall_s": start.segment.wall_s,
+                "device_hours": start.segment.device_hours,
+                "usd": usd_of([start.segment], None),
+                "rate_source": start.rate_source,
+            }
+            for start in bill.starts
+        ],
+        "wall_s": bill.wall_s,
+        "device_hours": bill.device_hours,
+        "usd": bill.usd,
+        "tokens": bill.tokens,
+        "seconds": bill.seconds,
+        "goodput": bill.goodput,
+        "warnings": list(bill.warnings),
+    }
+
+
+def print_bills(bills: Sequence[Bill]) -> None:
+    """A table a run, and under several their sum."""
+    import sys
+
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    for bill in bills:
+        table = Table("began", "ended", title=f"{bill.folder}", title_justify="left", box=None, padding=(0, 2, 0, 0))
+        for column in ("devices", "USD/h", "billed", "training", "tokens", "USD"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for start in bill.starts:
+            s = start.segment
+            rate, usd = s.usd_per_device_hour, usd_of([s], None)
+            table.add_row(
+                _clock(start.began_unix_s),
+                _clock(start.last_unix_s) if start.ended else f"killed, or runs; last seen {_clock(start.last_unix_s)}",
+                str(s.devices),
+                "?" if rate is None else f"{rate:g}",
+                in_words(s.wall_s),
+                in_words(s.seconds["train"]),
+                f"{s.tokens:,}",
+                "?" if usd is None else f"{usd:,.4f}",
+            )
+        table.add_section()
+        usd = bill.usd
+        training = in_words(bill.seconds["train"])
+        total = "?" if usd is None else f"{usd:,.4f}"
+        table.add_row("all", "", "", "", in_words(bill.wall_s), training, f"{bill.tokens:,}", total, style="bold")
+        console.print(table)
+        shares = [f"{name} {s / bill.wall_s:.1%}" for name, s in bill.seconds.items() if s > 0] if bill.wall_s else []
+        console.print(f"  goodput {bill.goodput or 0:.1%} of {bill.device_hours:.4g} device-hours: {', '.join(shares)}")
+        for source in dict.fromkeys(start.rate_source for start in bill.starts if start.rate_source):
+            console.print(f"  rate: {source}")
+        for warning in bill.warnings:
+            console.print(f"  [yellow]note:[/yellow] {warning}")
+        console.print()
+    if len(bills) > 1:
+        totals = [bill.usd for bill in bills]
+        known = sum(usd for usd in totals if usd is not None)
+        missing = sum(usd is None for usd in totals)
+        unknown = f", and {missing} without a rate" if missing else ""
+        console.print(f"[bold]{len(bills)} runs: ${known:,.4f}[/bold]{unknown}")
+
+
+def _clock(unix_s: float | None) -> str:
+    return "?" if unix_s is None else datetime.fromtimestamp(unix_s).strftime("%Y-%m-%d %H:%M:%S")

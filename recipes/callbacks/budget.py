@@ -1,0 +1,231 @@
+"""Stops a run at a budget, a deadline, or where the next bit of validation loss costs too much.
+
+    callbacks:
+      budget_guard:
+        budget_usd: 500                    # of all processes of the run together
+        deadline: 10d                      # from the run's first start; or a date: 2027-01-31T08:00
+        max_usd_per_hundredth_loss: 20     # dollars for the next 0.01 of validation loss
+
+Rank 0 keeps the bill (the cost monitor's) and decides; the others learn it one step later, by a broadcast between CPUs
+that no step waits for. At a stop Composer saves its usual last checkpoint, no evaluation is begun, and one that is
+going on is broken off, so a run spends one step and one checkpoint beyond its limit at most. Started again with a
+larger limit it goes on where it stopped. Whether the plan exceeds the budget is judged before anything is built, by
+recipes/budget.py.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed
+from composer import Trainer
+from composer.core import Callback, Event, State
+from composer.loggers import Logger
+from composer.utils import dist
+from llmfoundry import registry
+
+from recipes.budget import WARN_AT, check_limits, deadline_unix_s
+from recipes.callbacks.cost import CostMonitor
+from recipes.cost.ledger import first_start_unix_s
+
+log = logging.getLogger(__name__)
+
+LOSS = "LanguageCrossEntropy"
+REASONS = ("", "budget", "deadline", "marginal value")  # what the ranks tell each other, by index
+DEAR_EVALUATIONS = 2  # in a row: one may be noise
+
+
+class BudgetReached(Exception):
+    """Breaks off an evaluation at the limit; whoever started the trainer saves and ends the run."""
+
+
+def register() -> None:
+    """Makes `budget_guard` a callback name in LLM Foundry's registry."""
+    registry.callbacks.register("budget_guard", func=BudgetGuard)
+
+
+class BudgetGuard(Callback):
+    """Stops training at a limit. Needs the cost monitor, and for `budget_usd` a known rate.
+
+    Args:
+        budget_usd: dollars for the whole run, with every start and everything that crashes wasted.
+        deadline: time from the run's first start (`36h`, `10d`), or a date and time of this machine's clock.
+        max_usd_per_hundredth_loss: most dollars for the next 0.01 nats of validation loss, judged by the last two
+            evaluations; two in a row above it stop the run.
+        start_over_budget: start although the plan exceeds the budget or the deadline.
+
+    Logged: `budget/share_used` and, after an evaluation, `budget/usd_per_hundredth_loss`. Warns at 50, 80 and 95 %.
+
+    Raises:
+        ValueError: no limit at all, one that is not above 0, or a deadline that is neither a length nor a date.
+    """
+
+    def __init__(
+        self,
+        *,
+        budget_usd: float | None = None,
+        deadline: str | None = None,
+        max_usd_per_hundredth_loss: float | None = None,
+        start_over_budget: bool = False,
+    ) -> None:
+        check_limits(budget_usd, deadline, max_usd_per_hundredth_loss)
+        self._budget_usd, self._deadline, self._most_usd = budget_usd, deadline, max_usd_per_hundredth_loss
+        self.stopped: str | None = None  # why, in words, on every rank
+        self._cost: CostMonitor | None = None
+        self._deadline_unix_s: float | None = None
+        self._begun = (time.time(), time.monotonic())
+        self._warned = 0.0
+        self._evaluations: list[tuple[float, float]] = []  # (dollars, loss)
+        self._too_dear = 0  # evaluations in a row
+        self._group: Any = None
+        self._pending: tuple[Any, torch.Tensor] | None = None
+        self._training_data: tuple[Any, ...] | None = None  # what an evaluation puts back when it ends
+
+    def init(self, state: State, logger: Logger) -> None:
+        self._cost = next((c for c in state.callbacks if isinstance(c, CostMonitor)), None)
+        if self._cost is None:
+            raise ValueError("budget_guard: needs the cost_monitor callback, which keeps the bill.")
+        counts_dollars = self._budget_usd is not None or self._most_usd is not None
+        if counts_dollars and self._cost.rate.usd_per_device_hour is None:
+            raise ValueError(f"budget_guard: cannot count dollars: {self._cost.rate.source}.")
+        if self._deadline is not None:
+            path = self._cost.ledger_path
+            first = first_start_unix_s(path) if path else None
+            self._deadline_unix_s = deadline_unix_s(self._deadline, self._begun[0] if first is None else first)
+        if dist.get_world_size() > 1:
+            self._group = torch.distributed.new_group(backend="gloo")  # CPU to CPU, whatever the gradients use
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"evaluations": json.dumps(self._evaluations), "too_dear": self._too_dear}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._evaluations = [(usd, loss) for usd, loss in json.loads(state["evaluations"])]
+        self._too_dear = int(state["too_dear"])
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        assert self._cost is not None
+        if self._budget_usd is not None and dist.get_global_rank() == 0:
+            used = (self._cost.usd or 0.0) / self._budget_usd
+            logger.log_metrics({"budget/share_used": used})
+            self._warn(used)
+        done = state.max_duration is not None and state.timestamp >= state.max_duration
+        reason = self._agree(self._reason())
+        if reason and not done:
+            self.stopped = self._words(reason)
+            state.stop_training()  # Composer saves its last checkpoint now
+            for evaluator in state.evaluators:
+                evaluator.eval_interval = _never
+
+    def eval_before_all(self, state: State, logger: Logger) -> None:
+        self._training_data = (state.dataloader, state.dataloader_label, state.dataloader_len)
+
+    def eval_batch_end(self, state: State, logger: Logger) -> None:
+        reason = self._agree(self._reason())
+        if reason:
+            self.stopped = self._words(reason)
+            raise BudgetReached(self.stopped)
+
+    def eval_after_all(self, state: State, logger: Logger) -> None:
+        self._training_data = None
+        loss = state.eval_metric_values.get(LOSS)
+        assert self._cost is not None
+        usd = self._cost.usd
+        if loss is None or usd is None or dist.get_global_rank() != 0:
+            return
+        self._evaluations.append((usd, float(loss)))
+        price = usd_per_hundredth_loss(self._evaluations)
+        if price is None:
+            return
+        if price < float("inf"):
+            logger.log_metrics({"budget/usd_per_hundredth_loss": price})
+        if self._most_usd is not None:
+            self._too_dear = self._too_dear + 1 if price > self._most_usd else 0
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        self._settle()
+
+    def save_broken_off(self, trainer: Trainer) -> None:
+        """After BudgetReached: the checkpoint of the last finished step, as if the evaluation had not begun."""
+        self._settle()
+        state, saver = trainer.state, trainer._checkpoint_saver
+        if self._training_data is not None:
+            dataloader, label, length = self._training_data
+            state.set_dataloader(dataloader, label)
+            if length is not None:
+                state.dataloader_len = length
+        if saver is not None and state.timestamp.batch > 0 and saver.last_checkpoint_batch != state.timestamp.batch:
+            assert self._cost is not None
+            self._cost.run_event(Event.BATCH_CHECKPOINT, state, trainer.logger)
+            saver._save_checkpoint(state, trainer.logger)
+
+    def _reason(self) -> str:
+        """Why to stop, on rank 0; empty elsewhere and where there is no reason."""
+        if dist.get_global_rank() != 0:
+            return ""
+        assert self._cost is not None
+        if self._budget_usd is not None and (self._cost.usd or 0.0) >= self._budget_usd:
+            return "budget"
+        if self._deadline_unix_s is not None and self._now() >= self._deadline_unix_s:
+            return "deadline"
+        return "marginal value" if self._too_dear >= DEAR_EVALUATIONS else ""
+
+    def _now(self) -> float:
+        """Unix time that a clock set back during the run cannot stop."""
+        wall, monotonic = self._begun
+        return max(time.time(), wall + time.monotonic() - monotonic)
+
+    def _agree(self, reason: str) -> str:
+        """Rank 0's reason of now for a single process; of the step before, the same on every rank, for several."""
+        if self._group is None:
+            return reason
+        agreed = self._settle()
+        if not agreed:
+            flag = torch.tensor([REASONS.index(reason)])
+            self._pending = (torch.distributed.broadcast(flag, src=0, group=self._group, async_op=True), flag)
+        return agreed
+
+    def _settle(self) -> str:
+        if self._pending is None:
+            return ""
+        work, flag = self._pending
+        self._pending = None
+        work.wait()
+        return REASONS[int(flag.item())]
+
+    def _words(self, reason: str) -> str:
+        if reason == "budget":
+            return f"the budget of ${self._budget_usd:g} is spent"
+        if reason == "deadline":
+            return f"the deadline {self._deadline} has come"
+        return f"the next 0.01 of validation loss would cost more than ${self._most_usd:g}"
+
+    def _warn(self, used: float) -> None:
+        passed = max((share for share in WARN_AT if used >= share), default=0.0)
+        if passed > self._warned:
+            assert self._cost is not None
+            total = self._cost.usd_projected_total
+            expected = "" if total is None else f"; at this pace the whole run takes ${total:.4g}"
+            log.warning("budget_guard: %.0f %% of $%g is spent%s.", passed * 100, self._budget_usd, expected)
+            self._warned = passed
+
+
+def usd_per_hundredth_loss(evaluations: list[tuple[float, float]]) -> float | None:
+    """Dollars that the next 0.01 of loss will take at the pace between the last two evaluations.
+
+    0.01 * (dollars between them) / (loss gained between them); infinite where nothing was gained, None before there
+    are two. Loss flattens, so the true price is a little higher.
+    """
+    if len(evaluations) < 2:
+        return None
+    (usd_before, loss_before), (usd, loss) = evaluations[-2:]
+    gained = loss_before - loss
+    return 0.01 * (usd - usd_before) / gained if gained > 0 else float("inf")
+
+
+def _never(state: State, event: Event) -> bool:
+    return False

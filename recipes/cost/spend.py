@@ -1,0 +1,153 @@
+"""The best model that some money buys: how many parameters, on how many tokens, with which recipe.
+
+Models of one shape are tried: n_layers = L, d_model = 128 L, heads of 128. That is MPT-7B at L = 32 and close to the
+other published sizes; N grows with L³, so neighbours differ by a tenth at 7B. For each,
+
+    serving dollars   2 N T / (peak * share) / 3600 * rate          T tokens to serve (Sardana et al. 2024, equation 2)
+    training tokens   (budget - serving) * tokens a second / rate   at the speed that whole runs keep
+
+and the lowest loss L(N, tokens) of the scaling law wins.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from recipes.cost.estimate import WHOLE_RUN_MID
+from recipes.cost.hardware import Gpu
+from recipes.cost.memory import largest_microbatch
+from recipes.cost.scaling import DEFAULT_LAW, scaling_law
+from recipes.cost.setup import Setup, read_setup
+from recipes.cost.throughput import step_time
+
+HEAD_DIM = 128
+MOST_LAYERS = 128
+
+
+@dataclass(frozen=True)
+class Purchase:
+    """What the money buys. Dollars and hours are the middle of what whole runs take."""
+
+    params_total: int
+    tokens: int
+    steps: int
+    loss: float  # nats a token, by the scaling law
+    usd_training: float
+    usd_serving: float
+    gpu_hours: float  # of training
+    hours: float
+    mfu: float  # steady state
+    microbatch_sequences: int
+    overrides: tuple[str, ...]  # that turn the recipe it started from into this one
+    limited_by: str  # budget or deadline
+
+
+def best_for(
+    recipe: Mapping[str, Any],
+    gpu: Gpu,
+    gpus: int,
+    budget_usd: float,
+    usd_per_gpu_hour: float,
+    inference_tokens: float = 0.0,
+    inference_mfu: float | None = None,
+    deadline_hours: float | None = None,
+    law: str = DEFAULT_LAW,
+) -> Purchase | None:
+    """The lowest predicted loss for `budget_usd`, training and serving together; None when nothing can be bought.
+
+    Sequence length, batch, vocabulary and optimizer stay the recipe's; the micro-batch is the largest that fits.
+    `inference_mfu` is the share of the peak when serving; by default that of training.
+
+    Raises:
+        ValueError: an amount that is not above 0, or a recipe that cannot be counted.
+    """
+    for name, value in (("budget", budget_usd), ("rate", usd_per_gpu_hour)):
+        if not value > 0:
+            raise ValueError(f"{name}: got {value:g}, expected more than 0 dollars.")
+    if inference_tokens < 0:
+        raise ValueError(f"inference tokens: got {inference_tokens:g}, expected 0 or more.")
+    chosen = scaling_law(law)
+    best: Purchase | None = None
+    for setup, overrides in _candidates(recipe, gpu, gpus):
+        step = step_time(setup, gpu)
+        n = setup.parameters.total
+        share = inference_mfu or step.mfu * WHOLE_RUN_MID
+        usd_serving = 2 * n * inference_tokens / (step.peak_flops_per_s * share) / 3600 * usd_per_gpu_hour
+        if usd_serving >= budget_usd:
+            continue
+        gpu_hours = (budget_usd - usd_serving) / usd_per_gpu_hour
+        limited_by = "budget"
+        if deadline_hours is not None and gpu_hours > deadline_hours * gpus:
+            gpu_hours, limited_by = deadline_hours * gpus, "deadline"
+        tokens_per_step = setup.global_batch_sequences * setup.seq_len
+        steps = int(gpu_hours * 3600 * step.tokens_per_s_per_gpu * WHOLE_RUN_MID / tokens_per_step)
+        if steps < 1:
+            continue
+        loss = chosen.loss(n, steps * tokens_per_step)
+        if best is not None and loss >= best.loss:
+            continue
+        assert setup.microbatch_sequences is not None
+        best = Purchase(
+            params_total=n,
+            tokens=steps * tokens_per_step,
+            steps=steps,
+            loss=loss,
+            usd_training=gpu_hours * usd_per_gpu_hour,
+            usd_serving=usd_serving,
+            gpu_hours=gpu_hours,
+            hours=gpu_hours / gpus,
+            mfu=step.mfu,
+            microbatch_sequences=setup.microbatch_sequences,
+            overrides=(*overrides, f"max_duration={steps}ba"),
+            limited_by=limited_by,
+        )
+    return best
+
+
+def _candidates(recipe: Mapping[str, Any], gpu: Gpu, gpus: int) -> Iterator[tuple[Setup, tuple[str, ...]]]:
+    """Every size that fits the devices, with and without activation checkpointing."""
+    for layers in range(2, MOST_LAYERS + 1):
+        changes = _shape(recipe["model"], layers)
+        if changes is None:
+            continue
+        sized = _changed(recipe, changes)
+        for recompute in (False, True):
+            setup = read_setup(sized, gpus)
+            setup = dataclasses.replace(setup, microbatch_sequences=1, recompute=recompute)
+            most = largest_microbatch(setup, gpu)
+            if most:
+                keys = {**changes, "device_train_microbatch_size": most}
+                if bool((recipe.get("fsdp_config") or {}).get("activation_checkpointing")) != recompute:
+                    keys["fsdp_config.activation_checkpointing"] = str(recompute).lower()
+                texts = tuple(f"{key}={value}" for key, value in keys.items())
+                yield dataclasses.replace(setup, microbatch_sequences=most), texts
+
+
+def _shape(model: Mapping[str, Any], layers: int) -> dict[str, Any] | None:
+    """Keys that give a model this many layers; None where its key-value heads do not divide so many heads."""
+    width = HEAD_DIM * layers
+    keys: dict[str, Any] = {"model.d_model": width, "model.n_heads": layers, "model.n_layers": layers}
+    if model.get("head_dim") is not None:
+        keys["model.head_dim"] = HEAD_DIM
+    kv_heads = (model.get("attn_config") or {}).get("kv_n_heads")
+    if kv_heads and layers % kv_heads:
+        return None
+    hidden = (model.get("ffn_config") or {}).get("ffn_hidden_size")
+    if hidden:
+        keys["model.ffn_config.ffn_hidden_size"] = round(hidden / model.get("d_model", 2048) * width / 64) * 64
+    return keys
+
+
+def _changed(recipe: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    changed = copy.deepcopy(dict(recipe))
+    for key, value in changes.items():
+        *sections, last = key.split(".")
+        section = changed
+        for name in sections:
+            section = section[name]
+        section[last] = value
+    return changed

@@ -1,0 +1,171 @@
+"""From a Python signature to the JSON Schema of a section: the words that components.py writes the grammar in."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+Schema = dict[str, Any]
+
+# `description` is what an error message says was expected.
+_UNITS = "(ep|ba|sp|tok|iter|sec)"
+_WHOLE = r"\d+(_\d+)*"
+# An interval or a part of a run: a whole number with a unit, a fraction of the whole run, or a bare whole number.
+TIME: Schema = {
+    "type": ["integer", "string"],
+    "pattern": rf"^({_WHOLE}{_UNITS}|\d*\.?\d+dur)$",
+    "minimum": 0,
+    "description": "a whole number with a unit, such as 100ba, 1ep, 2000000tok or 0.1dur",
+}
+# The length of a run.
+DURATION: Schema = {
+    "type": ["integer", "string"],
+    "pattern": rf"^0*[1-9]\d*(_\d+)*{_UNITS}$",
+    "minimum": 1,
+    "description": "more than nothing, as a whole number with a unit, such as 100ba, 1ep or 2000000tok",
+}
+FREE: Schema = {"type": ["object", "null"]}
+
+# What signatures do not say: the values that the code behind a key accepts.
+CHOICES: dict[str, list[Any]] = {
+    "init_device": ["cpu", "meta", "mixed"],
+    "loss_fn": ["fused_crossentropy", "torch_crossentropy"],
+    "master_weights_dtype": ["bf16", "bfloat16", "f16", "float16", None],
+    "rope_impl": ["dail", "hf"],
+    "clipping_type": ["norm", "value", "adaptive"],
+    "sharding_strategy": ["FULL_SHARD", "SHARD_GRAD_OP", "HYBRID_SHARD", "_HYBRID_SHARD_ZERO2", "NO_SHARD"],
+    "state_dict_type": ["full", "sharded"],
+    "shuffle_algo": ["naive", "py1b", "py1br", "py1e", "py1s", "py2s"],
+    "batching_method": ["random", "stratified", "per_stream", "device_per_stream"],
+    "sampling_method": ["balanced", "fixed"],
+    "partition_algo": ["orig", "relaxed"],
+    "price_kind": ["on_demand", "reserved", "spot"],
+}
+
+_NUMBERS = {bool: "boolean", int: "integer", float: "number", str: "string"}
+
+
+def type_of(annotation: Any, default: Any = inspect.Parameter.empty) -> Schema:
+    """JSON Schema for one annotation; `{}` (anything) where the annotation says nothing a YAML file could break."""
+    names: set[str] = set()
+    has_time = False
+    for part in _union_members(annotation):
+        origin = typing.get_origin(part) or part
+        if part is type(None):
+            names.add("null")
+        elif origin in _NUMBERS:
+            names.add(_NUMBERS[origin])
+        elif getattr(origin, "__name__", "") == "Time":
+            has_time = True
+        elif inspect.isclass(origin) and issubclass(origin, (list, tuple, set)):
+            names.add("array")
+        elif inspect.isclass(origin) and issubclass(origin, Mapping):
+            names.add("object")
+        elif getattr(origin, "__name__", "") in ("Sequence", "Iterable"):
+            names.add("array")
+        elif getattr(origin, "__name__", "") in ("Path", "Literal") or origin is typing.Literal:
+            names.add("string")
+        else:
+            return {}
+    if default is None:
+        names.add("null")
+    if has_time:
+        return {**TIME, "type": sorted({*TIME["type"], *names})}
+    return {"type": sorted(names)} if len(names) > 1 else {"type": names.pop()} if names else {}
+
+
+def _union_members(annotation: Any) -> Iterable[Any]:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return typing.get_args(annotation)
+    return (annotation,)
+
+
+def section(properties: Mapping[str, Schema], required: Iterable[str] = (), closed: bool = True) -> Schema:
+    """A mapping in the recipe with these keys and, when closed, no others."""
+    chosen = {k: ({**v, "enum": CHOICES[k]} if k in CHOICES and "enum" not in v else v) for k, v in properties.items()}
+    schema: Schema = {"type": "object", "properties": dict(sorted(chosen.items()))}
+    if required := sorted(required):
+        schema["required"] = required
+    if closed:
+        schema["additionalProperties"] = False
+    return schema
+
+
+def from_signature(constructor: Callable[..., Any], without: Iterable[str] = (), **extra: Schema) -> Schema:
+    """The section whose keys are the keyword arguments of `constructor`.
+
+    A class that passes `**kwargs` on is followed up its bases, so that its keys are closed as well where they can be.
+    """
+    properties: dict[str, Schema] = {}
+    required: list[str] = []
+    layers = inspect.getmro(constructor) if inspect.isclass(constructor) else (constructor,)
+    is_open = True
+    for layer in layers:
+        function = layer.__init__ if inspect.isclass(layer) else layer
+        if inspect.isclass(layer) and "__init__" not in vars(layer):
+            continue
+        parameters = _parameters(function)
+        for parameter, annotation in parameters:
+            if parameter.name in without or parameter.name in properties:
+                continue
+            properties[parameter.name] = type_of(annotation, parameter.default)
+            # what a base class needs, the class itself may give it
+            if parameter.default is inspect.Parameter.empty and layer is layers[0]:
+                required.append(parameter.name)
+        kinds = {p.kind for p in inspect.signature(function).parameters.values()}
+        is_open = inspect.Parameter.VAR_KEYWORD in kinds
+        if not is_open or layer is object:
+            break
+    return section({**properties, **extra}, [r for r in required if r not in extra], closed=not is_open)
+
+
+def _parameters(function: Callable[..., Any]) -> list[tuple[inspect.Parameter, Any]]:
+    try:
+        hints = typing.get_type_hints(function)
+    except Exception:  # an annotation that only a type checker can resolve
+        hints = {}
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [
+        (p, hints.get(p.name, Any))
+        for p in inspect.signature(function).parameters.values()
+        if p.kind in named and p.name != "self"
+    ]
+
+
+def from_defaults(defaults: Mapping[str, Any], **extra: Schema) -> Schema:
+    """The section whose keys and types are those of a dictionary of defaults."""
+    properties: dict[str, Schema] = {}
+    for key, value in defaults.items():
+        if isinstance(value, Mapping):
+            properties[key] = {**from_defaults(value), "type": ["object", "null"]}
+        elif value is None:
+            properties[key] = {}
+        else:
+            name = _NUMBERS[type(value)]
+            properties[key] = {"type": "number" if name == "integer" and not isinstance(value, bool) else name}
+    return section({**properties, **extra})
+
+
+def named(variants: Mapping[str, Schema], key: str = "name") -> Schema:
+    """A section that says which of `variants` it is under `key`; its other keys depend on that."""
+    return {
+        "type": "object",
+        "required": [key],
+        "properties": {key: {"enum": sorted(variants)}},
+        "allOf": [
+            {
+                "if": {"properties": {key: {"const": name}}, "required": [key]},
+                "then": {**schema, "properties": {**schema["properties"], key: {"type": "string"}}},
+            }
+            for name, schema in sorted(variants.items())
+        ],
+    }
+
+
+def keyed(variants: Mapping[str, Schema]) -> Schema:
+    """A section whose keys are names of registered components and whose values are their arguments."""
+    optional = {k: {**v, "type": ["object", "null"]} if not v.get("required") else v for k, v in variants.items()}
+    return {**section(optional), "type": ["object", "null"]}

@@ -1,0 +1,375 @@
+"""What a recipe will take before anything is paid for: the numbers behind `python -m recipes plan`. No torch.
+
+The estimate itself is recipes/cost; this module chooses what to estimate (which GPUs, how many), compares it with a
+budget and a deadline, and names every figure with its unit for `--json`. plan_text.py prints it for a person.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recipes.batches import samples_per_epoch
+from recipes.check import load_checked
+from recipes.config import Recipe
+from recipes.cost.estimate import (
+    KG_CO2E_PER_KWH,
+    POWER_USAGE_EFFECTIVENESS,
+    WHOLE_RUN_HIGH,
+    WHOLE_RUN_LOW,
+    WHOLE_RUN_MID,
+    Estimate,
+    Range,
+    estimate,
+)
+from recipes.cost.flops import FlopsPerToken, causal_flops_per_token, flops_per_token
+from recipes.cost.hardware import find_gpu, load_hardware
+from recipes.cost.memory import MemoryEstimate, largest_microbatch, memory
+from recipes.cost.scaling import DEFAULT_LAW, SCALING_LAWS, is_extrapolated, optimal_with_inference, scaling_law
+from recipes.cost.spend import Purchase, best_for
+
+GPUS = 8  # one node, where neither --gpus nor --deadline says how many
+MOST_GPUS = 4096
+DEFAULT_RECIPE = Path(__file__).parent.parent / "yamls" / "pretrain" / "mpt-7b.yaml"  # what --budget starts from
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says besides the recipe. None: not said."""
+
+    gpu: str | None = None
+    gpus: int | None = None
+    usd_per_gpu_hour: float | None = None
+    prices_file: str | None = None
+    price_kind: str | None = None
+    budget_usd: float | None = None
+    deadline_hours: float | None = None
+    inference_tokens: float | None = None
+    inference_mfu: float | None = None
+    dataset_tokens: int | None = None
+    law: str = DEFAULT_LAW
+    power_usage_effectiveness: float | None = None
+    kg_co2e_per_kwh: float | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One GPU type's plan, and what a budget, a deadline and tokens to serve make of it."""
+
+    recipe: str
+    estimate: Estimate
+    flops: FlopsPerToken  # of a forward pass, by part
+    flops_causal_per_token: float
+    memory_by_checkpointing: Mapping[bool, tuple[MemoryEstimate, int]]  # and the largest micro-batch
+    options: Options
+    power_usage_effectiveness: float
+    kg_co2e_per_kwh: float
+    assumed: tuple[str, ...]  # what the plan took for granted because nobody said
+    within_budget: bool | None = None
+    tokens_for_budget: int | None = None  # that the money buys for this very model
+    meets_deadline: bool | None = None
+    gpus_for_deadline: int | None = None  # fewest that divide the batch, fit and finish in time
+    best: Purchase | None = None  # for the budget, nothing to serve
+    best_serving: Purchase | None = None  # for the budget, training and serving
+    same_loss_serving: tuple[float, float] | None = None  # (parameters, tokens) of least FLOPs with serving
+
+
+def options_from(said: Any, deadline_hours: float | None) -> Options:
+    """Options from parsed arguments.
+
+    Raises:
+        ValueError: a number that cannot be right, such as a negative rate.
+    """
+    for name, value, least in (
+        ("--gpus", said.gpus, 1),
+        ("--rate", said.rate, 0),
+        ("--inference-tokens", said.inference_tokens, 0),
+        ("--dataset-tokens", said.dataset_tokens, 1),
+        ("--pue", said.pue, 1),
+        ("--kg-co2e-per-kwh", said.kg_co2e_per_kwh, 0),
+    ):
+        if value is not None and not least <= value < math.inf:
+            raise ValueError(f"{name}: got {value:g}, expected a finite number of at least {least}.")
+    if said.budget is not None and not 0 < said.budget < math.inf:
+        raise ValueError(f"--budget: got {said.budget:g}, expected a finite number of dollars above 0.")
+    if said.inference_mfu is not None and not 0 < said.inference_mfu <= 1:
+        raise ValueError(f"--inference-mfu: got {said.inference_mfu:g}, expected a share above 0 and up to 1.")
+    scaling_law(said.law)
+    return Options(
+        gpu=said.gpu,
+        gpus=said.gpus,
+        usd_per_gpu_hour=said.rate,
+        prices_file=said.prices,
+        price_kind=said.price_kind,
+        budget_usd=said.budget,
+        deadline_hours=deadline_hours,
+        inference_tokens=said.inference_tokens,
+        inference_mfu=said.inference_mfu,
+        dataset_tokens=None if said.dataset_tokens is None else int(said.dataset_tokens),
+        law=said.law,
+        power_usage_effectiveness=said.pue,
+        kg_co2e_per_kwh=said.kg_co2e_per_kwh,
+    )
+
+
+def load_recipe(path: str | None, overrides: list[str]) -> Recipe:
+    """The recipe with train.py's overrides, checked as there; without a path, the one that --budget starts from."""
+    return load_checked(path or os.path.relpath(DEFAULT_RECIPE), overrides)
+
+
+def make_plans(recipe: Recipe, options: Options) -> tuple[list[Plan], list[str]]:
+    """Plans for the named GPU, or for every GPU of the hardware table; and why some have none.
+
+    Raises:
+        ValueError: a GPU, price, batch or budget that cannot be used.
+    """
+    if str(options.gpu).lower() == "cpu":
+        raise ValueError(
+            "--gpu: got cpu, expected a GPU: no CPU has a row in the hardware table, so none is predicted."
+        )
+    named = options.gpu or _recipe_gpu(recipe)
+    if named is not None:
+        return [_plan(recipe, find_gpu(named).name, options)], []
+    plans, left_out = [], []
+    for name in load_hardware():
+        try:
+            plans.append(_plan(recipe, name, options))
+        except ValueError as error:
+            if "has no published" not in str(error):  # one GPU lacks the precision; anything else is wrong for all
+                raise
+            left_out.append(str(error).partition(";")[0].removeprefix("precision: "))
+    return plans, left_out
+
+
+def _first(*values: float | None) -> float:
+    return next(float(value) for value in values if value is not None)
+
+
+def _recipe_gpu(recipe: Recipe) -> str | None:
+    gpu = recipe.get("cost.gpu")
+    return None if gpu is None or str(gpu).lower() == "cpu" else str(gpu)
+
+
+def _plan(recipe: Recipe, gpu: str, options: Options) -> Plan:
+    assumed: list[str] = []
+    values = _rate_of_this_gpu(recipe, gpu, options, assumed)
+    dataset_tokens = options.dataset_tokens
+    if dataset_tokens is None:
+        samples = samples_per_epoch(recipe.get("train_loader.dataset", {}))
+        dataset_tokens = None if samples is None else samples * int(recipe["max_seq_len"])
+
+    pue = _first(
+        options.power_usage_effectiveness, recipe.get("cost.power_usage_effectiveness"), POWER_USAGE_EFFECTIVENESS
+    )
+    carbon = _first(options.kg_co2e_per_kwh, recipe.get("cost.kg_co2e_per_kwh"), KG_CO2E_PER_KWH)
+
+    def on(gpus: int) -> Estimate:
+        return estimate(
+            values,
+            gpu,
+            gpus,
+            usd_per_gpu_hour=options.usd_per_gpu_hour,
+            prices_file=options.prices_file,
+            price_kind=options.price_kind,
+            dataset_tokens=dataset_tokens,
+            law=options.law,
+            power_usage_effectiveness=pue,
+            kg_co2e_per_kwh=carbon,
+        )
+
+    in_time = None
+    if options.deadline_hours is not None:
+        batch = int(recipe["global_train_batch_size"])
+        in_time = next((n for n in _divisors(batch) if _in_time(on(n), options.deadline_hours)), None)
+    gpus = options.gpus
+    if gpus is None:
+        gpus = in_time or min(GPUS, int(recipe["global_train_batch_size"]))
+        why = "the fewest that meet the deadline" if in_time else "one node"
+        assumed.append(f"{gpus} GPUs, {why}: --gpus N for others")
+    plan = on(gpus)
+    made = Plan(
+        recipe=str(recipe.path),
+        estimate=plan,
+        flops=flops_per_token(plan.setup.model, plan.setup.seq_len),
+        flops_causal_per_token=causal_flops_per_token(plan.setup.model, plan.setup.seq_len),
+        memory_by_checkpointing={on: _memory(plan, on) for on in (False, True)},
+        options=options,
+        power_usage_effectiveness=pue,
+        kg_co2e_per_kwh=carbon,
+        assumed=tuple(assumed),
+        gpus_for_deadline=in_time,
+    )
+    if options.deadline_hours is not None and plan.hours is not None:
+        made = dataclasses.replace(made, meets_deadline=plan.hours.mid <= options.deadline_hours)
+    if options.budget_usd is not None:
+        made = _with_budget(made, values, options)
+    if options.inference_tokens and plan.predicted_loss is not None:
+        same = optimal_with_inference(plan.predicted_loss, options.inference_tokens, options.law)
+        made = dataclasses.replace(made, same_loss_serving=same)
+    return made
+
+
+def _rate_of_this_gpu(recipe: Recipe, gpu: str, options: Options, assumed: list[str]) -> dict[str, Any]:
+    """The recipe's values; without its own rate where that was stated for another device."""
+    values = dict(recipe.values)
+    section = dict(values.get("cost") or {})
+    stated_for = section.get("gpu")
+    other = stated_for is not None and (str(stated_for).lower() == "cpu" or find_gpu(str(stated_for)).name != gpu)
+    compared = options.gpu is None and _recipe_gpu(recipe) is None
+    rate = section.get("usd_per_device_hour")
+    if rate is not None and options.usd_per_gpu_hour is None:
+        if other or compared:
+            del section["usd_per_device_hour"]
+            device = stated_for or "one kind of device"
+            assumed.append(f"cost.usd_per_device_hour {rate:g} of the recipe is for {device}: --rate for {gpu}")
+        elif stated_for is None:
+            assumed.append(f"the recipe's cost.usd_per_device_hour {rate:g} is taken for {gpu}: --rate for another")
+    values["cost"] = section
+    return values
+
+
+def _with_budget(plan: Plan, values: Mapping[str, Any], options: Options) -> Plan:
+    rate, budget = plan.estimate.rate.usd_per_device_hour, options.budget_usd
+    assert budget is not None
+    if not rate:
+        return dataclasses.replace(
+            plan, assumed=(*plan.assumed, f"no budget without a rate: {plan.estimate.rate.source}")
+        )
+
+    def best(inference_tokens: float) -> Purchase | None:
+        hardware, gpus = plan.estimate.hardware, plan.estimate.gpus
+        more = (options.inference_mfu, options.deadline_hours, options.law)
+        return best_for(values, hardware, gpus, budget, rate, inference_tokens, *more)
+
+    tokens = int(budget / rate * 3600 * plan.estimate.tokens_per_s_per_gpu * WHOLE_RUN_MID)
+    usd = plan.estimate.usd
+    return dataclasses.replace(
+        plan,
+        within_budget=None if usd is None else usd.mid <= budget,
+        tokens_for_budget=tokens,
+        best=best(0.0),
+        best_serving=best(options.inference_tokens) if options.inference_tokens else None,
+    )
+
+
+def _memory(plan: Estimate, recompute: bool) -> tuple[MemoryEstimate, int]:
+    setup = dataclasses.replace(plan.setup, recompute=recompute)
+    return memory(setup, plan.hardware), largest_microbatch(setup, plan.hardware)
+
+
+def _in_time(plan: Estimate, deadline_hours: float) -> bool:
+    return (
+        plan.hours is not None and plan.hours.mid <= deadline_hours and (plan.fits or plan.max_microbatch_sequences > 0)
+    )
+
+
+def _divisors(batch: int) -> list[int]:
+    return [n for n in range(1, min(batch, MOST_GPUS) + 1) if batch % n == 0]
+
+
+def to_json(plan: Plan) -> dict[str, Any]:
+    """The plan as plain values whose names carry their units. null means not known, never zero."""
+    e, options = plan.estimate, plan.options
+    law = scaling_law(options.law)
+    parts = memory_parts(e.memory)
+    balance = e.training_balance
+    extrapolated = None if e.tokens is None else is_extrapolated(e.params_total, e.tokens)
+    return {
+        "recipe": plan.recipe,
+        "gpu": e.gpu,
+        "gpus": e.gpus,
+        "params_total": e.params_total,
+        "params_active": e.params_active,
+        "params_embedding": e.setup.parameters.embedding,
+        "flops_per_token": e.flops_per_token,
+        "flops_per_token_matrix": 3 * plan.flops.matrix,
+        "flops_per_token_attention": 3 * plan.flops.attention_full,
+        "flops_per_token_head": 3 * plan.flops.head,
+        "flops_per_token_causal": plan.flops_causal_per_token,
+        "tokens": e.tokens,
+        "steps": e.steps,
+        "mfu": e.mfu,
+        "mfu_low": e.mfu_low,
+        "mfu_high": e.mfu_high,
+        "whole_run_share_low": WHOLE_RUN_LOW,
+        "whole_run_share": WHOLE_RUN_MID,
+        "whole_run_share_high": WHOLE_RUN_HIGH,
+        "peak_flops_per_s_per_gpu": e.step.peak_flops_per_s,
+        "tokens_per_s_per_gpu": e.tokens_per_s_per_gpu,
+        **_range("hours", e.hours),
+        **_range("gpu_hours", e.gpu_hours),
+        "usd_per_gpu_hour": e.rate.usd_per_device_hour,
+        "rate_source": e.rate.source,
+        **_range("usd", e.usd),
+        **_range("kwh", e.kwh),
+        **_range("kg_co2e", e.kg_co2e),
+        "watts_per_gpu": e.hardware.watts,
+        "power_usage_effectiveness": plan.power_usage_effectiveness,
+        "kg_co2e_per_kwh": plan.kg_co2e_per_kwh,
+        "sharding": e.setup.sharding,
+        "microbatch_sequences": e.microbatch_sequences,
+        "memory_gib_per_gpu": parts,
+        "memory_total_gib_per_gpu": e.memory_gib_per_gpu,
+        "memory_available_gib_per_gpu": e.hardware.visible_memory_gib,
+        "activations_gib_by_checkpointing": {
+            str(on).lower(): made.activations_gib for on, (made, _) in plan.memory_by_checkpointing.items()
+        },
+        "fits": e.fits,
+        "max_microbatch_sequences": e.max_microbatch_sequences,
+        "max_microbatch_sequences_by_checkpointing": {
+            str(on).lower(): most for on, (_, most) in plan.memory_by_checkpointing.items()
+        },
+        "to_fit": e.to_fit,
+        "predicted_loss": e.predicted_loss,
+        "predicted_loss_error_95": None if extrapolated in (None, True) else law.loss_error_95,
+        "predicted_loss_extrapolated": extrapolated,
+        "predicted_loss_by_law": {
+            name: None if e.tokens is None else other.loss(e.params_total, e.tokens)
+            for name, other in SCALING_LAWS.items()
+        },
+        "scaling_law": law.name,
+        "scaling_law_source": law.source,
+        "tokens_per_param": balance.tokens_per_parameter if balance else None,
+        "optimal_tokens_per_param": balance.optimal_tokens_per_parameter if balance else None,
+        "training_balance": balance.verdict if balance else None,
+        "budget_usd": options.budget_usd,
+        "within_budget": plan.within_budget,
+        "tokens_for_budget": plan.tokens_for_budget,
+        "deadline_hours": options.deadline_hours,
+        "meets_deadline": plan.meets_deadline,
+        "gpus_for_deadline": plan.gpus_for_deadline,
+        "inference_tokens": options.inference_tokens,
+        "best_for_budget": _purchase(plan.best),
+        "best_for_budget_with_inference": _purchase(plan.best_serving),
+        "same_loss_with_inference": None
+        if plan.same_loss_serving is None
+        else {"params_total": round(plan.same_loss_serving[0]), "tokens": round(plan.same_loss_serving[1])},
+        "notes": [*plan.assumed, *e.notes],
+    }
+
+
+def memory_parts(estimate: MemoryEstimate) -> dict[str, float]:
+    """GiB by part as a person asks for them; `buffers` is what is gathered to compute, CUDA's own and fragmentation."""
+    return {
+        "weights": estimate.weights_gib,
+        "gradients": estimate.gradients_gib,
+        "optimizer": estimate.optimizer_gib,
+        "activations": estimate.activations_gib,
+        "logits": estimate.logits_gib,
+        "buffers": estimate.gathered_gib + estimate.overhead_gib,
+    }
+
+
+def _range(name: str, value: Range | None) -> dict[str, float | None]:
+    if value is None:
+        return {name: None, f"{name}_low": None, f"{name}_high": None}
+    return {name: value.mid, f"{name}_low": value.low, f"{name}_high": value.high}
+
+
+def _purchase(bought: Purchase | None) -> dict[str, Any] | None:
+    return None if bought is None else {**dataclasses.asdict(bought), "overrides": list(bought.overrides)}

@@ -1,0 +1,225 @@
+"""The budget guard: where it stops, what it saves, that it goes on later, and that several ranks stop together."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from composer import Trainer
+from composer.core import Event
+from composer.loggers import InMemoryLogger
+from torch.utils.data import DataLoader
+
+from recipes.budget import deadline_unix_s, refusal
+from recipes.callbacks.budget import BudgetGuard, BudgetReached, usd_per_hundredth_loss
+from recipes.callbacks.cost import CostMonitor
+from recipes.config import RecipeError, load
+from tests.callbacks.test_cost import BATCH, SEQ_LEN, Tiny, Tokens
+from tests.conftest import Command, losses, recipe_arguments
+
+SEVEN_B = "yamls/pretrain/mpt-7b.yaml"
+STEP_S = 0.03
+A_DOLLAR_A_SECOND = 3600
+
+
+class Slow(Tiny):
+    """A step takes at least STEP_S; evaluation batches as well."""
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        time.sleep(STEP_S)
+        return super().forward(batch)
+
+
+def guarded(folder: Path, guard: BudgetGuard, **kwargs: Any) -> tuple[Trainer, CostMonitor]:
+    torch.manual_seed(1)
+    model = Slow()
+    monitor = CostMonitor(usd_per_device_hour=A_DOLLAR_A_SECOND, ledger=str(folder / "ledger.jsonl"))
+    trainer = Trainer(
+        model=model,
+        optimizers=torch.optim.SGD(model.parameters(), lr=0.1),
+        train_dataloader=DataLoader(Tokens(), batch_size=BATCH),
+        callbacks=[monitor, guard],
+        device="cpu",
+        progress_bar=False,
+        **{
+            "max_duration": "200ba",
+            "save_folder": str(folder),
+            "save_interval": "100ba",
+            "save_filename": "ba{batch}.pt",
+            "run_name": "guarded",
+            "autoresume": True,
+            **kwargs,
+        },
+    )
+    return trainer, monitor
+
+
+def test_stops_within_a_step_saves_and_goes_on_when_there_is_more(tmp_path: Path, caplog: Any) -> None:
+    logger = InMemoryLogger()
+    trainer, monitor = guarded(tmp_path, BudgetGuard(budget_usd=2), loggers=[logger])
+    with caplog.at_level(logging.WARNING, logger="recipes"):
+        trainer.fit()
+    step = int(trainer.state.timestamp.batch)
+    trainer.close()
+    guard = next(c for c in trainer.state.callbacks if isinstance(c, BudgetGuard))
+    assert guard.stopped == "the budget of $2 is spent"
+    assert 0 < step < 200
+    assert (tmp_path / f"ba{step}.pt").is_file()
+    cost = monitor.summary()
+    assert cost.usd is not None
+    assert 2 <= cost.usd <= 2 + STEP_S + cost.checkpoint_s + 0.5  # a step, a checkpoint, and slack for a busy machine
+    warned = [r.getMessage() for r in caplog.records if "budget_guard" in r.getMessage()]
+    assert [w.partition(" %")[0] for w in warned] == ["budget_guard: 50", "budget_guard: 80", "budget_guard: 95"]
+    shares = [value for _, value in logger.data["budget/share_used"]]
+    assert shares == sorted(shares)
+    assert shares[-1] >= 1 > shares[-2]  # the very step at which the limit was passed
+
+    trainer, monitor = guarded(tmp_path, BudgetGuard(budget_usd=3))
+    trainer.fit()
+    trainer.close()
+    assert step < int(trainer.state.timestamp.batch) < 200
+    cost = monitor.summary()
+    assert cost.starts == 2
+    assert cost.usd is not None
+    assert 3 <= cost.usd <= 3.6
+    assert cost.tokens == int(trainer.state.timestamp.batch) * BATCH * SEQ_LEN  # nothing was done twice
+    assert cost.lost_s == 0
+
+
+def test_an_evaluation_is_broken_off_and_the_step_before_it_saved(tmp_path: Path) -> None:
+    guard = BudgetGuard(budget_usd=2)
+    loader = DataLoader(Tokens(), batch_size=1)  # 64 batches of 0.03 s: the limit comes in the middle of it
+    trainer, monitor = guarded(tmp_path, guard, eval_dataloader=loader, eval_interval="5ba")
+    with pytest.raises(BudgetReached):
+        trainer.fit()
+    guard.save_broken_off(trainer)
+    trainer.close()
+    step = int(trainer.state.timestamp.batch)
+    assert step % 5 == 0
+    assert (tmp_path / f"ba{step}.pt").is_file()
+    cost = monitor.summary()
+    assert cost.usd is not None
+    assert cost.usd < 2 + STEP_S + cost.checkpoint_s + 0.5
+    again, _ = guarded(tmp_path, BudgetGuard(budget_usd=1000), max_duration=f"{step + 2}ba")
+    again.fit()
+    again.close()
+    assert int(again.state.timestamp.batch) == step + 2
+    undisturbed, _ = guarded(tmp_path / "other", BudgetGuard(budget_usd=1000), max_duration=f"{step + 2}ba")
+    undisturbed.fit()
+    undisturbed.close()
+    for one, other in zip(again.state.model.parameters(), undisturbed.state.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_deadline_stops_even_when_the_clock_is_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    guard = BudgetGuard(deadline="0.05min")  # 3 s
+    trainer, monitor = guarded(tmp_path, guard)
+    true_time = time.time
+    monkeypatch.setattr(time, "time", lambda: true_time() - 86_400)
+    trainer.fit()
+    trainer.close()
+    assert guard.stopped == "the deadline 0.05min has come"
+    assert int(trainer.state.timestamp.batch) < 200
+    assert monitor.summary().wall_s < 5
+
+
+def test_marginal_value_stops_after_two_dear_evaluations(tmp_path: Path) -> None:
+    assert usd_per_hundredth_loss([(0, 3.0)]) is None
+    assert usd_per_hundredth_loss([(0, 3.0), (10, 2.9)]) == pytest.approx(1.0)
+    assert usd_per_hundredth_loss([(0, 3.0), (10, 3.1)]) == float("inf")
+    guard = BudgetGuard(max_usd_per_hundredth_loss=5)
+    trainer, _ = guarded(tmp_path, guard)
+    state = trainer.state
+    for usd, loss, dear in ((1, 3.0, 0), (2, 2.9, 0), (12, 2.89, 1), (22, 2.6, 0), (32, 2.59, 1), (42, 2.58, 2)):
+        state.eval_metric_values = {"LanguageCrossEntropy": loss}
+        monkey = pytest.MonkeyPatch()
+        monkey.setattr(CostMonitor, "usd", usd)
+        guard.run_event(Event.EVAL_AFTER_ALL, state, trainer.logger)
+        monkey.undo()
+        assert guard._too_dear == dear
+    trainer.fit()
+    assert int(state.timestamp.batch) == 1
+    assert guard.stopped == "the next 0.01 of validation loss would cost more than $5"
+    trainer.close()
+
+
+def test_wrong_limits_are_answered_in_words(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="got no limit"):
+        BudgetGuard()
+    with pytest.raises(ValueError, match="budget_usd: got -1"):
+        BudgetGuard(budget_usd=-1)
+    with pytest.raises(ValueError, match="expected a length above 0"):
+        BudgetGuard(deadline="soon")
+    with pytest.raises(ValueError, match="expected a date"):
+        BudgetGuard(deadline="2027-13-01")
+    assert deadline_unix_s("10d", 1000.0) == 1000 + 10 * 86_400
+    model = Tiny()
+    with pytest.raises(ValueError, match="needs the cost_monitor"):
+        Trainer(model=model, callbacks=[BudgetGuard(budget_usd=1)], device="cpu")
+    with pytest.raises(ValueError, match="cannot count dollars: no rate known"):
+        Trainer(model=model, callbacks=[CostMonitor(), BudgetGuard(budget_usd=1)], device="cpu")
+
+
+GUARD = "callbacks.budget_guard.budget_usd=500"
+H100 = ["cost.gpu=h100", "cost.usd_per_device_hour=2.5"]
+
+
+def test_a_plan_beyond_the_budget_may_not_start(tmp_path: Path) -> None:
+    no = refusal(load(SEVEN_B, [GUARD, *H100]), tmp_path, 8)
+    assert no is not None
+    assert "the plan is $12," in no
+    assert "on 8 × h100-sxm, the budget $500" in no
+    assert refusal(load(SEVEN_B, [GUARD, *H100, "max_duration=200ba"]), tmp_path, 8) is None
+    assert refusal(load(SEVEN_B, [GUARD, *H100, "callbacks.budget_guard.start_over_budget=true"]), tmp_path, 8) is None
+    no = refusal(load(SEVEN_B, ["callbacks.budget_guard.deadline=2d", *H100]), tmp_path, 8)
+    assert no is not None
+    assert "the deadline leaves 2 d 0 h" in no or "the deadline leaves 1 d 23 h" in no
+    no = refusal(load(SEVEN_B, [GUARD]), tmp_path, 8)
+    assert no is not None
+    assert "cannot be kept without a rate" in no
+    with pytest.raises(RecipeError, match="got -5"):
+        refusal(load(SEVEN_B, ["callbacks.budget_guard.budget_usd=-5", *H100]), tmp_path, 8)
+    line = {
+        "event": "beat",
+        "unix_s": time.time() - 7200,
+        "id": "a",
+        "devices": 8,
+        "seconds": {"train": 100 * 3600},
+        "usd_per_device_hour": 2.5,
+        "peak_flops_per_s": None,
+        "tokens": 0,
+        "flops": 0,
+    }
+    (tmp_path / "ledger.jsonl").write_text(json.dumps(line) + "\n")
+    no = refusal(load(SEVEN_B, [GUARD, *H100, "max_duration=200ba"]), tmp_path, 8)
+    assert no is not None
+    assert no.startswith("$2000 of $500 is spent already")
+
+
+def test_train_refuses_with_its_own_exit_code(run_command: Command) -> None:
+    refused = run_command("python", "train.py", SEVEN_B, GUARD, *H100, "dry_run=true", env={"WORLD_SIZE": "8"})
+    assert refused.returncode == 3
+    assert "budget guard: this run may not start: the plan is $" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_two_processes_stop_together_and_go_on_to_the_same_losses(
+    shards: Path, whole: Path, tmp_path: Path, run_command: Command
+) -> None:
+    dear = "callbacks.budget_guard.max_usd_per_hundredth_loss=0.0000000001"
+    more = ["eval_interval=3ba", "save_interval=100ba", "eval_first=false"]
+    command = ["composer", "-n", "2", "train.py"]
+    stopped = run_command(*command, *recipe_arguments(shards, tmp_path, *more, dear))
+    assert stopped.returncode == 3, stopped.stdout + stopped.stderr
+    assert stopped.stderr.count("budget guard: stopped early: the next 0.01 of validation loss would cost more") == 1
+    assert sorted(losses(tmp_path))[-1] == 10  # evaluations after 3, 6 and 9 steps; agreed on one step later
+    assert (tmp_path / "checkpoints" / "ep0-ba11-rank0.pt").is_file()
+    assert (tmp_path / "report.html").is_file()
+    went_on = run_command(*command, *recipe_arguments(shards, tmp_path, *more))
+    assert went_on.returncode == 0, went_on.stderr
+    assert losses(tmp_path) == pytest.approx(losses(whole), rel=2e-5)

@@ -1,0 +1,170 @@
+"""Documents left out, duplicates found, documents shuffled: against plain Python, with any number of workers."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data_prep.curation import load_predicate, signature_of
+from data_prep.errors import PrepError
+from data_prep.holdout import is_held_out
+from data_prep.manifest import load_manifest
+from data_prep.near_duplicates import NearDuplicates, rows_of_a_band
+from data_prep.ordering import shuffled
+from data_prep.sources import sha256_of_file
+from tests.data_prep.conftest import tree
+
+
+@pytest.fixture(scope="module")
+def rows(texts: list[str]) -> list[dict[str, Any]]:
+    """Documents, some of them twice, some of them nearly."""
+    rng = random.Random(3)
+    made = []
+    for number, text in enumerate(texts):
+        made.append({"text": text, "keep": number % 7 > 0})
+        if number % 5 == 0:
+            made.append({"text": rng.choice(texts[: number + 1]), "keep": True})
+        if number % 9 == 0 and len(text) > 900:
+            made.append({"text": text.replace("a", "o", 2), "keep": True})
+    return made
+
+
+@pytest.fixture
+def compare(prepare: Callable[..., Any], jsonl: Callable[..., Path], tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Prepare rows with options, and the rows expected to be left without: the same shards; returns the manifest."""
+
+    def check(given: list[Any], expected: list[Any], *options: str, also: tuple[str, ...] = ()) -> dict[str, Any]:
+        source, plain = jsonl(given, "given.jsonl"), jsonl(expected, "expected.jsonl")
+        assert prepare(plain, "--out", tmp_path / "expected", *also).returncode == 0
+        for name, more in (("one", ()), ("two", ("--workers", "2", "--part-mb", "0.05"))):
+            result = prepare(source, "--out", tmp_path / name, *options, *also, *more)
+            assert (result.returncode, result.stderr) == (0, "")
+            for path, content in tree(tmp_path / "expected").items():
+                if not path.endswith("manifest.json"):
+                    assert tree(tmp_path / name)[path] == content, path
+        manifest = load_manifest(tmp_path / "one" / "train")
+        assert manifest is not None
+        plain_manifest = load_manifest(tmp_path / "expected" / "train")
+        assert plain_manifest is not None
+        assert (manifest.documents, manifest.text_bytes) == (plain_manifest.documents, plain_manifest.text_bytes)
+        return {"left_out": manifest.left_out, "options": manifest.options, "said": result.stdout}
+
+    return check
+
+
+def test_lengths(compare: Callable[..., Any], rows: list[dict[str, Any]]) -> None:
+    kept = [row for row in rows if 100 <= len(row["text"]) <= 1500]
+    short = sum(len(row["text"]) < 100 for row in rows)
+    found = compare(rows, kept, "--min-chars", "100", "--max-chars", "1500")
+    assert found["left_out"] == {"too short": short, "too long": len(rows) - len(kept) - short}
+    assert f"{short} too short" in found["said"]
+
+
+def test_filter(
+    compare: Callable[..., Any], prepare: Callable[..., Any], rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "def good(row):\n    return row['keep']\n\n\ndef bad(row):\n    return 1 / 0\n\n\ndef odd(row):\n    pass\n"
+    )
+    found = compare(rows, [row for row in rows if row["keep"]], "--filter", f"{path}:good")
+    assert found["left_out"] == {"predicate": sum(not row["keep"] for row in rows)}
+    assert found["options"]["filter_sha256"] == sha256_of_file(path)
+    source = tmp_path / "given.jsonl"
+    for function, said in (
+        ("bad", "bad failed on '"),
+        ("odd", "odd returned None; expected True (keep) or False"),
+        ("none", f"{path} has no function none"),
+    ):
+        result = prepare(source, "--out", tmp_path / "out", "--filter", f"{path}:{function}")
+        assert result.returncode == 1
+        assert said in result.stderr
+    path.write_text(path.read_text() + "# changed\n")
+    refused = prepare(source, "--out", tmp_path / "one", "--filter", f"{path}:good")
+    assert "--filter-sha256: '" in refused.stderr
+    with pytest.raises(PrepError, match=r"expected FILE\.py:FUNCTION"):
+        load_predicate("mine.good")
+
+
+def test_exact_duplicates(compare: Callable[..., Any], rows: list[dict[str, Any]]) -> None:
+    first = list({row["text"]: row for row in reversed(rows)}.values())[::-1]
+    kept = sorted(first, key=lambda row: next(n for n, other in enumerate(rows) if other["text"] == row["text"]))
+    kept = [next(row for row in rows if row["text"] == found["text"]) for found in kept]
+    found = compare(rows, kept, "--dedup", also=("--holdout", "0.2"))
+    assert found["left_out"] == {"exact duplicate": len(rows) - len(kept)}
+
+
+def test_near_duplicates(compare: Callable[..., Any], rows: list[dict[str, Any]]) -> None:
+    kept: list[dict[str, Any]] = []
+    signatures: list[Any] = []
+    for row in rows:
+        signature = signature_of(row["text"])
+        if not any(np.mean(signature == other) >= 0.8 for other in signatures):
+            kept.append(row)
+            signatures.append(signature)
+    assert len(kept) < len({row["text"] for row in rows})
+    found = compare(rows, kept, "--near-dedup", "0.8")
+    assert found["left_out"] == {"near duplicate": len(rows) - len(kept)}
+
+
+def test_bands_find_pairs_at_the_threshold() -> None:
+    assert rows_of_a_band(0.8) == 7
+    assert rows_of_a_band(1.0) == 128
+    rng = np.random.default_rng(0)
+    found = 0
+    for _ in range(200):
+        near = NearDuplicates(0.8)
+        first = rng.integers(0, 1 << 32, 128, dtype=np.uint32)
+        second = np.where(rng.permutation(128) < 104, first, first ^ np.uint32(1))  # 81 % equal
+        assert not near.is_duplicate(first)
+        found += near.is_duplicate(second)
+    assert found >= 180
+
+
+def test_shuffling(prepare: Callable[..., Any], jsonl: Callable[..., Path], texts: list[str], tmp_path: Path) -> None:
+    main = [{"text": text} for text in texts if not is_held_out(text, 0.1)]
+    source = jsonl([{"text": text} for text in texts], "given.jsonl")
+    reordered = jsonl([main[place] for place in shuffled(len(main), 7).tolist()], "reordered.jsonl")
+    for name, more in (("one", ()), ("two", ("--workers", "2", "--part-mb", "0.05"))):
+        assert (
+            prepare(source, "--out", tmp_path / name, "--holdout", "0.1", "--shuffle-seed", "7", *more).returncode == 0
+        )
+    assert prepare(reordered, "--out", tmp_path / "expected").returncode == 0
+    assert prepare(source, "--out", tmp_path / "other", "--holdout", "0.1", "--shuffle-seed", "8").returncode == 0
+    shard = "train/shard.00000.mds"
+    assert tree(tmp_path / "one") == tree(tmp_path / "two")
+    assert tree(tmp_path / "one")[shard] == tree(tmp_path / "expected")[shard]
+    assert tree(tmp_path / "one")[shard] != tree(tmp_path / "other")[shard]
+    held = [row["text"] for row in map(json.loads, tree(tmp_path / "one")["val/documents.jsonl"].splitlines())]
+    assert held == [text for text in texts if is_held_out(text, 0.1)]
+
+
+def test_a_shuffle_is_a_permutation_that_never_changes() -> None:
+    order = shuffled(1000, 5)
+    assert sorted(order.tolist()) == list(range(1000))
+    assert shuffled(8, 0).tolist() == PERMUTATION
+    assert abs(np.corrcoef(order, np.arange(1000))[0, 1]) < 0.1
+
+
+PERMUTATION = [2, 4, 6, 5, 1, 7, 0, 3]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--min-chars", "5", "--max-chars", "4"], "the first not above the second"),
+        (["--near-dedup", "1.5"], "--near-dedup 1.5: expected a similarity"),
+    ],
+)
+def test_refusals_are_words(
+    options: list[str], said: str, corpus: Path, prepare: Callable[..., Any], tmp_path: Path
+) -> None:
+    result = prepare(corpus, "--out", tmp_path / "out", *options)
+    assert result.returncode == 1
+    assert said in result.stderr

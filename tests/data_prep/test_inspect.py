@@ -1,0 +1,82 @@
+"""What is shown of shards is what is in them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from data_prep.inspect import BORDER, decode_with_borders, document_lengths, shorten
+from data_prep.mds import read_index, token_stream
+from tests.conftest import Command
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, corpus: Path, tokenizer: Path, run_command: Command) -> Path:
+    out = tmp_path_factory.mktemp("finished") / "shards"
+    words = ("--out", out, "--tokenizer", tokenizer, "--seq-len", "512", "--holdout", "0.1")
+    assert run_command("python", "-m", "data_prep.pretrain", corpus, *words).returncode == 0
+    return out
+
+
+def test_shown(finished: Path, texts: list[str], tokenizer: Path, run_command: Command) -> None:
+    result = run_command("python", "-m", "data_prep.inspect", finished, "--samples", "3", "--characters", "0")
+    assert (result.returncode, result.stderr) == (0, "")
+    manifest = json.loads((finished / "train" / "manifest.json").read_text())
+    assert f"{manifest['sequences']:,} samples in 1 shards" in result.stdout
+    assert f"{manifest['documents']:,} documents" in result.stdout
+    assert result.stdout.count("sample 3 of 3") == 2
+    assert BORDER in result.stdout
+    text = result.stdout.split("sample 1 of 3:\n", 1)[1].split("\n\nsample 2", 1)[0]
+    first = text.split("<|endoftext|>" + BORDER)
+    assert len(first) > 1
+    assert first[0] in texts
+    one = run_command("python", "-m", "data_prep.inspect", finished / "val", "--samples", "0")
+    assert one.returncode == 0
+    assert str(finished / "train") not in one.stdout
+
+
+def test_lengths_are_those_of_the_documents(finished: Path, texts: list[str], tokenizer: Path) -> None:
+    encode = Tokenizer.from_file(str(tokenizer / "tokenizer.json")).encode
+    held = {json.loads(row)["text"] for row in (finished / "val" / "documents.jsonl").read_text().splitlines()}
+    expected = [len(encode(text).ids) + 1 for text in texts if text not in held]
+    entries = read_index(finished / "train")
+    found = document_lengths(entries, [0]).tolist()
+    assert found == expected[: len(found)]
+    assert len(found) >= len(expected) - 3  # those in the tokens left over at the end
+    stream = np.concatenate(list(token_stream(entries)))
+    pair = stream[1000:1002].tolist()
+    ends = [n + 2 for n in range(len(stream) - 1) if stream[n : n + 2].tolist() == pair]
+    assert document_lengths(entries, pair).tolist() == np.diff([0, *ends]).tolist()
+
+
+def test_borders_in_front(tokenizer: Path) -> None:
+    loaded = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    ids = np.array([0, *loaded.encode("one").ids, 0, *loaded.encode("two").ids], dtype=np.uint16)
+    assert decode_with_borders(loaded, ids, [0], at_end=False) == f"<|endoftext|>one{BORDER}<|endoftext|>two"
+    assert decode_with_borders(loaded, ids, [], at_end=True) == "<|endoftext|>one<|endoftext|>two"
+    assert shorten("abcdefgh", 4) == "ab\n[… 4 characters …]\ngh"
+
+
+def test_refusals_are_words(finished: Path, tokenizer: Path, tmp_path: Path, run_command: Callable[..., Any]) -> None:
+    def said(*words: str | Path) -> str:
+        result = run_command("python", "-m", "data_prep.inspect", *words)
+        assert result.returncode == 1
+        assert "Traceback" not in result.stderr
+        return str(result.stderr)
+
+    assert "no such folder" in said(tmp_path / "none")
+    assert "no index.json in it" in said(tmp_path)
+    copy = Path(shutil.copytree(finished / "train", tmp_path / "copy"))
+    (copy / "manifest.json").unlink()
+    assert "give --tokenizer" in said(copy)
+    assert run_command("python", "-m", "data_prep.inspect", copy, "--tokenizer", tokenizer).returncode == 0
+    other = Path(shutil.copytree(tokenizer, tmp_path / "other"))
+    (other / "tokenizer.json").write_text((other / "tokenizer.json").read_text() + "\n")
+    assert "and the shards were made with" in said(finished, "--tokenizer", other)
