@@ -50,7 +50,8 @@ def main(arguments: list[str]) -> int:
             report.print_summary(folder)
         return 0
 
-    from recipes.build import build, free_memory, quiet
+    from recipes.build import build
+    from recipes.processes import free_memory, quiet
 
     quiet()
     try:

@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
             results.show(path, found)
         return 0
 
-    from recipes.build import quiet
+    from recipes.processes import quiet
 
     quiet()
     try:
@@ -79,10 +79,11 @@ def _evaluate(recipe: Recipe, entry: dict[str, Any], scratch: Path) -> dict[str,
 
     from recipes import build
     from recipes.build import reporting
+    from recipes.processes import parallelism, prepare_process
 
     build.register_components()
     settings: dict[str, Any] = {**build.EVAL_DEFAULTS, **copy.deepcopy(dict(recipe.values)), "model": entry["model"]}
-    build.prepare_process(settings)
+    prepare_process(settings)
     with reporting(recipe, "models"):
         tokenizer = builders.build_tokenizer(entry["tokenizer"]["name"], entry["tokenizer"].get("kwargs") or {})
     evaluators, gauntlet = build.build_evaluators(recipe, settings, tokenizer, str(scratch))
@@ -99,7 +100,7 @@ def _evaluate(recipe: Recipe, entry: dict[str, Any], scratch: Path) -> dict[str,
             callbacks=gauntlet,
             loggers=build.build_loggers(recipe, settings),
             precision=settings["precision"],
-            parallelism_config=build.parallelism(fsdp, None, model),
+            parallelism_config=parallelism(fsdp, None, model),
             load_path=entry.get("load_path"),
             load_weights_only=True,
             progress_bar=True,

@@ -6,25 +6,19 @@ import contextlib
 import copy
 import dataclasses
 import functools
-import gc
 import logging
 import os
-import random
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import datasets
 import psutil
 import torch
-import transformers
 from composer import Callback, Evaluator, Trainer
 from composer.loggers import ConsoleLogger, LoggerDestination
 from composer.loggers.progress_bar_logger import ProgressBarLogger
 from composer.profiler import JSONTraceHandler, Profiler, cyclic_schedule
-from composer.utils import dist, get_device, reproducibility
-from composer.utils.parallelism import FSDP2Config
+from composer.utils import dist
 from llmfoundry import registry
 from llmfoundry.callbacks import EvalGauntlet, HuggingFaceCheckpointer
 from llmfoundry.data.dataloader import build_dataloader
@@ -32,12 +26,13 @@ from llmfoundry.utils import builders
 from llmfoundry.utils.config_utils import EvalConfig, TrainConfig, process_init_device
 from llmfoundry.utils.registry_utils import import_file
 
-from recipes import checkpoints
 from recipes.batches import plan_batches
 from recipes.callbacks.budget import BudgetGuard, BudgetReached
 from recipes.callbacks.cost import CostMonitor
 from recipes.callbacks.metrics_file import MetricsFile
 from recipes.config import Problem, Recipe, RecipeError, load
+from recipes.processes import parallelism, prepare_process
+from recipes.resuming import how_it_starts, latest_filename, resume_point, resumes, save_filename
 from recipes.runs import run_folder, run_name
 
 log = logging.getLogger("recipes")
@@ -151,7 +146,7 @@ def build(recipe: Recipe) -> Run:
 
     callbacks, cost = _callbacks(recipe, settings, folder)
     algorithms = [builders.build_algorithm(n, kwargs or {}) for n, kwargs in (settings["algorithms"] or {}).items()]
-    found = _resume_point(settings, name)
+    found = resume_point(settings, name)
     with reporting(recipe, "save_folder" if settings["save_folder"] else "load_path"):
         trainer = Trainer(
             run_name=name,
@@ -175,8 +170,8 @@ def build(recipe: Recipe) -> Run:
             device_train_microbatch_size=microbatch,
             parallelism_config=parallelism(fsdp, tensor_parallel, model),
             save_folder=settings["save_folder"],
-            save_filename=_save_filename(settings),
-            save_latest_filename=_latest_filename(settings),
+            save_filename=save_filename(settings),
+            save_latest_filename=latest_filename(settings),
             save_interval=settings["save_interval"],
             save_num_checkpoints_to_keep=settings["save_num_checkpoints_to_keep"],
             save_overwrite=settings["save_overwrite"],
@@ -186,7 +181,7 @@ def build(recipe: Recipe) -> Run:
             load_weights_only=settings["load_weights_only"],
             load_strict_model_weights=settings["load_strict_model_weights"],
             load_ignore_keys=settings["load_ignore_keys"],
-            autoresume=_resumes(settings),
+            autoresume=resumes(settings),
             python_log_level=settings["python_log_level"] if recipe.get("python_log_level") else None,
             dist_timeout=settings["dist_timeout"],
             profiler=_profiler(settings["profiler"]),
@@ -201,7 +196,7 @@ def build(recipe: Recipe) -> Run:
     if settings["log_config"]:
         flattened = (settings["metadata"] or {}) if settings["flatten_metadata"] else {}
         trainer.logger.log_hyperparameters({**flattened, **recipe.values})
-    return Run(recipe, name, folder, trainer, cost, str(found) if found is not None else _how_it_starts(settings))
+    return Run(recipe, name, folder, trainer, cost, str(found) if found is not None else how_it_starts(settings))
 
 
 @contextlib.contextmanager
@@ -217,37 +212,6 @@ def reporting(recipe: Recipe, key: str) -> Iterator[None]:
         text = str(error).strip() or type(error).__name__
         hint = " (RECIPES_TRACEBACK=1 shows where)"
         raise RecipeError([Problem(recipe.place((key,)), (key,), f"cannot be built: {text}{hint}")]) from error
-
-
-def prepare_process(settings: Mapping[str, Any]) -> None:
-    """Process group, allocator and seed, in the order LLM Foundry's training has them."""
-    if settings["expandable_segments"] or settings["max_split_size_mb"]:
-        options = []
-        if settings["max_split_size_mb"]:
-            options.append(f"max_split_size_mb:{settings['max_split_size_mb']}")
-        if settings["expandable_segments"]:
-            options.append("expandable_segments:True")
-        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", ",".join(options))
-    if settings["cuda_load_lazy"]:
-        os.environ["CUDA_MODULE_LOADING"] = "LAZY"
-    _tell_nodes_apart()
-    dist.initialize_dist(get_device(None), timeout=settings["dist_timeout"])
-    reproducibility.seed_all(settings["seed"])
-
-
-@functools.cache
-def _tell_nodes_apart() -> None:
-    """Give each node a signal file of its own.
-
-    Composer gives all nodes the name that rank 0 drew; in a working folder that they share, the first to finish takes
-    the file away from the others, which then fail.
-    """
-    shared_name = dist.get_node_signal_file_name
-
-    def name_on_this_node(rng: random.Random | None = None) -> str:
-        return f"{shared_name(rng)}_node{dist.get_node_rank()}"
-
-    dist.get_node_signal_file_name = name_on_this_node
 
 
 def _complete_loader(loader: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -329,41 +293,6 @@ def build_model(config: dict[str, Any], tokenizer: Any, fsdp: dict[str, Any] | N
     )
 
 
-def parallelism(fsdp: dict[str, Any] | None, tp: dict[str, Any] | None, model: Any) -> dict[str, Any] | None:
-    """FSDP2 for a recipe's `fsdp_config`, whose keys are those of FSDP1, as LLM Foundry's files write it."""
-    if fsdp is None and tp is None:
-        return None
-    config: dict[str, Any] = {}
-    if fsdp is not None and fsdp.get("sharding_strategy") != "NO_SHARD":
-        known = {k: v for k, v in fsdp.items() if k in FSDP2Config.settable_attrs()}
-        keeps_weights = fsdp.get("sharding_strategy") in ("SHARD_GRAD_OP", "_HYBRID_SHARD_ZERO2")
-        known.setdefault("reshard_after_forward", not keeps_weights)
-        known.setdefault("state_dict_type", "full")  # FSDP1's default; FSDP2's own is sharded
-        mesh = _device_mesh(fsdp)
-        config["fsdp"] = FSDP2Config(**known, **({} if mesh is None else {"device_mesh": mesh}))
-    if tp is not None:
-        layer_plan = builders.build_tp_strategies(tp["strategy"], model)
-        config["tp"] = {"tensor_parallel_degree": tp["tensor_parallel_degree"], "layer_plan": layer_plan}
-    return config or None
-
-
-def _device_mesh(fsdp: Mapping[str, Any]) -> Any:
-    """(replicas, shards) for hybrid sharding; None shards over all devices."""
-    world, local = dist.get_world_size(), dist.get_local_world_size()
-    hybrid = str(fsdp.get("sharding_strategy", "")).strip("_").startswith("HYBRID")
-    shards = fsdp.get("data_parallel_shard_degree") or -1
-    replicas = fsdp.get("data_parallel_replicate_degree") or (world // local if hybrid else 1)
-    shards = world // replicas if shards == -1 else shards
-    if replicas * shards != world:
-        raise ValueError(f"{replicas} replicas × {shards} shards are {replicas * shards} devices, the run has {world}")
-    if replicas == 1:
-        return None
-    from torch.distributed.device_mesh import init_device_mesh
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return init_device_mesh(device, (replicas, shards), mesh_dim_names=("dp_replicate", "dp_shard"))
-
-
 def _callbacks(recipe: Recipe, settings: Mapping[str, Any], folder: Path) -> tuple[list[Callback], CostMonitor]:
     wanted = dict(settings["callbacks"] or {})
     meter: dict[str, Any] = {"ledger": str(folder / "ledger.jsonl"), "started_at": psutil.Process().create_time()}
@@ -397,81 +326,8 @@ def build_loggers(recipe: Recipe, settings: Mapping[str, Any]) -> list[LoggerDes
     return loggers
 
 
-# --- checkpoints -------------------------------------------------------------------------------------------------
-
-
-def _is_sharded(settings: Mapping[str, Any]) -> bool:
-    fsdp = settings["fsdp_config"] or {}
-    return dist.get_world_size() > 1 and fsdp.get("state_dict_type", "full") == "sharded"
-
-
-def _save_filename(settings: Mapping[str, Any]) -> str:
-    return settings["save_filename"] or "ep{epoch}-ba{batch}-rank{rank}.pt"
-
-
-def _latest_filename(settings: Mapping[str, Any]) -> str:
-    default = "latest-sharded-rank{rank}" if _is_sharded(settings) else "latest-rank{rank}.pt"
-    return settings["save_latest_filename"] or default
-
-
-def _resumes(settings: Mapping[str, Any]) -> bool:
-    """Autoresume is on where whole training states are kept, unless the recipe says `autoresume: false`."""
-    possible = settings["save_folder"] and not settings["save_weights_only"] and not settings["save_overwrite"]
-    return bool(possible) and settings["autoresume"] is not False
-
-
-def _resume_point(settings: Mapping[str, Any], name: str) -> checkpoints.Found | None:
-    """Look for the checkpoint to go on from, and make a local save folder safe to write to."""
-    checkpoints.write_whole_files()
-    save_folder = settings["save_folder"]
-    if not save_folder or "://" in save_folder or not _resumes(settings):
-        return None
-    folder = Path(save_folder.replace("{run_name}", name))
-    sharded = _is_sharded(settings)
-    filename = "ep{epoch}-ba{batch}" if sharded else _save_filename(settings)
-    found = checkpoints.find_checkpoints(folder, filename, sharded)
-    dist.barrier()  # every rank has looked before rank 0 clears away what is broken
-    if dist.get_global_rank() == 0 and folder.is_dir():
-        checkpoints.set_latest(folder, _latest_filename(settings).replace("{rank}", "0"), found)
-    dist.barrier()
-    return found
-
-
-def _how_it_starts(settings: Mapping[str, Any]) -> str:
-    if not settings["save_folder"]:
-        return "no save_folder: this run keeps no checkpoint and cannot be resumed"
-    if _resumes(settings):
-        return f"autoresume: looking for the latest checkpoint in {settings['save_folder']}"
-    return "autoresume is off"
-
-
 def say_the_recipe_once(trainer: Trainer) -> None:
     """Keep Composer from printing the hyper-parameters: the resolved recipe is on the screen already."""
     for destination in trainer.logger.destinations:
         if isinstance(destination, (ConsoleLogger, ProgressBarLogger)):
             destination.hparams_already_logged_to_console = True
-
-
-def free_memory() -> None:
-    """Give back what building used, before the first step."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def quiet() -> None:
-    """Keep the libraries' remarks about themselves off the screen; warnings about the run stay."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    datasets.disable_progress_bars()
-    transformers.logging.set_verbosity_error()
-    for module in (
-        "torch.distributed",
-        "torch.utils",
-        "torchmetrics",
-        "composer",
-        "llmfoundry",
-        "streaming",
-        "transformers",
-    ):
-        warnings.filterwarnings("ignore", module=rf"{module}(\..*)?")

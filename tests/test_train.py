@@ -126,6 +126,14 @@ def test_a_batch_that_two_processes_cannot_share_is_said_once(
     assert result.stderr.count("9 sequences cannot be shared by 2 devices; 8 or 10 can") == 1
 
 
+def test_checkpoints_of_another_model_are_not_gone_on_from(whole: Path, shards: Path, run_command: Command) -> None:
+    result = run_command(
+        "python", "train.py", *recipe_arguments(shards, whole, "model.d_model=64", "max_duration=30ba")
+    )
+    assert result.returncode == 1
+    assert "are of another model (d_model 32 → 64): choose another run_name or save_folder" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import threading
 import time
 import uuid
@@ -389,8 +390,11 @@ def _show(metrics: Mapping[str, float], logger: Logger) -> None:
     }
     for destination in logger.destinations:
         if isinstance(destination, ProgressBarLogger) and destination.train_pbar is not None:
-            destination.train_pbar.metrics.update(shown)
-            destination.train_pbar.pbar.set_postfix(destination.train_pbar.metrics, refresh=False)
+            bar, metrics_shown = destination.train_pbar.pbar, destination.train_pbar.metrics
+            # Composer pads its bar for a wide screen; the figures would not fit on one of 120 columns
+            bar.bar_format = re.sub(r"\s{2,}", " ", bar.bar_format.replace("{bar:25}", "{bar:10}"))
+            metrics_shown.update(shown)
+            bar.set_postfix(metrics_shown, refresh=False)
 
 
 def _device_gpu(state: State) -> Gpu | None:

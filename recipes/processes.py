@@ -1,0 +1,109 @@
+"""The processes of a run: their group, how they share the model, and what they keep off the screen."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import os
+import random
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import datasets
+import torch
+import transformers
+from composer.utils import dist, get_device, reproducibility
+from composer.utils.parallelism import FSDP2Config
+from llmfoundry.utils import builders
+
+
+def prepare_process(settings: Mapping[str, Any]) -> None:
+    """Process group, allocator and seed, in the order LLM Foundry's training has them."""
+    if settings["expandable_segments"] or settings["max_split_size_mb"]:
+        options = []
+        if settings["max_split_size_mb"]:
+            options.append(f"max_split_size_mb:{settings['max_split_size_mb']}")
+        if settings["expandable_segments"]:
+            options.append("expandable_segments:True")
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", ",".join(options))
+    if settings["cuda_load_lazy"]:
+        os.environ["CUDA_MODULE_LOADING"] = "LAZY"
+    _tell_nodes_apart()
+    dist.initialize_dist(get_device(None), timeout=settings["dist_timeout"])
+    reproducibility.seed_all(settings["seed"])
+
+
+@functools.cache
+def _tell_nodes_apart() -> None:
+    """Give each node a signal file of its own.
+
+    Composer gives all nodes the name that rank 0 drew; in a working folder that they share, the first to finish takes
+    the file away from the others, which then fail.
+    """
+    shared_name = dist.get_node_signal_file_name
+
+    def name_on_this_node(rng: random.Random | None = None) -> str:
+        return f"{shared_name(rng)}_node{dist.get_node_rank()}"
+
+    dist.get_node_signal_file_name = name_on_this_node
+
+
+def parallelism(fsdp: dict[str, Any] | None, tp: dict[str, Any] | None, model: Any) -> dict[str, Any] | None:
+    """FSDP2 for a recipe's `fsdp_config`, whose keys are those of FSDP1, as LLM Foundry's files write it."""
+    if fsdp is None and tp is None:
+        return None
+    config: dict[str, Any] = {}
+    if fsdp is not None and fsdp.get("sharding_strategy") != "NO_SHARD":
+        known = {k: v for k, v in fsdp.items() if k in FSDP2Config.settable_attrs()}
+        keeps_weights = fsdp.get("sharding_strategy") in ("SHARD_GRAD_OP", "_HYBRID_SHARD_ZERO2")
+        known.setdefault("reshard_after_forward", not keeps_weights)
+        known.setdefault("state_dict_type", "full")  # FSDP1's default; FSDP2's own is sharded
+        mesh = _device_mesh(fsdp)
+        config["fsdp"] = FSDP2Config(**known, **({} if mesh is None else {"device_mesh": mesh}))
+    if tp is not None:
+        layer_plan = builders.build_tp_strategies(tp["strategy"], model)
+        config["tp"] = {"tensor_parallel_degree": tp["tensor_parallel_degree"], "layer_plan": layer_plan}
+    return config or None
+
+
+def _device_mesh(fsdp: Mapping[str, Any]) -> Any:
+    """(replicas, shards) for hybrid sharding; None shards over all devices."""
+    world, local = dist.get_world_size(), dist.get_local_world_size()
+    hybrid = str(fsdp.get("sharding_strategy", "")).strip("_").startswith("HYBRID")
+    shards = fsdp.get("data_parallel_shard_degree") or -1
+    replicas = fsdp.get("data_parallel_replicate_degree") or (world // local if hybrid else 1)
+    shards = world // replicas if shards == -1 else shards
+    if replicas * shards != world:
+        raise ValueError(f"{replicas} replicas × {shards} shards are {replicas * shards} devices, the run has {world}")
+    if replicas == 1:
+        return None
+    from torch.distributed.device_mesh import init_device_mesh
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return init_device_mesh(device, (replicas, shards), mesh_dim_names=("dp_replicate", "dp_shard"))
+
+
+def free_memory() -> None:
+    """Give back what building used, before the first step."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def quiet() -> None:
+    """Keep the libraries' remarks about themselves off the screen; warnings about the run stay."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    datasets.disable_progress_bars()
+    transformers.logging.set_verbosity_error()
+    for module in (
+        "torch.distributed",
+        "torch.utils",
+        "torchmetrics",
+        "composer",
+        "llmfoundry",
+        "streaming",
+        "transformers",
+    ):
+        warnings.filterwarnings("ignore", module=rf"{module}(\..*)?")
