@@ -7,7 +7,7 @@
         max_usd_per_hundredth_loss: 20     # dollars for the next 0.01 of validation loss
 
 Rank 0 keeps the bill (the cost monitor's) and decides; the others learn it one step later, by a broadcast between CPUs
-that no step waits for. At a stop Composer saves its usual last checkpoint, no evaluation is begun, and one that is
+that no step waits for (at most once a second while the limit is far). At a stop Composer saves its usual last checkpoint, no evaluation is begun, and one that is
 going on is broken off, so a run spends one step and one checkpoint beyond its limit at most. Started again with a
 larger limit it goes on where it stopped. Whether the plan exceeds the budget is judged before anything is built, by
 recipes/budget.py.
@@ -15,9 +15,11 @@ recipes/budget.py.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import time
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,6 +40,8 @@ log = logging.getLogger(__name__)
 LOSS = "LanguageCrossEntropy"
 REASONS = ("", "budget", "deadline", "marginal value")  # what the ranks tell each other, by index
 DEAR_EVALUATIONS = 2  # in a row: one may be noise
+SPEAK_AT_LEAST_EVERY_S = 1.0  # the ranks to each other
+RECENT_CALLS = 20  # of which the longest is taken for a step
 
 
 class BudgetReached(Exception):
@@ -84,6 +88,9 @@ class BudgetGuard(Callback):
         self._too_dear = 0  # evaluations in a row
         self._group: Any = None
         self._pending: tuple[Any, torch.Tensor] | None = None
+        self._quiet_calls = 0  # until the ranks speak again
+        self._speak_next = False
+        self._calls = deque([time.monotonic()], maxlen=RECENT_CALLS)
         self._training_data: tuple[Any, ...] | None = None  # what an evaluation puts back when it ends
 
     def init(self, state: State, logger: Logger) -> None:
@@ -132,6 +139,7 @@ class BudgetGuard(Callback):
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
         self._training_data = None
+        self._speak_next = True  # the evaluation may have been the one too many
         loss = state.eval_metric_values.get(LOSS)
         assert self._cost is not None
         usd = self._cost.usd
@@ -180,22 +188,47 @@ class BudgetGuard(Callback):
         return max(time.time(), wall + time.monotonic() - monotonic)
 
     def _agree(self, reason: str) -> str:
-        """Rank 0's reason of now for a single process; of the step before, the same on every rank, for several."""
+        """Rank 0's reason of now for a single process; of the step before, the same on every rank, for several.
+
+        Speaking takes some tenths of a millisecond, so ranks with short steps do not do it at every one of them while
+        the limit is far; rank 0 says how many they leave out.
+        """
         if self._group is None:
             return reason
-        agreed = self._settle()
-        if not agreed:
-            flag = torch.tensor([REASONS.index(reason)])
-            self._pending = (torch.distributed.broadcast(flag, src=0, group=self._group, async_op=True), flag)
+        self._calls.append(time.monotonic())
+        agreed, quiet_calls = self._settle()
+        self._quiet_calls = 0 if self._speak_next else max(self._quiet_calls - 1, quiet_calls, 0)
+        self._speak_next = False
+        if not agreed and self._quiet_calls == 0:
+            said = torch.tensor([REASONS.index(reason), self._calls_to_leave_out()])
+            self._pending = (torch.distributed.broadcast(said, src=0, group=self._group, async_op=True), said)
         return agreed
 
-    def _settle(self) -> str:
+    def _settle(self) -> tuple[str, int]:
+        """What rank 0 said last: its reason, and the calls to leave out."""
         if self._pending is None:
-            return ""
-        work, flag = self._pending
+            return "", 0
+        work, said = self._pending
         self._pending = None
         work.wait()
-        return REASONS[int(flag.item())]
+        reason, quiet_calls = said.tolist()
+        return REASONS[reason], quiet_calls
+
+    def _calls_to_leave_out(self) -> int:
+        """None for steps of a second; for shorter ones a second's worth, and a quarter of the way to the limit at most."""
+        longest_s = max(b - a for a, b in itertools.pairwise(self._calls))
+        left_s = min(SPEAK_AT_LEAST_EVERY_S, self._seconds_left() / 4)
+        return max(0, int(left_s / max(longest_s, 1e-6)) - 1)
+
+    def _seconds_left(self) -> float:
+        assert self._cost is not None
+        left = [float("inf")]
+        if self._deadline_unix_s is not None:
+            left.append(self._deadline_unix_s - self._now())
+        rate = self._cost.rate.usd_per_device_hour
+        if self._budget_usd is not None and rate:
+            left.append((self._budget_usd - (self._cost.usd or 0.0)) / rate / dist.get_world_size() * 3600)
+        return max(0.0, min(left))
 
     def _words(self, reason: str) -> str:
         if reason == "budget":
