@@ -204,10 +204,8 @@ def compare(work: Path, tokenizer: Path, megabytes: int, rounds: int, corpus: Pa
             for shard in sorted(result.glob("*.mds")):
                 digest.update(shard.read_bytes())
             same[name] = digest.hexdigest()[:8]
-            keep = shutil.copytree(
-                result, work / f"kept-{name.split(',')[0]}-{'uint16' in name}" / "train", dirs_exist_ok=True
-            )
-            del keep
+            kept = work / f"kept-{name.split(',')[0]}-{'uint16' in name}" / "train"
+            shutil.copytree(result, kept, dirs_exist_ok=True)
             if name not in best or runs[1].cpu_s < best[name][1].cpu_s:
                 best[name] = (runs[0], runs[1])
             print(f"{name}: {runs[1].cpu_s:.2f} CPU-s, {runs[1].wall_s:.2f} s", flush=True)

@@ -7,12 +7,14 @@ those that other programs wrote for LLM Foundry's loaders. Where one document en
 """
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from data_prep.errors import PrepError, exit_status
@@ -60,21 +62,20 @@ def show_split(split: Path, tokenizer_name: str | None, samples: int, characters
         border = (manifest.separators["after"] or manifest.separators["before"]) if manifest else eos
         at_end = bool(manifest.separators["after"]) if manifest else True
         if manifest:
-            print(
-                f"  {manifest.documents:,} documents, {manifest.text_bytes:,} bytes of text, {manifest.tokens:,} tokens, "
-                f"{manifest.text_bytes / max(manifest.tokens + manifest.dropped_tokens, 1):.2f} bytes/token"
-            )
+            ratio = manifest.text_bytes / max(manifest.tokens + manifest.dropped_tokens, 1)
+            counts = f"{manifest.documents:,} documents, {manifest.text_bytes:,} bytes of text"
+            print(f"  {counts}, {manifest.tokens:,} tokens, {ratio:.2f} bytes/token")
         show_lengths(entries, border)
         for number, ids in enumerate(_evenly(entries, samples)):
             print(f"\nsample {number + 1} of {samples}:")
             print(shorten(decode_with_borders(tokenizer, ids, border, at_end), characters))
     else:
-        for number, ids in enumerate(_turns(entries, samples)):
+        for number, turns in enumerate(_turns(entries, samples)):
             print(f"\nsample {number + 1} of {samples} (what the loss is on is between » and «):")
             text = "".join(
                 f"{tokenizer.decode(turn['input_ids'], skip_special_tokens=False)}"
                 f"»{tokenizer.decode(turn['labels'], skip_special_tokens=False)}«"
-                for turn in ids
+                for turn in turns
             )
             print(shorten(text, characters))
 
@@ -96,7 +97,7 @@ def show_lengths(entries: list[ShardEntry], border: list[int]) -> None:
         print(f"  {1 << power:>10,} – {(2 << power) - 1:<10,} {counts[power]:>10,} {bar}")
 
 
-def document_lengths(entries: list[ShardEntry], border: list[int]) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+def document_lengths(entries: list[ShardEntry], border: list[int]) -> npt.NDArray[np.int64]:
     """Tokens between one border and the next, the border's own included. Memory: 8 bytes a document."""
     if not border:
         return np.empty(0, dtype=np.int64)
@@ -118,7 +119,7 @@ def decode_with_borders(tokenizer: Tokenizer, ids: Ids, border: list[int], at_en
         return str(tokenizer.decode(ids.tolist(), skip_special_tokens=False))
     cuts = (np.flatnonzero(_matches(ids, border)) + (len(border) if at_end else 0)).tolist()
     edges = sorted({0, *cuts, len(ids)})
-    pieces = [ids[start:end].tolist() for start, end in zip(edges, edges[1:], strict=False)]
+    pieces = [ids[start:end].tolist() for start, end in itertools.pairwise(edges)]
     return BORDER.join(tokenizer.decode(piece, skip_special_tokens=False) for piece in pieces)
 
 
@@ -130,7 +131,7 @@ def shorten(text: str, characters: int) -> str:
     return f"{text[:half]}\n[… {len(text) - 2 * half:,} characters …]\n{text[-half:]}"
 
 
-def _matches(ids: Ids, border: list[int]) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
+def _matches(ids: Ids, border: list[int]) -> npt.NDArray[np.bool_]:
     """Where the border's ids stand one after another."""
     count = max(len(ids) - len(border) + 1, 0)
     found = np.ones(count, dtype=bool)

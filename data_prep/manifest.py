@@ -70,6 +70,7 @@ class Manifest:
     shards: list[FileRecord]
     files: list[FileRecord]  # the other files of the folder, index.json among them
     left_out: dict[str, int] = field(default_factory=dict)  # documents that a filter took, by its name
+    loss_tokens: int | None = None  # of instruction data: those that the loss is on
     version: int = VERSION
 
     @property
@@ -81,6 +82,8 @@ class Manifest:
         value = dataclasses.asdict(self)
         if not self.left_out:
             del value["left_out"]
+        if self.loss_tokens is None:
+            del value["loss_tokens"]
         return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 

@@ -3,6 +3,7 @@
 A sample: the sizes of its columns of no fixed size (uint32 each), then the columns one after another.
 """
 
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ def read_samples(entry: ShardEntry, first: int = 0, count: int | None = None) ->
     with open(entry.path, "rb") as file:
         file.seek(4 + 4 * first)
         offsets = np.frombuffer(file.read(4 * (last - first + 1)), dtype="<u4").tolist()
-        for start, end in zip(offsets, offsets[1:], strict=False):
+        for start, end in itertools.pairwise(offsets):
             file.seek(start)
             yield _split(file.read(end - start), entry.columns)
 

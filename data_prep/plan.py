@@ -68,11 +68,7 @@ def checked_options(arguments: argparse.Namespace) -> dict[str, Any]:
         raise PrepError(f"--seq-len {arguments.seq_len}: expected the tokens a sequence, 1 or more (2048).")
     if not 0 <= arguments.max_rejected <= 1:
         raise PrepError(f"--max-rejected {arguments.max_rejected:g}: expected a share of the rows, 0 to 1 (0.01).")
-    for option, name in (("--split", arguments.split), ("--holdout-split", arguments.holdout_split)):
-        if not name or name.startswith(".") or Path(name).name != name:
-            raise PrepError(f"{option} {name!r}: expected the name of a folder, such as train.")
-    if arguments.split == arguments.holdout_split and arguments.holdout:
-        raise PrepError(f"--split and --holdout-split are both {arguments.split!r}; expected two names.")
+    checked_split_names(arguments)
     if not arguments.part_mb > 0:
         raise PrepError(f"--part-mb {arguments.part_mb:g}: expected megabytes of input, above 0 (33).")
     if arguments.min_chars < 0 or arguments.max_chars < 0 or 0 < arguments.max_chars < arguments.min_chars:
@@ -88,6 +84,15 @@ def checked_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "holdout_split": arguments.holdout_split if arguments.holdout else None,
         **_curation(arguments),
     }
+
+
+def checked_split_names(arguments: argparse.Namespace) -> None:
+    """Raises PrepError where a split's name is no name of a folder, or both are the same."""
+    for option, name in (("--split", arguments.split), ("--holdout-split", arguments.holdout_split)):
+        if not name or name.startswith(".") or Path(name).name != name:
+            raise PrepError(f"{option} {name!r}: expected the name of a folder, such as train.")
+    if arguments.split == arguments.holdout_split and arguments.holdout:
+        raise PrepError(f"--split and --holdout-split are both {arguments.split!r}; expected two names.")
 
 
 def _curation(arguments: argparse.Namespace) -> dict[str, Any]:

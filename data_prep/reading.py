@@ -74,13 +74,19 @@ class SourceReader:
 
     def rows(self) -> Iterator[Document | Rejected]:
         """Every row in order; lines count from the start of the range. Memory: one line."""
+        for row in self.lines():
+            yield parse_row(self.rows_read, row, self._text_key)
+            del row
+
+    def lines(self) -> Iterator[bytes]:
+        """The lines as they stand in the file, without their ends; `rows_read` counts them."""
         try:
             with self._raw, self._lines() as lines:
                 for line in lines:
                     self.rows_read += 1
                     row = line.rstrip(b"\r\n")
                     del line  # a row may be large: hold it once
-                    yield parse_row(self.rows_read, row, self._text_key)
+                    yield row
                     del row
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise PrepError(self._damage(self.rows_read, error)) from error
@@ -134,12 +140,9 @@ def check_unchanged(source: Source) -> None:
 def parse_row(number: int, line: bytes, text_key: str) -> Document | Rejected:
     """The document that a line of JSON Lines holds, or why it holds none."""
     row = line.rstrip(b"\r\n")
-    try:
-        value = orjson.loads(row)
-    except orjson.JSONDecodeError as error:
-        return Rejected(number, _why_not_json(number, row, error))
-    if not isinstance(value, dict):
-        return Rejected(number, f"expected a JSON object, got {json_name(value)}")
+    value = parse_object(number, row)
+    if isinstance(value, Rejected):
+        return value
     if text_key not in value:
         keys = ", ".join(sorted(value)[:8]) or "none"
         return Rejected(number, f"no key {text_key!r} (--text-key); its keys: {keys}")
@@ -149,6 +152,17 @@ def parse_row(number: int, line: bytes, text_key: str) -> Document | Rejected:
     if not text:
         return Rejected(number, f"{text_key!r} is empty")
     return Document(number, text, row)
+
+
+def parse_object(number: int, row: bytes) -> dict[str, Any] | Rejected:
+    """The object that a line of JSON Lines is, or why it is none."""
+    try:
+        value = orjson.loads(row)
+    except orjson.JSONDecodeError as error:
+        return Rejected(number, _why_not_json(number, row, error))
+    if not isinstance(value, dict):
+        return Rejected(number, f"expected a JSON object, got {json_name(value)}")
+    return value
 
 
 def _why_not_json(number: int, row: bytes, error: orjson.JSONDecodeError) -> str:

@@ -85,6 +85,52 @@ class ShardFormat:
         write_index(folder, self._settings, shards)
 
 
+class JsonShardWriter:
+    """Samples of one JSON column into shards of at most `shard_bytes`, as MDSWriter would. Memory: one shard."""
+
+    def __init__(self, folder: Path, column: str, shard_bytes: int = SHARD_BYTES):
+        self.shards: list[WrittenShard] = []
+        self._folder = folder
+        self._limit = shard_bytes
+        self._settings = mds_settings({column: "json"}, {column: None}, shard_bytes)
+        self._settings_json = json.dumps(self._settings, sort_keys=True).encode()
+        self._samples: list[bytes] = []
+        self._empty = 8 + len(self._settings_json)  # bytes of a shard without samples: count, first offset, settings
+        self._size = self._empty
+
+    def write(self, value: Any) -> None:
+        """Add a sample.
+
+        Raises:
+            PrepError: it does not fit into a shard.
+        """
+        content = json.dumps(value).encode()
+        sample = len(content).to_bytes(4, "little") + content
+        if self._empty + 4 + len(sample) > self._limit:
+            raise PrepError(f"one sample is {len(sample):,} bytes, which a shard of {self._limit:,} bytes cannot hold.")
+        if self._size + 4 + len(sample) > self._limit:
+            self._flush()
+        self._samples.append(sample)
+        self._size += 4 + len(sample)
+
+    def finish(self) -> list[WrittenShard]:
+        """Write the last shard and the index."""
+        if self._samples:
+            self._flush()
+        write_index(self._folder, self._settings, self.shards)
+        return self.shards
+
+    def _flush(self) -> None:
+        count = len(self._samples)
+        head = 4 + 4 * (count + 1) + len(self._settings_json)
+        offsets = head + np.concatenate(([0], np.cumsum([len(sample) for sample in self._samples])))
+        start = np.uint32(count).astype("<u4").tobytes() + offsets.astype("<u4").tobytes() + self._settings_json
+        name = shard_name(len(self.shards))
+        size, digest = write_hashed(self._folder / name, itertools.chain([start], self._samples))
+        self.shards.append(WrittenShard(name=name, bytes=size, sha256=digest, samples=count))
+        self._samples, self._size = [], self._empty
+
+
 def mds_settings(columns: dict[str, str], sizes: dict[str, int | None], shard_bytes: int) -> dict[str, Any]:
     """What a shard says about itself; `columns` is the encoding of each column, `sizes` its bytes, if fixed."""
     names = sorted(columns)

@@ -326,7 +326,8 @@ def _disk(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
         needed = _parameters(recipe) * CHECKPOINT_BYTES_PER_PARAMETER
         free = shutil.disk_usage(existing).free
         if needed > free:
-            text = f"one checkpoint takes about {needed / 1e9:,.1f} GB, and {os.path.relpath(existing)} has {free / 1e9:,.1f} GB free"
+            where = os.path.relpath(existing)
+            text = f"one checkpoint takes about {needed / 1e9:,.1f} GB, and {where} has {free / 1e9:,.1f} GB free"
             yield ("save_folder",), text
 
 

@@ -7,8 +7,8 @@
         max_usd_per_hundredth_loss: 20     # dollars for the next 0.01 of validation loss
 
 Rank 0 keeps the bill (the cost monitor's) and decides; the others learn it one step later, by a broadcast between CPUs
-that no step waits for (at most once a second while the limit is far). At a stop Composer saves its usual last checkpoint, no evaluation is begun, and one that is
-going on is broken off, so a run spends one step and one checkpoint beyond its limit at most. Started again with a
+that no step waits for (at most once a second while the limit is far). At a stop Composer saves its usual last
+checkpoint, no evaluation is begun, and one that is going on is broken off, so a run spends one step and one checkpoint beyond its limit at most. Started again with a
 larger limit it goes on where it stopped. Whether the plan exceeds the budget is judged before anything is built, by
 recipes/budget.py.
 """
@@ -215,7 +215,7 @@ class BudgetGuard(Callback):
         return REASONS[reason], quiet_calls
 
     def _calls_to_leave_out(self) -> int:
-        """None for steps of a second; for shorter ones a second's worth, and a quarter of the way to the limit at most."""
+        """None for steps of a second; for shorter ones a second's worth, a quarter of the way to the limit at most."""
         longest_s = max(b - a for a, b in itertools.pairwise(self._calls))
         left_s = min(SPEAK_AT_LEAST_EVERY_S, self._seconds_left() / 4)
         return max(0, int(left_s / max(longest_s, 1e-6)) - 1)

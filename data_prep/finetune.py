@@ -1,0 +1,260 @@
+"""Instruction data (JSON Lines) into MDS shards for LLM Foundry's finetuning loader.
+
+    python -m data_prep.finetune chats.jsonl --out shards/ --tokenizer tokenizer/ --seq-len 2048 --holdout 0.02
+
+A row has prompt and response, or messages, which the tokenizer's chat template puts into text. Each row is one sample
+of turns: a prompt, and the answer that the loss is on. In the recipe, `target_prompts: none` and
+`target_responses: all` put the loss on every answer and on nothing else (LLM Foundry's default is the last answer).
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from data_prep.conversations import BadExample, ConversationTokenizer, count_tokens, truncated
+from data_prep.errors import PrepError, exit_status
+from data_prep.holdout import checked_fraction, is_held_out
+from data_prep.manifest import MANIFEST, FileRecord, Manifest, SourceRecord, TokenizerRecord
+from data_prep.plan import HELD_OUT, MAIN, Plan, checked_split_names, is_finished, what_to_replace
+from data_prep.progress import ProgressBar
+from data_prep.publishing import exclusive, fresh_staging, publish, remove_leftovers
+from data_prep.reading import Rejected, SourceReader, parse_object
+from data_prep.rejects import REJECTED
+from data_prep.sources import find_sources, sha256_of_file
+from data_prep.splits import DOCUMENTS
+from data_prep.tokenising import Separators, load_tokenizer
+from data_prep.writing import INDEX, JsonShardWriter, write_durably
+
+TOO_LONG = ("truncate", "drop", "stop")
+
+
+class SplitWriter:
+    """One split while it is made."""
+
+    def __init__(self, folder: Path, role: str):
+        folder.mkdir()
+        self.folder = folder
+        self.role = role
+        self.samples = self.tokens = self.loss_tokens = self.text_bytes = 0
+        self._writer = JsonShardWriter(folder, "turns")
+        self._rows = open(folder / DOCUMENTS, "wb") if role == HELD_OUT else None  # noqa: SIM115 (closed by finish)
+
+    def add(self, turns: list[Any], row: bytes) -> None:
+        self.samples += 1
+        self.tokens += count_tokens(turns)
+        self.loss_tokens += sum(len(turn.labels) for turn in turns)
+        self.text_bytes += len(row)
+        self._writer.write([asdict(turn) for turn in turns])
+        if self._rows is not None:
+            self._rows.write(row + b"\n")
+
+    def finish(self) -> list[FileRecord]:
+        """Raises PrepError where there is no sample."""
+        if self._rows is not None:
+            self._rows.close()
+        if not self.samples:
+            larger = ", or a larger --holdout" if self.role == HELD_OUT else ""
+            raise PrepError(f"split {self.folder.name!r}: no row is left; give more rows{larger}.")
+        return [FileRecord(shard.name, shard.bytes, shard.sha256, shard.samples) for shard in self._writer.finish()]
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """The whole command: plan, compare with what is there, make, publish."""
+    start = time.perf_counter()
+    if arguments.seq_len < 1:
+        raise PrepError(f"--seq-len {arguments.seq_len}: expected the most tokens a sample, 1 or more (2048).")
+    checked_split_names(arguments)
+    out = Path(arguments.out).expanduser()
+    sources = find_sources(arguments.inputs)
+    _, facts = load_tokenizer(arguments.tokenizer)
+    named = "split seq_len too_long on_error max_rejected"
+    options = {
+        **{name: getattr(arguments, name) for name in named.split()},
+        "format": "turns",
+        "holdout": checked_fraction(arguments.holdout),
+        "holdout_split": arguments.holdout_split if arguments.holdout else None,
+        "template_values": dict(_named_value(word) for word in arguments.template_value),
+    }
+    plan = Plan(sources, facts, Separators([], []), "json", options)
+    if not arguments.overwrite and is_finished(out, plan):
+        remove_leftovers(out)
+        print(f"{out}: already done with the same input and options; nothing to do.")
+        return
+    with exclusive(out):
+        replaced = what_to_replace(out, plan, arguments.overwrite)
+        with fresh_staging(out) as staging:
+            manifests = make(plan, staging, out)
+            publish(out, staging, plan.splits, replaced)
+        (out / REJECTED).unlink(missing_ok=True)
+    for manifest in reversed(manifests):
+        print(
+            f"{out / manifest.split}: {manifest.documents:,} samples, {manifest.tokens:,} tokens, "
+            f"{manifest.loss_tokens:,} of them with loss; {len(manifest.shards)} shards"
+        )
+    left_out = manifests[-1].left_out
+    told = "".join(f"; {count:,} {reason}" for reason, count in sorted(left_out.items()))
+    print(f"{time.perf_counter() - start:.1f} s{told}")
+
+
+def make(plan: Plan, staging: Path, out: Path) -> list[Manifest]:
+    """Read every row once and write every split, with its manifest, below `staging`."""
+    from transformers import AutoTokenizer  # only here: seconds
+
+    options = plan.options
+    tokenizer = AutoTokenizer.from_pretrained(str(Path(plan.tokenizer.path).parent))
+    conversations = ConversationTokenizer(tokenizer, options["template_values"])
+    writers = {
+        name: SplitWriter(staging / name, MAIN if name == options["split"] else HELD_OUT) for name in plan.splits
+    }
+    counts = {"too long, cut": 0, "too long, left out": 0, "rejected": 0}
+    rows_seen = done_bytes = 0
+    records = []
+    with ProgressBar(sum(source.bytes for source in plan.sources), options["split"]) as bar:
+        for source in plan.sources:
+            if source.path.endswith((".parquet", ".txt")):
+                raise PrepError(f"{source.path}: expected .jsonl, .jsonl.gz or .jsonl.zst.")
+            reader = SourceReader(source, "")
+            for row in reader.lines():
+                rows_seen += 1
+                place = f"{source.path}:{reader.rows_read}"
+                value = parse_object(reader.rows_read, row)
+                try:
+                    if isinstance(value, Rejected):
+                        raise BadExample(value.reason)
+                    turns = conversations.turns(value)
+                except BadExample as error:
+                    _reject(staging, place, str(error), options["on_error"] == "skip")
+                    counts["rejected"] += 1
+                    continue
+                length = count_tokens(turns)
+                if length > options["seq_len"]:
+                    turns = _shortened(turns, length, place, options, counts)
+                    if not turns:
+                        continue
+                held = is_held_out(row.decode("utf-8"), options["holdout"])
+                writers[options["holdout_split"] if held else options["split"]].add(turns, row)
+                if bar.is_due():
+                    tokens = sum(writer.tokens for writer in writers.values())
+                    bar.update(done_bytes + reader.bytes_read, rows_seen, tokens, counts["rejected"])
+            done_bytes += source.bytes
+            records.append(SourceRecord(**asdict(source), sha256=reader.sha256))
+    _check_rejected(staging, out, counts["rejected"], rows_seen, options)
+    shards = {name: writer.finish() for name, writer in writers.items()}
+    if counts["rejected"]:
+        (staging / REJECTED).rename(writers[options["split"]].folder / REJECTED)
+    return [_write_manifest(plan, writers, name, shards[name], records, counts) for name in plan.splits]
+
+
+def _shortened(turns: list[Any], length: int, place: str, options: dict[str, Any], counts: dict[str, int]) -> list[Any]:
+    """What is left of a sample that is too long; nothing: it is left out.
+
+    Raises:
+        PrepError: such samples are not to pass.
+    """
+    if options["too_long"] == "stop":
+        raise PrepError(
+            f"{place}: {length:,} tokens, more than --seq-len {options['seq_len']:,}. "
+            "(--too-long truncate cuts such rows, --too-long drop leaves them out.)"
+        )
+    kept = truncated(turns, options["seq_len"]) if options["too_long"] == "truncate" else []
+    counts["too long, cut" if kept else "too long, left out"] += 1
+    return kept
+
+
+def _reject(staging: Path, place: str, reason: str, skip: bool) -> None:
+    if not skip:
+        raise PrepError(f"{place}: {reason}. (--on-error skip leaves such rows out and lists them.)")
+    with open(staging / REJECTED, "a", encoding="utf-8") as file:
+        file.write(json.dumps({"place": place, "reason": reason}, ensure_ascii=False) + "\n")
+
+
+def _check_rejected(staging: Path, out: Path, rejected: int, rows: int, options: dict[str, Any]) -> None:
+    if rejected and rejected / rows > options["max_rejected"]:
+        (staging / REJECTED).rename(out / REJECTED)
+        raise PrepError(
+            f"{rejected:,} of {rows:,} rows were rejected ({rejected / rows:.2%}), more than --max-rejected "
+            f"{options['max_rejected']:g}; {out / REJECTED} lists them. Mend the input, or allow more."
+        )
+
+
+def _write_manifest(
+    plan: Plan,
+    writers: dict[str, SplitWriter],
+    name: str,
+    shards: list[FileRecord],
+    sources: list[SourceRecord],
+    counts: dict[str, int],
+) -> Manifest:
+    writer = writers[name]
+    others = [writer.folder / file for file in (DOCUMENTS, INDEX, REJECTED) if (writer.folder / file).exists()]
+    manifest = Manifest(
+        split=name,
+        splits=plan.splits,
+        role=writer.role,
+        seq_len=plan.options["seq_len"],
+        dtype=plan.dtype,
+        documents=writer.samples,
+        text_bytes=writer.text_bytes,
+        sequences=writer.samples,
+        tokens=writer.tokens,
+        dropped_tokens=0,
+        rejected=counts["rejected"],
+        tokenizer=TokenizerRecord(**asdict(plan.tokenizer)),
+        separators=asdict(plan.separators),
+        options=plan.options,
+        sources=sources,
+        shards=shards,
+        loss_tokens=writer.loss_tokens,
+        left_out={reason: count for reason, count in counts.items() if count},
+        files=[FileRecord(path.name, path.stat().st_size, sha256_of_file(path)) for path in others],
+    )
+    write_durably(writer.folder / MANIFEST, manifest.to_json().encode())
+    return manifest
+
+
+def _named_value(word: str) -> tuple[str, str]:
+    name, equals, value = word.partition("=")
+    if not equals or not name.isidentifier():
+        raise PrepError(f"--template-value {word}: expected NAME=VALUE, such as date_string='26 Jul 2024'.")
+    return name, value
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.finetune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("inputs", nargs="+", metavar="INPUT", help="a .jsonl, .jsonl.gz or .jsonl.zst file, a folder of them or a glob")
+    add("--out", required=True, metavar="DIR", help="the folder that gets DIR/<split>")
+    add("--tokenizer", required=True, metavar="T", help="a folder with tokenizer.json, or a Hugging Face name")
+    add(
+        "--seq-len", required=True, metavar="N", type=int, help="the most tokens a sample, prompts and answers together"
+    )
+    help_text = "what becomes of a longer sample: cut its end, leave it out, or fail (%(default)s)"
+    add("--too-long", default=TOO_LONG[0], choices=TOO_LONG, help=help_text)
+    add("--split", default="train", metavar="NAME", help="the folder below --out (%(default)s)")
+    help_text = "the share of rows kept out of --split, chosen by their SHA-256 (%(default)s)"
+    add("--holdout", default=0.0, metavar="F", type=float, help=help_text)
+    add("--holdout-split", default="val", metavar="NAME", help="the folder for those (%(default)s)")
+    help_text = "a variable of the chat template, such as date_string='26 Jul 2024'; may be repeated"
+    add("--template-value", default=[], action="append", metavar="NAME=VALUE", help=help_text)
+    help_text = "a row that cannot be trained on: stop, or leave it out and list it in rejected.jsonl (%(default)s)"
+    add("--on-error", default="stop", choices=("stop", "skip"), help=help_text)
+    add("--max-rejected", default=0.01, metavar="F", type=float, help="fail above this share of rows (%(default)s)")
+    add("--overwrite", action="store_true", help="replace what an earlier run of this command made there")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = build_parser().parse_args(argv)
+    return exit_status(lambda: run(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""Instruction data: the bytes that LLM Foundry's converter writes, and what its loader makes of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from data_prep.conversations import BadExample, ConversationTokenizer, Turn, count_tokens, truncated
+from data_prep.mds import read_index, read_samples
+from tests.conftest import Command
+from tests.data_prep.conftest import tree
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+SCRIPT = Path(__file__).with_name("foundry_finetuning.py")
+
+
+def chat(*contents: str, system: str = "") -> dict[str, Any]:
+    roles = ("user", "assistant") * len(contents)
+    messages = [{"role": role, "content": text} for role, text in zip(roles, contents, strict=False)]
+    return {"messages": [{"role": "system", "content": system}, *messages] if system else messages}
+
+
+@pytest.fixture(scope="module")
+def chats(texts: list[str]) -> list[dict[str, Any]]:
+    rows = [chat(*(text[:120] for text in texts[n : n + 2 + 2 * (n % 3)])) for n in range(0, 120, 4)]
+    return [*rows, chat("Héllo 😀", "Yes.", "<|endoftext|>?", "No.", system="Be brief.")]
+
+
+@pytest.fixture(scope="module")
+def pairs(texts: list[str]) -> list[dict[str, Any]]:
+    return [{"prompt": a[:150], "response": b[:80]} for a, b in zip(texts[::2], texts[1::2], strict=True)]
+
+
+@pytest.fixture(scope="module")
+def with_template(tmp_path_factory: pytest.TempPathFactory, tokenizer: Path) -> Path:
+    """The tokenizer with a chat template of its own."""
+    folder = Path(shutil.copytree(tokenizer, tmp_path_factory.mktemp("template") / "tokenizer"))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": TEMPLATE}))
+    return folder
+
+
+@pytest.fixture
+def finetune(run_command: Command, tokenizer: Path) -> Callable[..., Any]:
+    def run(*words: str | Path, **options: Any) -> Any:
+        common = ("--tokenizer", tokenizer, "--seq-len", "400")
+        return run_command("python", "-m", "data_prep.finetune", *common, *words, **options)
+
+    return run
+
+
+def turns_in(folder: Path) -> list[list[dict[str, list[int]]]]:
+    return [json.loads(sample["turns"]) for entry in read_index(folder) for sample in read_samples(entry)]
+
+
+def test_same_bytes_as_llmfoundry_and_read_by_its_loader(
+    chats: list[dict[str, Any]],
+    pairs: list[dict[str, Any]],
+    tokenizer: Path,
+    with_template: Path,
+    jsonl: Callable[..., Path],
+    finetune: Callable[..., Any],
+    run_command: Command,
+    tmp_path: Path,
+) -> None:
+    jobs = []
+    for name, rows, used in (
+        ("chats", chats, tokenizer),
+        ("template", chats, with_template),
+        ("pairs", pairs, with_template),
+    ):
+        source = jsonl(rows, f"{name}.jsonl")
+        result = finetune(source, "--out", tmp_path / "ours" / name, "--tokenizer", used, "--seq-len", "4000")
+        assert (result.returncode, result.stderr) == (0, "")
+        jobs.append({"name": name, "source": str(source), "tokenizer": str(used), "root": str(tmp_path)})
+    instructions = tmp_path / "jobs.json"
+    instructions.write_text(json.dumps(jobs))
+    result = run_command("python", SCRIPT, instructions, env={"HF_DATASETS_CACHE": str(tmp_path / "cache")})
+    assert result.returncode == 0, result.stderr
+    batches = json.loads(result.stdout.splitlines()[-1])
+    for job in jobs:
+        name = str(job["name"])
+        ours = tree(tmp_path / "ours" / name / "train")
+        ours.pop("manifest.json")
+        assert ours == tree(tmp_path / "theirs" / name / "train"), name
+        loaded = AutoTokenizer.from_pretrained(job["tokenizer"])
+        for ids, labels, turns in zip(*batches[name], turns_in(tmp_path / "ours" / name / "train"), strict=True):
+            stream = [token for turn in turns for token in (*turn["input_ids"], *turn["labels"])]
+            learned = [
+                token
+                for turn in turns
+                for token in (*(-100 for _ in turn["input_ids"]), *turn["labels"])  # the loss is on answers alone
+            ]
+            if stream[-1] != loaded.eos_token_id:  # the loader ends a sample with EOS
+                stream, learned = [*stream, loaded.eos_token_id], [*learned, loaded.eos_token_id]
+            assert ids == stream
+            assert labels == learned
+
+
+def test_turns_are_text_and_answers(with_template: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(with_template)
+    turns = ConversationTokenizer(tokenizer, {}).turns(chat("a", "b", "c", "d", system="s"))
+    decoded = [(tokenizer.decode(turn.input_ids), tokenizer.decode(turn.labels)) for turn in turns]
+    assert decoded == [
+        ("<|endoftext|>[system] s\n[user] a\n[assistant] ", "b\n"),
+        ("[user] c\n[assistant] ", "d\n"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"text": "x"}, "expected prompt and response, or messages; its keys: text"),
+        ({"prompt": "x", "response": ""}, "'response' is empty, expected text"),
+        ({"prompt": 3, "response": "x"}, "'prompt' is int, expected text"),
+        ({"messages": []}, "not a list of two messages or more"),
+        (chat("a", "b", "c"), "the last message is of role 'user'; expected assistant"),
+        ({"messages": [{"role": "user"}, {"role": "assistant", "content": "x"}]}, "message 1 is not an object with"),
+        ({"messages": [{"role": "human", "content": "x"}] * 2}, "message 1 has role 'human'; expected system, user"),
+        ({"messages": [{"role": "user", "content": "x"}] * 2}, "messages 1 and 2 are both of role 'user'"),
+        ({"messages": [{"role": "user", "content": 1}] * 2}, "the content of message 1 is int, expected text"),
+    ],
+)
+def test_bad_rows(row: dict[str, Any], said: str, tokenizer: Path) -> None:
+    with pytest.raises(BadExample) as caught:
+        ConversationTokenizer(AutoTokenizer.from_pretrained(tokenizer), {}).turns(row)
+    assert said in str(caught.value)
+
+
+def test_templates_that_refuse_or_rewrite(tokenizer: Path) -> None:
+    loaded = AutoTokenizer.from_pretrained(tokenizer)
+    for template, said in (
+        ("{{ raise_exception('only one turn') }}", "the chat template refuses it: only one turn"),
+        ("{{ messages | length }}", "does not write message 2 behind the ones before it"),
+    ):
+        loaded.chat_template = template
+        with pytest.raises(BadExample) as caught:
+            ConversationTokenizer(loaded, {}).turns(chat("a", "b"))
+        assert said in str(caught.value)
+    loaded.chat_template = "{{ date }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    turns = ConversationTokenizer(loaded, {"date": "today"}).turns(chat("a", "b"))
+    assert loaded.decode(turns[0].input_ids) == "todaya"
+
+
+def test_cutting() -> None:
+    turns = [Turn([1, 2], [3, 4]), Turn([5], [6, 7])]
+    assert truncated(turns, 7) == turns
+    assert truncated(turns, 6) == [Turn([1, 2], [3, 4]), Turn([5], [6])]
+    assert truncated(turns, 5) == [Turn([1, 2], [3, 4])]
+    assert truncated(turns, 3) == [Turn([1, 2], [3])]
+    assert truncated(turns, 2) == []
+    assert count_tokens(turns) == 7
+
+
+def test_too_long(
+    pairs: list[dict[str, Any]], jsonl: Callable[..., Path], finetune: Callable[..., Any], tmp_path: Path
+) -> None:
+    source = jsonl(pairs)
+    assert finetune(source, "--out", tmp_path / "all", "--seq-len", "4000").returncode == 0
+    every = turns_in(tmp_path / "all" / "train")
+    lengths = [len(turns[0]["input_ids"]) + len(turns[0]["labels"]) for turns in every]
+    limit = sorted(lengths)[len(lengths) // 2]
+
+    def kept(choice: str) -> tuple[Any, list[Any]]:
+        result = finetune(source, "--out", tmp_path / choice, "--too-long", choice, "--seq-len", str(limit))
+        return result, turns_in(tmp_path / choice / "train") if result.returncode == 0 else []
+
+    dropped, found = kept("drop")
+    assert found == [turns for turns, length in zip(every, lengths, strict=True) if length <= limit]
+    assert f"{len(every) - len(found)} too long, left out" in dropped.stdout
+    _, cut = kept("truncate")
+    assert max(len(turns[0]["input_ids"]) + len(turns[0]["labels"]) for turns in cut) == limit
+    assert len(cut) > len(found)
+    stopped, _ = kept("stop")
+    first = next(number for number, length in enumerate(lengths, 1) if length > limit)
+    assert f"{source}:{first}: {lengths[first - 1]} tokens, more than --seq-len {limit}" in stopped.stderr
+    assert not (tmp_path / "stop").exists()
+
+
+def test_holdout_bad_rows_again_and_overwrite(
+    chats: list[dict[str, Any]],
+    jsonl: Callable[..., Path],
+    finetune: Callable[..., Any],
+    tmp_path: Path,
+    run_command: Any,
+) -> None:
+    rows = jsonl([*chats, {"text": "x"}])
+    out = tmp_path / "out"
+    stopped = finetune(rows, "--out", out)
+    assert stopped.returncode == 1
+    assert f"{rows}:{len(chats) + 1}: expected prompt and response" in stopped.stderr
+    assert not out.exists()
+    words = (rows, "--out", out, "--on-error", "skip", "--max-rejected", "0.1", "--holdout", "0.3")
+    result = finetune(*words)
+    assert (result.returncode, result.stderr) == (0, "")
+    manifests = {name: json.loads((out / name / "manifest.json").read_text()) for name in ("train", "val")}
+    assert sum(manifest["documents"] for manifest in manifests.values()) == len(chats)
+    assert len((out / "val" / "documents.jsonl").read_text().splitlines()) == manifests["val"]["documents"] > 3
+    assert manifests["train"]["rejected"] == len((out / "train" / "rejected.jsonl").read_text().splitlines()) == 1
+    assert 0 < manifests["train"]["loss_tokens"] < manifests["train"]["tokens"]
+    assert "already done" in finetune(*words).stdout
+    refused = finetune(*words, "--too-long", "drop")
+    assert "--too-long: 'truncate' -> 'drop'" in refused.stderr
+    assert run_command("python", "-m", "data_prep.verify", out).returncode == 0
+    shown = run_command("python", "-m", "data_prep.inspect", out)
+    assert shown.returncode == 0, shown.stderr
+    assert "»" in shown.stdout
+    assert finetune(*words, "--too-long", "drop", "--overwrite").returncode == 0

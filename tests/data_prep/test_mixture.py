@@ -1,0 +1,93 @@
+"""Mixtures: what is told of them is what streaming draws."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.conftest import Command
+
+DRAW = """
+import collections, json, sys, yaml
+from streaming import Stream, StreamingDataset
+given = yaml.safe_load(open(sys.argv[1]))["train_loader"]["dataset"]
+streams = {name: Stream(**values) for name, values in given["streams"].items()}
+data = StreamingDataset(streams=list(streams.values()), epoch_size=given["epoch_size"], shuffle=True, batch_size=1)
+drawn = collections.Counter()
+first = {row.tobytes(): name for n, name in enumerate(streams) for row in
+         (data[i]["tokens"] for i in range(data.sample_offset_per_stream[n],
+                                           data.sample_offset_per_stream[n] + data.samples_per_stream[n]))}
+for sample in data:
+    drawn[first[sample["tokens"].tobytes()]] += 1
+print(json.dumps(drawn))
+"""
+
+
+@pytest.fixture
+def sources(
+    prepare: Callable[..., Any], jsonl: Callable[..., Path], texts: list[str], tmp_path: Path
+) -> dict[str, dict[str, Any]]:
+    """Two prepared sources; their manifests."""
+    found = {}
+    for name, some in (("web", texts[:150]), ("code", texts[150:])):
+        rows = jsonl([{"text": text} for text in some], f"{name}.jsonl")
+        assert prepare(rows, "--out", tmp_path / name, "--holdout", "0.1").returncode == 0
+        found[name] = json.loads((tmp_path / name / "train" / "manifest.json").read_text())
+    return found
+
+
+def test_told_and_drawn(sources: dict[str, dict[str, Any]], tmp_path: Path, run_command: Command) -> None:
+    tokens = 3 * sources["code"]["tokens"]
+    out = tmp_path / "mix.yaml"
+    words = (f"{tmp_path}/web=1", f"{tmp_path}/code/=3", "--tokens", str(tokens), "--out", out)
+    result = run_command("python", "-m", "data_prep.mixture", *words)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "code: 75.0% = " in result.stdout
+    assert f"tokens of {sources['code']['tokens']:,}: 2.25 epochs" in result.stdout
+    value = yaml.safe_load(out.read_text())
+    assert value["tokenizer"]["name"] == str(Path(sources["web"]["tokenizer"]["path"]).parent)
+    assert set(value["eval_loader"]["dataset"]["streams"]) == {"web", "code"}
+    assert value["train_loader"]["dataset"]["epoch_size"] == round(tokens / 64)
+
+    drawn = run_command("python", "-c", DRAW, out)
+    assert drawn.returncode == 0, drawn.stderr
+    counts = json.loads(drawn.stdout.splitlines()[-1])
+    samples = round(tokens / 64)
+    assert abs(counts["web"] - samples / 4) <= 1
+    assert abs(counts["code"] - samples * 3 / 4) <= 1
+    assert "is there already" in run_command("python", "-m", "data_prep.mixture", *words).stderr
+
+
+def test_without_tokens_nothing_is_repeated(
+    sources: dict[str, dict[str, Any]], tmp_path: Path, run_command: Command
+) -> None:
+    words = (f"{tmp_path}/web=0.5", f"{tmp_path}/code=0.5", "--out", tmp_path / "mix.yaml")
+    result = run_command("python", "-m", "data_prep.mixture", *words)
+    least = min(manifest["tokens"] for manifest in sources.values())
+    assert f"50.0% = {least:,} tokens of {least:,}: 1.00 epochs" in result.stdout
+
+
+def test_refusals_are_words(
+    sources: dict[str, dict[str, Any]], prepare: Callable[..., Any], corpus: Path, tmp_path: Path, run_command: Command
+) -> None:
+    assert prepare(corpus, "--out", tmp_path / "longer", "--seq-len", "64").returncode == 0
+    changed = json.loads((tmp_path / "longer" / "train" / "manifest.json").read_text())
+    (tmp_path / "longer" / "train" / "manifest.json").write_text(json.dumps({**changed, "seq_len": 128}))
+    for words, said in (
+        ([f"{tmp_path}/web"], "expected FOLDER=SHARE with a share above 0"),
+        ([f"{tmp_path}/web=-1"], "expected FOLDER=SHARE with a share above 0"),
+        ([f"{tmp_path}/none=1"], "its main splits: none"),
+        ([f"{tmp_path}/web=1", f"{tmp_path}/web=2"], "is given twice"),
+        ([f"{tmp_path}/web=1", f"{tmp_path}/longer=2"], "were made with another --seq-len: 128 and 64"),
+        ([f"{tmp_path}/web=1", "--tokens", "0"], "--tokens 0: expected the tokens of a run"),
+    ):
+        result = run_command("python", "-m", "data_prep.mixture", *words, "--out", tmp_path / "mix.yaml")
+        assert result.returncode == 1
+        assert said in result.stderr
+        assert "Traceback" not in result.stderr
+    assert not (tmp_path / "mix.yaml").exists()
