@@ -183,6 +183,9 @@ def definitions() -> Schema:
                 "usd_per_device_hour": {"type": ["number", "null"], "minimum": 0},
                 "prices_file": {"type": ["string", "null"]},
                 "price_kind": {},
+                "watts_per_device": {"type": ["number", "null"], "minimum": 0},
+                "power_usage_effectiveness": {"type": "number", "minimum": 1},
+                "kg_co2e_per_kwh": {"type": "number", "minimum": 0},
             },
         ),
     }

@@ -112,7 +112,10 @@ def _plan(recipe: Mapping[str, Any], bill: Bill) -> tuple[Estimate | None, str]:
     if last.gpu is None:
         return None, "there is no plan of its time and money: its device has no row in the hardware table"
     try:
-        return estimate(recipe, last.gpu, last.devices, usd_per_gpu_hour=last.usd_per_device_hour), ""
+        section = recipe.get("cost") or {}
+        energy = {k: section[k] for k in ("power_usage_effectiveness", "kg_co2e_per_kwh") if k in section}
+        rate = last.usd_per_device_hour
+        return estimate(recipe, last.gpu, last.devices, usd_per_gpu_hour=rate, **energy), ""
     except (ValueError, KeyError, TypeError) as error:
         return None, f"there is no plan: {error}"
 

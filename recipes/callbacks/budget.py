@@ -6,11 +6,11 @@
         deadline: 10d                      # from the run's first start; or a date: 2027-01-31T08:00
         max_usd_per_hundredth_loss: 20     # dollars for the next 0.01 of validation loss
 
-Rank 0 keeps the bill (the cost monitor's) and decides; the others learn it one step later, by a broadcast between
-CPUs that no step waits for (at most once a second while the limit is far). At a stop Composer saves its usual last
-checkpoint, no evaluation is begun, and one that is going on is broken off, so a run spends one step and one
-checkpoint beyond its limit at most. Started again with a larger limit it goes on where it stopped. Whether the plan
-exceeds the budget is judged before anything is built, by recipes/budget.py.
+Rank 0 keeps the bill (the cost monitor's) and decides; the others learn it one step later, by a broadcast between CPUs
+that no step waits for (at most once a second while the limit is far). At a stop Composer saves its usual last
+checkpoint, no evaluation is begun, and one that is going on is broken off, so a run spends one step and one checkpoint
+beyond its limit at most. Started again with a larger limit it goes on where it stopped. Whether the plan exceeds the
+budget is judged before anything is built, by recipes/budget.py.
 """
 
 from __future__ import annotations
