@@ -75,7 +75,7 @@ def test_a_wrong_engine_is_found_out(
     said = capsys.readouterr().err
     assert "note: gigatoken gives other ids than tokenizers: [" in said
     assert "note: fastokens gives other ids" in said
-    with pytest.raises(PrepError, match=r"--encoder gigatoken gives other ids than tokenizers: .*Without --strict"):
+    with pytest.raises(PrepError, match=r"--encoder fastokens gives other ids than tokenizers: .*Without --strict"):
         choose_engine("auto", wanted, loaded, [], strict=True)
 
 
