@@ -25,6 +25,7 @@ RETIRED_KEYS = {
 RETIRED_VALUES = {
     ("attn_impl", "triton"): "the Triton kernel was removed; flash is the best kernel on the device, ALiBi included",
 }
+LIMITS = {"minimum": "at least", "exclusiveMinimum": "more than", "maximum": "at most"}
 SHOWN = 40  # allowed names listed in one message
 
 
@@ -104,11 +105,10 @@ def _explain(error: Any, own_code: bool) -> Iterator[tuple[KeyPath, str]]:
         )
     elif error.validator == "type":
         yield key, f"got {_show(value)}, expected {_types(error.validator_value)}"
-    elif error.validator == "pattern":
+    elif error.validator in ("pattern", "not"):
         yield key, f"got {_show(value)}, expected {error.schema['description']}"
-    elif error.validator in ("minimum", "exclusiveMinimum"):
-        words = "at least" if error.validator == "minimum" else "more than"
-        yield key, f"got {_show(value)}, expected {words} {error.validator_value}"
+    elif error.validator in LIMITS:
+        yield key, f"got {_show(value)}, expected {LIMITS[error.validator]} {error.validator_value}"
     elif error.validator == "minItems":
         yield key, "got an empty list, expected at least one"
     else:

@@ -19,7 +19,19 @@ from llmfoundry.utils.config_utils import EvalConfig, TrainConfig
 from streaming import Stream
 
 from recipes.build import register_components
-from recipes.grammar import DURATION, FREE, TIME, Schema, from_defaults, from_signature, keyed, named, section, type_of
+from recipes.grammar import (
+    DURATION,
+    FREE,
+    STEPS,
+    TIME,
+    Schema,
+    from_defaults,
+    from_signature,
+    keyed,
+    named,
+    section,
+    type_of,
+)
 from recipes.models.backends import CHOICES as ATTENTION_CHOICES
 
 ANYTHING: Schema = {}
@@ -33,6 +45,7 @@ LOG_LEVEL: Schema = {
     "description": "one of debug, info, warning, error, critical",
 }
 PRECISION: Schema = {"enum": ["fp32", "amp_fp16", "amp_bf16", "amp_fp8"]}
+COMPILE_MODES = [None, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 # Keys of TrainConfig that LLM Foundry's own code fills in; a user who sets them is making a mistake.
 FILLED_IN = {
@@ -53,8 +66,9 @@ def _or_null(schema: Schema) -> Schema:
     return {"anyOf": [{"type": "null"}, schema]} if "$ref" in schema else {**schema, "type": [schema["type"], "null"]}
 
 
-def _names(layer_registry: Any) -> Schema:
-    return {"enum": sorted(layer_registry.get_all())}
+def _names(layer_registry: Any, *optional: str) -> Schema:
+    """The names that are registered, and those that only are where an optional package is installed."""
+    return {"enum": sorted({*layer_registry.get_all(), *optional})}
 
 
 def train_recipe() -> Schema:
@@ -78,7 +92,7 @@ def train_recipe() -> Schema:
                 ["strategy", "tensor_parallel_degree"],
             )
         ),
-        compile_config=_or_null(from_signature(torch.compile, without={"model"})),
+        compile_config=_or_null(from_signature(torch.compile, without={"model"}, mode={"enum": COMPILE_MODES})),
         profiler=FREE,
         icl_tasks={"anyOf": [{"type": ["string", "null"]}, {"type": "array", "items": _ref("icl_task")}]},
         eval_gauntlet={"type": ["string", "object", "null"]},
@@ -87,12 +101,12 @@ def train_recipe() -> Schema:
         device_eval_batch_size={"type": "number", "exclusiveMinimum": 0},
         max_seq_len={"type": "integer", "minimum": 1},
         max_duration=DURATION,
-        seed={"type": "integer", "minimum": 0},
+        seed={"type": "integer"},
         run_name=RUN_NAME,
         python_log_level=LOG_LEVEL,
         eval_interval=TIME,
         save_interval=TIME,
-        console_log_interval=TIME,
+        console_log_interval=STEPS,
         code_paths=STRINGS,
         load_ignore_keys=STRINGS,
         save_ignore_keys=STRINGS,
@@ -135,7 +149,7 @@ def eval_recipe() -> Schema:
     )
     fields = _from_dataclass(EvalConfig, without=FILLED_IN)
     fields.update(
-        seed={"type": "integer", "minimum": 0},
+        seed={"type": "integer"},
         run_name=RUN_NAME,
         python_log_level=LOG_LEVEL,
         device_eval_batch_size={"type": "number", "exclusiveMinimum": 0},
@@ -148,7 +162,7 @@ def eval_recipe() -> Schema:
         loggers=_ref("loggers"),
         fsdp_config=_or_null(_ref("fsdp_config")),
         code_paths=STRINGS,
-        console_log_interval=TIME,
+        console_log_interval=STEPS,
         cost=_ref("cost"),
         dry_run={"type": "boolean"},
         # this project's own: where the results go, and prompts to continue
@@ -247,7 +261,7 @@ def _mpt() -> Schema:
     )
     feed_forward: Schema = {
         "type": ["object", "null"],
-        "properties": {"ffn_type": _names(layers_registry.ffns)},
+        "properties": {"ffn_type": _names(layers_registry.ffns, "te_ln_mlp", "mb_moe", "mb_dmoe")},
         "if": {"properties": {"ffn_type": {"enum": ["mptmlp", "mptglu"]}}},
         "then": dense,
     }
@@ -264,7 +278,8 @@ def _mpt() -> Schema:
         "attn_config": {**attention, "type": ["object", "null"]},
         "ffn_config": feed_forward,
         "init_config": {**init, "type": ["object", "null"]},
-        "fc_type": {"anyOf": [{"type": "string"}, {"type": "object"}]},
+        "fc_type": {"anyOf": [_names(layers_registry.fcs, "te"), {"type": "object", "required": ["name"]}]},
+        "logit_scale": {"anyOf": [{"type": ["number", "null"]}, {"const": "inv_sqrt_d_model"}]},
         "norm_type": _names(layers_registry.norms),
         "block_overrides": FREE,
         "activation_checkpointing_target": ANYTHING,
@@ -307,7 +322,7 @@ def _loaders() -> dict[str, Schema]:
     loaders = {}
     for name, builder in registry.dataloaders.get_all().items():
         loader = from_signature(builder, without={"tokenizer", "device_batch_size"}, label={"type": "string"})
-        loader["properties"]["prefetch_factor"] = INTEGER_OR_NULL
+        loader["properties"]["prefetch_factor"] = {**INTEGER_OR_NULL, "minimum": 1}
         loader["properties"]["dataset"] = datasets.get(name, {"type": "object"})
         loaders[name] = loader
     return loaders

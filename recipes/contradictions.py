@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import re
-import string
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from recipes.config import KeyPath, Place, Problem, RecipeError
 from recipes.cost.hardware import find_gpu
 from recipes.cost.parameters import count_parameters
+from recipes.file_names import names_of_files
 from recipes.models.backends import CHOICES, features, refusals
 
 Finding = tuple[KeyPath, str]
@@ -25,7 +25,7 @@ def contradictions(recipe: Mapping[str, Any], kind: str = "train") -> list[Findi
     """All contradictions in a resolved recipe, of kind `train` or `eval`."""
     of_run = TRAIN_RULES if kind == "train" else ()
     models = [(("model",), recipe.get("model"))] if kind == "train" else _evaluated_models(recipe)
-    found = [finding for rule in (*of_run, _cost) for finding in _findings(rule, recipe)]
+    found = [finding for rule in (*of_run, names_of_files, _cost) for finding in _findings(rule, recipe)]
     for key, model in models:
         if isinstance(model, Mapping) and model.get("name") == "mpt_causal_lm":
             # the recipe's own code may register layers that cannot be counted here
@@ -188,6 +188,11 @@ def _batches(recipe: Mapping[str, Any]) -> Iterator[Finding]:
         lower, upper = total // devices * devices, (total // devices + 1) * devices
         nearest = f"{lower} or {upper}" if lower else str(upper)
         yield ("global_train_batch_size",), f"{total} sequences cannot be shared by {devices} devices; {nearest} can"
+    micro: Any = recipe.get("device_train_microbatch_size")
+    shares_sequences = _section(_section(recipe, "model"), "attn_config").get("seq_parallel_world_size")
+    if _is_number(micro) and micro % 1 and not shares_sequences:
+        text = f"got {micro}, expected whole sequences: a part of one needs model.attn_config.seq_parallel_world_size"
+        yield ("device_train_microbatch_size",), text
 
 
 def _data_source(recipe: Mapping[str, Any]) -> Iterator[Finding]:
@@ -222,6 +227,12 @@ def _schedule(recipe: Mapping[str, Any]) -> Iterator[Finding]:
         yield ("scheduler", "t_warmup"), f"the warm-up of {warmup[0]} is longer than the run of {duration[0]}"
     if warmup and warmup[2] == "dur" and float(warmup[1]) > 1:
         yield ("scheduler", "t_warmup"), f"{warmup[0]} is more than the whole run"
+    decay = _UNITS.match(str(scheduler.get("t_max")))
+    if decay and float(decay[1]) == 0:
+        yield (
+            ("scheduler", "t_max"),
+            f"got {decay[0]}, expected more than nothing: the learning rate falls in this time",
+        )
     learning_rate: Any = _section(recipe, "optimizer").get("lr")
     if _is_number(learning_rate) and learning_rate <= 0 and _section(recipe, "optimizer").get("name") != "no_op":
         yield ("optimizer", "lr"), f"got {learning_rate}, expected more than 0"
@@ -266,25 +277,6 @@ def _evaluation(recipe: Mapping[str, Any]) -> Iterator[Finding]:
         yield ("model", "load_in_8bit"), "8-bit weights can be evaluated but not trained"
 
 
-_PLACEHOLDERS = {"run_name", "rank", "local_rank", "world_size", "local_world_size", "node_rank"}
-_TIMES = {"epoch", "batch", "sample", "token", "iteration", "total_wct", "epoch_wct", "batch_wct"}
-_TIMES |= {f"{name}_in_epoch" for name in ("batch", "sample", "token")}
-
-
-def _file_names(recipe: Mapping[str, Any]) -> Iterator[Finding]:
-    for key, known in (("save_folder", _PLACEHOLDERS), ("save_filename", _PLACEHOLDERS | _TIMES)):
-        name = recipe.get(key)
-        if not isinstance(name, str):
-            continue
-        try:
-            used = {field for _, field, _, _ in string.Formatter().parse(name) if field is not None}
-        except ValueError as error:
-            yield (key,), f"got {name!r}: {error}"
-            continue
-        for unknown in sorted(used - known):
-            yield (key,), f"{{{unknown}}} is no placeholder; {', '.join(f'{{{k}}}' for k in sorted(known))} are"
-
-
 def _cost(recipe: Mapping[str, Any]) -> Iterator[Finding]:
     gpu = _section(recipe, "cost").get("gpu")
     if isinstance(gpu, str) and gpu.strip().lower() != "cpu":
@@ -314,5 +306,4 @@ TRAIN_RULES: tuple[Rule, ...] = (
     _checkpoints,
     _evaluation,
     _sharding,
-    _file_names,
 )

@@ -20,6 +20,13 @@ TIME: Schema = {
     "minimum": 0,
     "description": "a whole number with a unit, such as 100ba, 1ep, 2000000tok or 0.1dur",
 }
+# How often a line is printed.
+STEPS: Schema = {
+    "type": ["integer", "string"],
+    "pattern": r"^0*[1-9]\d*(_\d+)*(ep|ba)$",
+    "minimum": 1,
+    "description": "at least 1, in steps or epochs, such as 100ba or 1ep",
+}
 # The length of a run.
 DURATION: Schema = {
     "type": ["integer", "string"],
@@ -43,6 +50,37 @@ CHOICES: dict[str, list[Any]] = {
     "sampling_method": ["balanced", "fixed"],
     "partition_algo": ["orig", "relaxed"],
     "price_kind": ["on_demand", "reserved", "spot"],
+}
+
+# The smallest value that the code behind a key accepts: `minimum` itself, or more than `exclusiveMinimum`.
+_COUNT: Schema = {"minimum": 1}
+_NOT_NEGATIVE: Schema = {"minimum": 0}
+_POSITIVE: Schema = {"exclusiveMinimum": 0}
+_SUBSET: Schema = {"minimum": -1, "not": {"const": 0}, "description": "-1 (all) or at least 1"}
+RANGES: dict[str, Schema] = {
+    **dict.fromkeys(("num_canonical_nodes", "prefetch_factor", "sampling_granularity", "shuffle_block_size"), _COUNT),
+    **dict.fromkeys(("window_size", "tensor_parallel_degree"), _COUNT),
+    **dict.fromkeys(("alpha_f", "eps", "init_std", "norm_eps", "num_workers", "predownload", "timeout"), _NOT_NEGATIVE),
+    **dict.fromkeys(("download_retry", "weight_decay"), _NOT_NEGATIVE),
+    **dict.fromkeys(
+        ("alibi_bias_max", "clip_qkv", "clipping_threshold", "dist_timeout", "download_timeout"), _POSITIVE
+    ),
+    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping", "rope_theta", "softmax_scale"), _POSITIVE),
+    "save_num_checkpoints_to_keep": {"minimum": -1},
+    "seed": {"minimum": 0, "maximum": 2**32 - 1},
+    "eval_subset_num_batches": _SUBSET,
+    "subset_num_batches": _SUBSET,
+    "train_subset_num_batches": _SUBSET,
+    "cache_limit": {
+        "pattern": r"(?i)^\d+(b|(\.\d+)?[kmgtpezy]b)?$",
+        "description": "bytes, such as 500mb or 2tb",
+        **_COUNT,
+    },
+    "epoch_size": {
+        "pattern": r"(?i)^(\d+|\d+(\.\d+)?[kmbt])$",
+        "description": "samples, such as 5000 or 2.5m",
+        **_COUNT,
+    },
 }
 
 _NUMBERS = {bool: "boolean", int: "integer", float: "number", str: "string"}
@@ -85,13 +123,19 @@ def _union_members(annotation: Any) -> Iterable[Any]:
 
 def section(properties: Mapping[str, Schema], required: Iterable[str] = (), closed: bool = True) -> Schema:
     """A mapping in the recipe with these keys and, when closed, no others."""
-    chosen = {k: ({**v, "enum": CHOICES[k]} if k in CHOICES and "enum" not in v else v) for k, v in properties.items()}
-    schema: Schema = {"type": "object", "properties": dict(sorted(chosen.items()))}
+    schema: Schema = {"type": "object", "properties": {k: _narrowed(k, v) for k, v in sorted(properties.items())}}
     if required := sorted(required):
         schema["required"] = required
     if closed:
         schema["additionalProperties"] = False
     return schema
+
+
+def _narrowed(key: str, schema: Schema) -> Schema:
+    """The schema of a key with what CHOICES and RANGES say about it, where it says nothing of its own."""
+    choices = {"enum": CHOICES[key]} if key in CHOICES else {}
+    ranges = RANGES.get(key, {}) if "type" in schema else {}
+    return {**choices, **ranges, **schema}
 
 
 def from_signature(constructor: Callable[..., Any], without: Iterable[str] = (), **extra: Schema) -> Schema:

@@ -40,6 +40,14 @@ MODULE_OF_PACKAGE = {
     "google-cloud-storage": "google.cloud.storage",
     "azure-storage-blob": "azure.storage.blob",
     "databricks-sdk": "databricks.sdk",
+    "transformer-engine": "transformer_engine",
+}
+# Layers that LLM Foundry registers only where a package is installed.
+PACKAGE_FOR_LAYER = {
+    "te": "transformer-engine",
+    "te_ln_mlp": "transformer-engine",
+    "mb_moe": "megablocks",
+    "mb_dmoe": "megablocks",
 }
 PACKAGE_FOR_LOGGER = {"wandb": "wandb", "mlflow": "mlflow", "tensorboard": "tensorboard"}
 
@@ -377,6 +385,11 @@ def _packages(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     for name in recipe.get("loggers", {}):
         if name in PACKAGE_FOR_LOGGER:
             yield from _package(("loggers", name), PACKAGE_FOR_LOGGER[name])
+    for key in (("model", "fc_type"), ("model", "ffn_config", "ffn_type")):
+        layer = recipe.get(".".join(key))
+        layer = layer.get("name") if isinstance(layer, Mapping) else layer
+        if layer in PACKAGE_FOR_LAYER:
+            yield from _package(key, PACKAGE_FOR_LAYER[layer])
     if recipe.get("model.peft_config"):
         yield from _package(("model", "peft_config"), "peft")
     prices = recipe.get("cost.prices_file")

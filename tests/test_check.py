@@ -14,6 +14,7 @@ import yaml
 from eval.models import spell_out_models
 from recipes.check import check, load_checked
 from recipes.config import RecipeError, load
+from recipes.preflight import preflight
 
 from .conftest import ROOT, Command
 
@@ -68,6 +69,30 @@ def test_the_evaluation_recipe_is_sound_once_its_run_is_there(recipe_file: Write
         ("loggers.wandb.projct=x", "loggers.wandb.projct", "did you mean project?"),
         ("cost.usd_per_device_hour=-1", "cost.usd_per_device_hour", "at least 0"),
         ("optimizer.lr=fast", "optimizer.lr", "expected a number"),
+        ("optimizer.weight_decay=-1", "optimizer.weight_decay", "expected at least 0"),
+        ("seed=99999999999", "seed", "expected at most 4294967295"),
+        ("device_train_microbatch_size=0.5", "device_train_microbatch_size", "expected whole sequences"),
+        ("dist_timeout=0", "dist_timeout", "expected more than 0"),
+        ("eval_subset_num_batches=0", "eval_subset_num_batches", "expected -1 (all) or at least 1"),
+        ("save_num_checkpoints_to_keep=-2", "save_num_checkpoints_to_keep", "expected at least -1"),
+        ("console_log_interval=0ba", "console_log_interval", "in steps or epochs"),
+        ("console_log_interval=10tok", "console_log_interval", "in steps or epochs"),
+        ("scheduler={name: cosine_with_warmup, t_warmup: 5ba, t_max: 0ba}", "scheduler.t_max", "more than nothing"),
+        ("train_loader.num_workers=-1", "train_loader.num_workers", "expected at least 0"),
+        ("train_loader.prefetch_factor=0", "train_loader.prefetch_factor", "expected at least 1"),
+        ("train_loader.dataset.cache_limit=1xb", "train_loader.dataset.cache_limit", "such as 500mb"),
+        ("train_loader.dataset.epoch_size=many", "train_loader.dataset.epoch_size", "such as 5000"),
+        ("compile_config={mode: fast}", "compile_config.mode", "expected one of null, default"),
+        ("model.fc_type=linear", "model.fc_type", "expected one of te, torch"),
+        ("model.logit_scale=half", "model.logit_scale", "inv_sqrt_d_model"),
+        ("model.attn_config.softmax_scale=0", "model.attn_config.softmax_scale", "more than 0"),
+        ("save_folder=~/runs", "save_folder", "write the whole path"),
+        ("save_folder=ftp://host/runs", "save_folder", "or one of s3://"),
+        ("load_path=s3:/bucket/x.pt", "load_path", "or one of s3://"),
+        (f"run_name={'x' * 300}", "run_name", "255 are possible"),
+        (f"train_loader.dataset.local=/{'x/' * 3000}", "train_loader.dataset.local", "in a path of 6,001"),
+        (f"tokenizer.name=./{'é' * 130}", "tokenizer.name", "260 bytes"),
+        ("run_name=../other", "run_name", "leave the folder of the runs"),
         ("optimizer.name=adam", "optimizer.name", "expected one of adalr_lion"),
         ("scheduler.t_warmup=null", "scheduler.t_warmup", "expected"),
         ("max_duration=500 batches", "max_duration", "such as 100ba"),
@@ -164,6 +189,10 @@ def test_a_launcher_that_sets_nonsense_is_said_so(monkeypatch: pytest.MonkeyPatc
     "overrides",
     [
         ["python_log_level=INFO"],
+        ["eval_interval=0ba", "save_interval=0ba"],  # never
+        ["save_folder=dbfs:/Volumes/main/runs", "train_loader.dataset.cache_limit=2tb"],
+        ["model.fc_type={name: torch}", "model.logit_scale=inv_sqrt_d_model", "compile_config={}"],
+        ["train_loader.dataset.epoch_size=2.5m", "train_loader.prefetch_factor=null"],
         ["run_name=007"],
         ["fsdp_config.mixed_precision=pure"],
         ["tokenizer.kwargs=null"],
@@ -323,3 +352,12 @@ def test_the_check_command_says_the_same(run_command: Command) -> None:
     assert result.returncode == 1
     assert "optimizer.lr: got text 'fast', expected a number" in result.stderr
     assert run_command("python", "-m", "recipes", "check", QUICKSTART).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "package"),
+    [("model.fc_type=te", "transformer-engine"), ("model.ffn_config={ffn_type: mb_dmoe}", "megablocks")],
+)
+def test_a_layer_of_a_package_that_is_not_here_names_it(override: str, package: str) -> None:
+    recipe = load_checked(QUICKSTART, [override])
+    assert f"needs the package {package}: uv pip install {package}" in [p.text for p in preflight(recipe)]
