@@ -7,7 +7,8 @@
         max_usd_per_hundredth_loss: 20     # dollars for the next 0.01 of validation loss
 
 Rank 0 keeps the bill (the cost monitor's) and decides; the others learn it one step later, by a broadcast between CPUs
-that no step waits for (at most once a second while the limit is far). At a stop Composer saves its usual last
+that no step waits for (at most once a second while the limit is far), so it decides when the next step will pass the
+limit. At a stop Composer saves its usual last
 checkpoint, no evaluation is begun, and one that is going on is broken off, so a run spends one step and one checkpoint
 beyond its limit at most. Started again with a larger limit it goes on where it stopped. Whether the plan exceeds the
 budget is judged before anything is built, by recipes/budget.py.
@@ -18,6 +19,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import statistics
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -89,7 +91,6 @@ class BudgetGuard(Callback):
         self._group: Any = None
         self._pending: tuple[Any, torch.Tensor] | None = None
         self._quiet_calls = 0  # until the ranks speak again
-        self._speak_next = False
         self._calls = deque([time.monotonic()], maxlen=RECENT_CALLS)
         self._training_data: tuple[Any, ...] | None = None  # what an evaluation puts back when it ends
 
@@ -139,13 +140,18 @@ class BudgetGuard(Callback):
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
         self._training_data = None
-        self._speak_next = True  # the evaluation may have been the one too many
         loss = state.eval_metric_values.get(LOSS)
         assert self._cost is not None
         usd = self._cost.usd
-        if loss is None or usd is None or dist.get_global_rank() != 0:
-            return
-        self._evaluations.append((usd, float(loss)))
+        if loss is not None and usd is not None and dist.get_global_rank() == 0:
+            self._judge(usd, float(loss), logger)
+        if self._group is not None:  # the evaluation may have been the one too many: the next step is the last
+            agreed, _ = self._settle()
+            self._say(agreed or self._reason())
+
+    def _judge(self, usd: float, loss: float, logger: Logger) -> None:
+        """Marginal value, with the evaluation that has just ended at these dollars."""
+        self._evaluations.append((usd, loss))
         price = usd_per_hundredth_loss(self._evaluations)
         if price is None:
             return
@@ -172,13 +178,16 @@ class BudgetGuard(Callback):
             saver._save_checkpoint(state, trainer.logger)
 
     def _reason(self) -> str:
-        """Why to stop, on rank 0; empty elsewhere and where there is no reason."""
+        """Why to stop, on rank 0; empty elsewhere and where there is no reason. Several act on it a step later."""
         if dist.get_global_rank() != 0:
             return ""
+        step_s = 0.0 if self._group is None else self._step_s()
         assert self._cost is not None
-        if self._budget_usd is not None and (self._cost.usd or 0.0) >= self._budget_usd:
-            return "budget"
-        if self._deadline_unix_s is not None and self._now() >= self._deadline_unix_s:
+        if self._budget_usd is not None:
+            step_usd = step_s / 3600 * dist.get_world_size() * (self._cost.rate.usd_per_device_hour or 0.0)
+            if (self._cost.usd or 0.0) + step_usd >= self._budget_usd:
+                return "budget"
+        if self._deadline_unix_s is not None and self._now() + step_s >= self._deadline_unix_s:
             return "deadline"
         return "marginal value" if self._too_dear >= DEAR_EVALUATIONS else ""
 
@@ -197,12 +206,19 @@ class BudgetGuard(Callback):
             return reason
         self._calls.append(time.monotonic())
         agreed, quiet_calls = self._settle()
-        self._quiet_calls = 0 if self._speak_next else max(self._quiet_calls - 1, quiet_calls, 0)
-        self._speak_next = False
+        self._quiet_calls = max(self._quiet_calls - 1, quiet_calls, 0)
         if not agreed and self._quiet_calls == 0:
-            said = torch.tensor([REASONS.index(reason), self._calls_to_leave_out()])
-            self._pending = (torch.distributed.broadcast(said, src=0, group=self._group, async_op=True), said)
+            self._say(reason)
         return agreed
+
+    def _say(self, reason: str) -> None:
+        said = torch.tensor([REASONS.index(reason), self._calls_to_leave_out()])
+        self._pending = (torch.distributed.broadcast(said, src=0, group=self._group, async_op=True), said)
+
+    def _step_s(self) -> float:
+        """Seconds that the next step will take: the median of the recent ones, 0 before there is one."""
+        recent = [b - a for a, b in itertools.pairwise(self._calls)]
+        return statistics.median(recent) if recent else 0.0
 
     def _settle(self) -> tuple[str, int]:
         """What rank 0 said last: its reason, and the calls to leave out."""
@@ -216,7 +232,7 @@ class BudgetGuard(Callback):
 
     def _calls_to_leave_out(self) -> int:
         """None for steps of a second; for shorter ones a second's worth, a quarter of the way to the limit at most."""
-        longest_s = max(b - a for a, b in itertools.pairwise(self._calls))
+        longest_s = max((b - a for a, b in itertools.pairwise(self._calls)), default=SPEAK_AT_LEAST_EVERY_S)
         left_s = min(SPEAK_AT_LEAST_EVERY_S, self._seconds_left() / 4)
         return max(0, int(left_s / max(longest_s, 1e-6)) - 1)
 

@@ -6,6 +6,7 @@ python -m recipes.cost.published
 from __future__ import annotations
 
 import csv
+import signal
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -129,4 +130,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
     main()
