@@ -14,8 +14,8 @@ from recipes import report
 from recipes.batches import plan_batches
 from recipes.budget import refusal
 from recipes.check import load_checked
-from recipes.config import RecipeError
 from recipes.contradictions import world_size
+from recipes.keys import RecipeError
 from recipes.preflight import preflight
 from recipes.report_page import write_page
 from recipes.runs import run_folder, write_whole

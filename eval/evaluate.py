@@ -22,7 +22,8 @@ from eval.baseline import unigram_entropy
 from eval.models import spell_out_models
 from recipes.batches import shard_folders
 from recipes.check import check
-from recipes.config import Recipe, RecipeError, load
+from recipes.config import Recipe, load
+from recipes.keys import RecipeError
 from recipes.preflight import preflight_evaluation
 from recipes.screen import is_first_rank, print_problems, usage
 

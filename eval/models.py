@@ -19,7 +19,8 @@ from typing import Any
 
 from recipes.check import check
 from recipes.checkpoints import find_checkpoints
-from recipes.config import KeyPath, Place, Problem, Recipe, RecipeError, load, merge
+from recipes.config import Recipe, load, merge
+from recipes.keys import KeyPath, Place, Problem, RecipeError
 
 
 def spell_out_models(recipe: Recipe) -> Recipe:

@@ -72,7 +72,7 @@ def _plan_arguments(plan: argparse.ArgumentParser) -> None:
 def _check(chosen: argparse.Namespace) -> int:
     from recipes.batches import plan_batches
     from recipes.check import load_checked
-    from recipes.config import RecipeError
+    from recipes.keys import RecipeError
     from recipes.preflight import preflight
     from recipes.screen import print_plan, print_problems
 
@@ -85,8 +85,9 @@ def _check(chosen: argparse.Namespace) -> int:
 
 
 def _plan(chosen: argparse.Namespace) -> int:
-    from recipes.config import RecipeError
-    from recipes.plan import load_recipe, make_plans, options_from, to_json
+    from recipes.keys import RecipeError
+    from recipes.plan import load_recipe, make_plans, options_from
+    from recipes.plan_json import to_json
     from recipes.screen import print_problems
 
     overrides = list(chosen.overrides)

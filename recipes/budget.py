@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from recipes.batches import samples_per_epoch
-from recipes.config import Problem, Recipe, RecipeError
+from recipes.config import Recipe
 from recipes.cost.duration import hours_of, in_words
 from recipes.cost.estimate import Estimate, estimate
 from recipes.cost.hardware import Gpu, find_gpu, gpu_from_device_name
 from recipes.cost.ledger import Ledger, first_start_unix_s, usd_of
 from recipes.cost.rate import choose_rate
+from recipes.keys import Problem, RecipeError
 
 EXIT_BUDGET = 3  # of train.py: refused or stopped by the guard
 WARN_AT = (0.5, 0.8, 0.95)  # shares of the budget

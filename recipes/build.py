@@ -30,7 +30,8 @@ from recipes.batches import plan_batches
 from recipes.callbacks.budget import BudgetGuard, BudgetReached
 from recipes.callbacks.cost import CostMonitor
 from recipes.callbacks.metrics_file import MetricsFile
-from recipes.config import Problem, Recipe, RecipeError, load
+from recipes.config import Recipe, load
+from recipes.keys import Problem, RecipeError
 from recipes.processes import parallelism, prepare_process
 from recipes.resuming import how_it_starts, latest_filename, resume_point, resumes, save_filename
 from recipes.runs import run_folder, run_name

@@ -13,8 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from recipes.config import KeyPath, Problem, Recipe, RecipeError, dotted, load, walk
+from recipes.config import Recipe, load
 from recipes.contradictions import contradictions, world_size
+from recipes.keys import KeyPath, Problem, RecipeError, dotted, walk
 
 # Keys and values that older recipes carry, and what has become of them.
 RETIRED_KEYS = {

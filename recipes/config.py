@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,44 +17,10 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-KeyPath = tuple[Any, ...]  # ("model", "attn_config", "alibi") or ("streams", 0, "local")
+from recipes.keys import COMMAND_LINE, KeyPath, Place, Problem, RecipeError, walk
+from recipes.yaml_files import Dumper, Layer, Loader, read_layer, refuse_bombs
 
-
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """Where a key was written: a file and line, or the command line (line 0)."""
-
-    file: str
-    line: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}" if self.line else self.file
-
-
-COMMAND_LINE = Place("command line")
-LARGEST_FILE = 1_000_000  # bytes
 DEEPEST = 20  # sections in sections
-MOST_KEYS = 20_000  # with every alias spelled out
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """One thing wrong with a recipe, in words, with the place to mend it."""
-
-    place: Place
-    key: KeyPath
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.place}: {dotted(self.key)}: {self.text}" if self.key else f"{self.place}: {self.text}"
-
-
-class RecipeError(ValueError):
-    """A recipe that cannot be used. Carries every problem found, not only the first."""
-
-    def __init__(self, problems: Sequence[Problem]) -> None:
-        self.problems = sorted(problems, key=lambda p: (p.place.file, p.place.line, dotted(p.key)))
-        super().__init__("\n".join(map(str, self.problems)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,11 +53,7 @@ class Recipe:
         return self.places.get(key, Place(str(self.path), 1))
 
     def to_yaml(self) -> str:
-        return yaml.dump(dict(self.values), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
-
-
-def dotted(key: KeyPath) -> str:
-    return ".".join(map(str, key))
+        return yaml.dump(dict(self.values), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -117,20 +79,11 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     return Recipe(path, _resolve(merged, places, path), places, variables)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Layer:
-    """One file, or the command line: its keys, where they stand, and top-level keys that only hold a YAML anchor."""
-
-    values: dict[str, Any]
-    places: dict[KeyPath, Place]
-    anchored: frozenset[str] = frozenset()
-
-
-def _layers(path: Path) -> tuple[list[_Layer], list[Problem]]:
-    recipe = _read(path)
+def _layers(path: Path) -> tuple[list[Layer], list[Problem]]:
+    recipe = read_layer(path)
     included = recipe.values.pop("include", None) or []
     where = recipe.places.pop(("include",), Place(str(path), 1))
-    layers: list[_Layer] = []
+    layers: list[Layer] = []
     problems: list[Problem] = []
     names = [included] if isinstance(included, str) else included
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -144,7 +97,7 @@ def _layers(path: Path) -> tuple[list[_Layer], list[Problem]]:
             )
             continue
         try:
-            layer = _read(fragment)
+            layer = read_layer(fragment)
         except RecipeError as error:
             problems += error.problems
             continue
@@ -156,117 +109,7 @@ def _layers(path: Path) -> tuple[list[_Layer], list[Problem]]:
     return layers, problems
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML as its users mean it: `1e-4` is a number, and a date stays text."""
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes what _Loader reads back the same: text that looks like `1e3` is quoted."""
-
-
-for _class in (_Loader, _Dumper):
-    _class.yaml_implicit_resolvers = {
-        first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-    _class.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
-        list("-+0123456789."),
-    )
-
-
-def _read(path: Path) -> _Layer:
-    try:
-        if path.exists() and not path.is_file():
-            raise OSError("it is not a file")
-        if path.stat().st_size > LARGEST_FILE:
-            raise OSError(f"{path.stat().st_size:,} bytes are more than a recipe's {LARGEST_FILE:,}")
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        hint = f"; {path.parent} has {', '.join(near)}" if near else ""
-        raise RecipeError([Problem(Place(str(path)), (), f"no such recipe{hint}")]) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError([Problem(Place(str(path)), (), f"cannot be read: {error}")]) from None
-    try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        _refuse_bombs(node)
-        problems = list(_duplicates(node, (), str(path)))
-        values = loader.construct_document(node) if node is not None else {}
-        problems += [
-            Problem(Place(str(path), 1), key, f"got {type(value).__name__}, which no key of a recipe takes")
-            for key, value in walk(values)
-            if not isinstance(value, (str, int, float, bool, list, dict, type(None)))
-            or not isinstance(key[-1], (str, int))
-        ]
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = Place(str(path), mark.line + 1 if mark else 1)
-        raise RecipeError([Problem(place, (), f"not valid YAML: {error.problem}")]) from None
-    except RecursionError:
-        raise RecipeError(
-            [Problem(Place(str(path), 1), (), "not a recipe: it contains itself, or nests too deep")]
-        ) from None
-    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise RecipeError(
-            [Problem(Place(str(path), 1), (), f"not valid YAML: {' '.join(str(error).split())}")]
-        ) from None
-    if problems:
-        raise RecipeError(problems)
-    if not isinstance(values, dict):
-        raise RecipeError(
-            [Problem(Place(str(path), 1), (), f"a recipe is a mapping of keys, got {type(values).__name__}")]
-        )
-    anchored = frozenset(re.findall(r"^([\w-]+):[ \t]*&", text, re.MULTILINE))
-    return _Layer(values, {(): Place(str(path), 1), **dict(_marks(node, (), str(path)))}, anchored)
-
-
-def _refuse_bombs(node: yaml.Node | None) -> None:
-    """Raise ValueError where aliases stand for more than MOST_KEYS keys."""
-    waiting, seen = [node], 0
-    while waiting:
-        current = waiting.pop()
-        seen += 1
-        if seen > MOST_KEYS:
-            raise ValueError(f"more than {MOST_KEYS:,} keys and values, aliases spelled out")
-        if isinstance(current, yaml.MappingNode):
-            waiting += [inner for pair in current.value for inner in pair]
-        elif isinstance(current, yaml.SequenceNode):
-            waiting += current.value
-
-
-def _duplicates(node: yaml.Node | None, prefix: KeyPath, file: str) -> Iterator[Problem]:
-    """Keys that stand twice in one mapping: YAML would silently keep the last."""
-    if isinstance(node, yaml.MappingNode):
-        first: dict[Any, int] = {}
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            if key.value in first and key.tag != "tag:yaml.org,2002:merge":
-                yield Problem(
-                    Place(file, line), (*prefix, key.value), f"stands twice, first on line {first[key.value]}"
-                )
-            first.setdefault(key.value, line)
-            yield from _duplicates(value, (*prefix, key.value), file)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            yield from _duplicates(value, (*prefix, index), file)
-
-
-def _marks(node: yaml.Node | None, prefix: KeyPath, file: str) -> Iterator[tuple[KeyPath, Place]]:
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            path = (*prefix, key.value)
-            yield path, Place(file, key.start_mark.line + 1)
-            yield from _marks(value, path, file)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            yield (*prefix, index), Place(file, value.start_mark.line + 1)
-            yield from _marks(value, (*prefix, index), file)
-
-
-def _overrides(arguments: Iterable[str]) -> tuple[_Layer, list[Problem]]:
+def _overrides(arguments: Iterable[str]) -> tuple[Layer, list[Problem]]:
     values: dict[str, Any] = {}
     places: dict[KeyPath, Place] = {}
     problems: list[Problem] = []
@@ -297,15 +140,15 @@ def _overrides(arguments: Iterable[str]) -> tuple[_Layer, list[Problem]]:
     # a section that only leads to the overridden key keeps its place in the file
     for way in [k for k in places if any(len(o) > len(k) and o[: len(k)] == k for o in places)]:
         del places[way]
-    return _Layer(values, places), problems
+    return Layer(values, places), problems
 
 
 def _value(text: str) -> Any:
     """What the right side of an override means: YAML, or plain text where it is none. Raises ValueError in words."""
     try:
-        node = yaml.compose(text, _Loader)
-        _refuse_bombs(node)
-        value = yaml.load(text, _Loader) if text else None
+        node = yaml.compose(text, Loader)
+        refuse_bombs(node)
+        value = yaml.load(text, Loader) if text else None
     except (yaml.YAMLError, RecursionError):
         return text
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -380,15 +223,3 @@ def _lookup(config: Any, name: str) -> tuple[bool, str]:
         return OmegaConf.select(config, name, default=missing) is not missing, "is not a key of this recipe"
     except OmegaConfBaseException as error:
         return False, f"cannot be resolved: {str(error).splitlines()[0]}"
-
-
-def walk(value: Any, prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
-    """Every key path below a value, with what it leads to; the inner ones first."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from walk(inner, (*prefix, key))
-            yield (*prefix, key), inner
-    elif isinstance(value, list):
-        for index, inner in enumerate(value):
-            yield from walk(inner, (*prefix, index))
-            yield (*prefix, index), inner

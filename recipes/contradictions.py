@@ -10,10 +10,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from recipes.config import KeyPath, Place, Problem, RecipeError
 from recipes.cost.hardware import find_gpu
 from recipes.cost.parameters import count_parameters
 from recipes.file_names import names_of_files
+from recipes.keys import KeyPath, Place, Problem, RecipeError
 from recipes.models.backends import CHOICES, features, refusals
 
 Finding = tuple[KeyPath, str]

@@ -7,7 +7,7 @@ import string
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from recipes.config import KeyPath, walk
+from recipes.keys import KeyPath, walk
 
 LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes, of Linux
 # Where checkpoints can be read and written: Composer's object stores.

@@ -10,9 +10,10 @@ from rich.table import Table
 
 from recipes.cost.duration import in_words
 from recipes.cost.estimate import WHOLE_RUN_HIGH, WHOLE_RUN_LOW, WHOLE_RUN_MID, Range
+from recipes.cost.memory import parts_gib
 from recipes.cost.scaling import FITTED_PARAMETERS, FITTED_TOKENS, SCALING_LAWS, is_extrapolated, scaling_law
 from recipes.cost.spend import Purchase
-from recipes.plan import Plan, memory_parts
+from recipes.plan import Plan
 
 Row = tuple[str, str]
 
@@ -153,7 +154,7 @@ def _memory(plan: Plan) -> list[Row]:
     how = f"{setup.sharding} over {e.gpus} GPUs, micro-batch of {e.microbatch_sequences} sequences"
     checkpointing = "on" if setup.recompute else "off"
     rows = [("", f"{how}, activation checkpointing {checkpointing}")]
-    rows += [(part, f"{gib:8.2f} GiB") for part, gib in memory_parts(e.memory).items()]
+    rows += [(part, f"{gib:8.2f} GiB") for part, gib in parts_gib(e.memory).items()]
     verdict = "fits" if e.fits else "[bold red]does not fit[/bold red]"
     rows.append(("total", f"{e.memory_gib_per_gpu:8.2f} GiB of {e.hardware.visible_memory_gib:.2f}: {verdict}"))
     for on, (made, most) in plan.memory_by_checkpointing.items():

@@ -19,9 +19,10 @@ from typing import Any
 
 from data_prep.manifest import load_manifest, shard_problems
 from recipes.checkpoints import find_checkpoints
-from recipes.config import KeyPath, Problem, Recipe, RecipeError, load, walk
+from recipes.config import Recipe, load
 from recipes.contradictions import world_size
 from recipes.cost.parameters import count_parameters
+from recipes.keys import KeyPath, Problem, RecipeError, walk
 from recipes.models.backends import features, refusals
 from recipes.runs import run_folder, run_name
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 from recipes.batches import Batches
 from recipes.budget import EXIT_BUDGET
-from recipes.config import Problem, Recipe
+from recipes.config import Recipe
 from recipes.cost.parameters import count_parameters
+from recipes.keys import Problem
 from recipes.preflight import has_gpu
 from recipes.runs import run_folder, run_name
 

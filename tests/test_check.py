@@ -13,7 +13,8 @@ import yaml
 
 from eval.models import spell_out_models
 from recipes.check import check, load_checked
-from recipes.config import RecipeError, load
+from recipes.config import load
+from recipes.keys import RecipeError
 from recipes.preflight import preflight
 
 from .conftest import ROOT, Command

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from recipes.config import COMMAND_LINE, RecipeError, load
+from recipes.config import load
+from recipes.keys import COMMAND_LINE, RecipeError
 
 Write = Callable[..., Path]
 

@@ -15,26 +15,22 @@ from __future__ import annotations
 import json
 import logging
 import math
-import re
 import threading
 import time
 import uuid
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-import torch
-from composer.core import Callback, Event, State, TimeUnit
+from composer.core import Callback, Event, State
 from composer.loggers import Logger
-from composer.loggers.progress_bar_logger import ProgressBarLogger
 from composer.utils import dist
 from llmfoundry import registry
 
 from recipes.callbacks.energy import Meter, WattsMeter, choose_meter
-from recipes.cost.duration import in_words
+from recipes.callbacks.readings import device_gpu, flops_per_batch, progress, show
 from recipes.cost.estimate import KG_CO2E_PER_KWH, POWER_USAGE_EFFECTIVENESS
-from recipes.cost.hardware import Gpu, find_gpu, gpu_from_device_name
+from recipes.cost.hardware import Gpu, find_gpu
 from recipes.cost.ledger import (
     PHASES,
     Ledger,
@@ -47,12 +43,12 @@ from recipes.cost.ledger import (
     summarize,
     usd_of,
 )
+from recipes.cost.pace import Pace
 from recipes.cost.rate import Rate, choose_rate
 
 log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 10.0
-WINDOW_BATCHES = 50  # for tokens a second and MFU while running
 
 # The phase that each event begins. The checkpoint saver runs after the callbacks of its event, so saving ends when the
 # next batch is asked for.
@@ -143,32 +139,29 @@ class CostMonitor(Callback):
         self._first_step_s: list[float] = []  # training seconds at the end of this process's first two steps
         self._tokens = 0  # of the run's timestamp
         self._batch_flops = 0.0
-        self._window: deque[tuple[float, int, float]] = deque(maxlen=WINDOW_BATCHES + 1)
-        self._pace: tuple[float, float] | None = None  # wall seconds and progress after the first batch
+        self._pace = Pace()
         self._hours_left: float | None = None
         self._stop = threading.Event()
         self._closed = False
 
     def init(self, state: State, logger: Logger) -> None:
-        device_gpu = _device_gpu(state)
-        self.rate = self._rate_for(state, device_gpu)
+        gpu = device_gpu(state)
+        self.rate = self._rate_for(state, gpu)
         precision = state.precision.value
-        peak = device_gpu.peak(precision) if device_gpu else None
-        if device_gpu and peak:
-            dense = f"{peak / 1e12:g} TFLOP/s, {device_gpu.name} dense {precision}"
+        peak = gpu.peak(precision) if gpu else None
+        if gpu and peak:
+            dense = f"{peak / 1e12:g} TFLOP/s, {gpu.name} dense {precision}"
             self._mfu_basis = f"the model's flops_per_batch over {dense}"
-        elif device_gpu:
-            self._mfu_basis = f"not known: {device_gpu.name} has no published {precision} peak"
+        elif gpu:
+            self._mfu_basis = f"not known: {gpu.name} has no published {precision} peak"
         self._current = replace(
             self._current,
             devices=dist.get_world_size(),
             usd_per_device_hour=self.rate.usd_per_device_hour,
             peak_flops_per_s=peak,
-            gpu=device_gpu.name if device_gpu else None,
+            gpu=gpu.name if gpu else None,
         )
-        self._meter = choose_meter(
-            device_gpu, self._watts_per_device, dist.get_world_size(), dist.get_local_world_size()
-        )
+        self._meter = choose_meter(gpu, self._watts_per_device, dist.get_world_size(), dist.get_local_world_size())
         log.info("Cost: %d devices, %s. MFU: %s.", self._current.devices, self.rate.source, self._mfu_basis)
         logger.log_hyperparameters({"cost/rate_source": self.rate.source, "cost/mfu_basis": self._mfu_basis})
         logger.log_hyperparameters({"energy/basis": self._energy_basis})
@@ -204,8 +197,7 @@ class CostMonitor(Callback):
         self._tokens = state.timestamp.token.value
         if self._current.tokens == 0:
             self._current = replace(self._current, tokens_from=self._tokens)
-        self._window.clear()
-        self._pace = None
+        self._pace.forget()
 
     def run_event(self, event: Event, state: State, logger: Logger) -> None:
         phase = PHASE_FROM.get(event)
@@ -215,7 +207,7 @@ class CostMonitor(Callback):
         super().run_event(event, state, logger)
 
     def after_dataloader(self, state: State, logger: Logger) -> None:
-        self._batch_flops = _flops_per_batch(state)
+        self._batch_flops = flops_per_batch(state)
 
     def batch_end(self, state: State, logger: Logger) -> None:
         tokens = state.timestamp.token.value
@@ -229,7 +221,7 @@ class CostMonitor(Callback):
         self._tokens = tokens
         metrics = self._metrics(state)
         logger.log_metrics(metrics)
-        _show(metrics, logger)
+        show(metrics, logger)
 
     def fit_end(self, state: State, logger: Logger) -> None:
         self._hours_left = 0.0
@@ -243,7 +235,7 @@ class CostMonitor(Callback):
             first_s, both_s = self._first_step_s
             compiling_s = max(0.0, first_s - (both_s - first_s))
             self._clock.move("train", "compile", compiling_s)
-            self._window = deque(((s - compiling_s, t, f) for s, t, f in self._window), maxlen=WINDOW_BATCHES + 1)
+            self._pace.leave_out(compiling_s)
 
     def summary(self) -> RunCost:
         """The run so far, over all its processes. Read it on rank 0, which keeps the ledger."""
@@ -294,17 +286,13 @@ class CostMonitor(Callback):
         lost_s, kwh = lost_seconds(segments.values(), self._tokens), self._kwh(segments)
         wall_s = sum(metrics.values())
         metrics["wall/lost_s"] = lost_s
-        self._window.append((active_s, current.tokens, current.flops))
-        first_s, first_tokens, first_flops = self._window[0]
-        if active_s > first_s:
-            if current.tokens > first_tokens:
-                metrics["throughput/tokens_per_s"] = (current.tokens - first_tokens) / (active_s - first_s)
-            if current.peak_flops_per_s and current.flops > first_flops:
-                at_peak = (active_s - first_s) * current.devices * current.peak_flops_per_s
-                metrics["throughput/mfu"] = (current.flops - first_flops) / at_peak
-        self._hours_left = self._estimate_hours_left(state, current.wall_s)
+        self._pace.batch_done(active_s, current.tokens, current.flops)
+        peak, flops_per_s = current.peak_flops_per_s, self._pace.flops_per_s
+        self._hours_left = self._pace.hours_left(progress(state), current.wall_s)
         usd = usd_of(segments.values(), self.rate.usd_per_device_hour)
-        cost = {
+        known = {
+            "throughput/tokens_per_s": self._pace.tokens_per_s,
+            "throughput/mfu": flops_per_s / (current.devices * peak) if flops_per_s and peak else None,
             "cost/usd": usd,
             "cost/usd_per_million_tokens": usd / self._tokens * 1e6 if usd is not None and self._tokens else None,
             "cost/usd_projected_total": self._projected_usd(usd),
@@ -314,19 +302,7 @@ class CostMonitor(Callback):
             "energy/kwh": kwh,
             "energy/kg_co2e": None if kwh is None else kwh * self._kg_co2e_per_kwh,
         }
-        return {**metrics, **{name: value for name, value in cost.items() if value is not None}}
-
-    def _estimate_hours_left(self, state: State, wall_s: float) -> float | None:
-        """From this process's pace since its first batch, evaluation and checkpoints included."""
-        progress = _progress(state)
-        if progress is None:
-            return None
-        if self._pace is None:
-            self._pace = (wall_s, progress)
-        first_s, first_progress = self._pace
-        if progress <= first_progress:
-            return None
-        return max(0.0, 1 - progress) * (wall_s - first_s) / (progress - first_progress) / 3600
+        return {**metrics, **{name: value for name, value in known.items() if value is not None}}
 
     def _projected_usd(self, usd: float | None) -> float | None:
         rate = self.rate.usd_per_device_hour
@@ -334,20 +310,20 @@ class CostMonitor(Callback):
             return None
         return usd + self._hours_left * self._current.devices * rate
 
-    def _rate_for(self, state: State, device_gpu: Gpu | None) -> Rate:
+    def _rate_for(self, state: State, on_device: Gpu | None) -> Rate:
         if state.device.name == "cpu":
             rate = choose_rate(None, **self._rate_arguments)
             if rate.usd_per_device_hour is None and self._named_gpu is not None:
                 source = f"no rate known: this is a CPU, not {self._named_gpu.name}; state cost.usd_per_device_hour"
                 return Rate(None, source)
             return rate
-        if self._named_gpu and device_gpu and self._named_gpu != device_gpu:
+        if self._named_gpu and on_device and self._named_gpu != on_device:
             log.warning(
                 "cost.gpu says %s, the device is %s: billed as the first, MFU against the second.",
                 self._named_gpu.name,
-                device_gpu.name,
+                on_device.name,
             )
-        gpu = self._named_gpu or device_gpu
+        gpu = self._named_gpu or on_device
         return choose_rate(gpu.name if gpu else None, **self._rate_arguments)
 
     def _snapshot(self) -> Segment:
@@ -373,50 +349,3 @@ class CostMonitor(Callback):
                 return
             except OSError as error:  # a full disk must not end the run
                 log.warning("Cost ledger: could not write a heartbeat: %s", error)
-
-
-def _show(metrics: Mapping[str, float], logger: Logger) -> None:
-    """Puts dollars, the projected total, the time left, MFU and goodput beside the loss on the progress bar."""
-    shown: dict[str, str] = {}
-    if "cost/usd" in metrics:
-        total = metrics.get("cost/usd_projected_total")
-        shown["usd"] = f"{metrics['cost/usd']:.4g}" + ("" if total is None else f"/{total:.4g}")
-    if "cost/hours_left" in metrics:
-        shown["left"] = in_words(metrics["cost/hours_left"] * 3600)
-    shown |= {
-        name: f"{metrics[key]:.0%}"
-        for name, key in (("mfu", "throughput/mfu"), ("goodput", "cost/goodput"))
-        if key in metrics
-    }
-    for destination in logger.destinations:
-        if isinstance(destination, ProgressBarLogger) and destination.train_pbar is not None:
-            bar, metrics_shown = destination.train_pbar.pbar, destination.train_pbar.metrics
-            # Composer pads its bar for a wide screen; the figures would not fit on one of 120 columns
-            bar.bar_format = re.sub(r"\s{2,}", " ", bar.bar_format.replace("{bar:25}", "{bar:10}"))
-            metrics_shown.update(shown)
-            bar.set_postfix(metrics_shown, refresh=False)
-
-
-def _device_gpu(state: State) -> Gpu | None:
-    if state.device.name != "gpu" or not torch.cuda.is_available():
-        return None
-    return gpu_from_device_name(torch.cuda.get_device_name())
-
-
-def _flops_per_batch(state: State) -> float:
-    """FLOPs of this rank's batch, forward and backward; 0 when the model does not say."""
-    model = getattr(state.model, "module", state.model)  # inside DDP
-    count: Callable[[Any], float] | None = getattr(model, "flops_per_batch", None)
-    return 0.0 if count is None else float(count(state.batch))
-
-
-def _progress(state: State) -> float | None:
-    """Fraction of max_duration done, within an epoch too where the loader's length is known."""
-    if state.max_duration is None:
-        return None
-    done = float(state.timestamp.get(state.max_duration.unit).value)
-    if state.max_duration.unit == TimeUnit.EPOCH:
-        if state.dataloader_len is None:
-            return None
-        done += int(state.timestamp.batch_in_epoch) / int(state.dataloader_len)
-    return done / float(state.max_duration.value)

@@ -57,6 +57,18 @@ class MemoryEstimate:
         return {field.name.removesuffix("_gib"): getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
+def parts_gib(estimate: MemoryEstimate) -> dict[str, float]:
+    """GiB by part as a person asks for them; `buffers` is what is gathered to compute, CUDA's own and fragmentation."""
+    return {
+        "weights": estimate.weights_gib,
+        "gradients": estimate.gradients_gib,
+        "optimizer": estimate.optimizer_gib,
+        "activations": estimate.activations_gib,
+        "logits": estimate.logits_gib,
+        "buffers": estimate.gathered_gib + estimate.overhead_gib,
+    }
+
+
 def memory(setup: Setup, gpu: Gpu) -> MemoryEstimate:
     """Memory of `setup`, which has a micro-batch, on each of its devices. `gpu` says how many share a node."""
     assert setup.microbatch_sequences is not None, "choose the micro-batch first"

@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader
 from recipes.budget import deadline_unix_s, refusal
 from recipes.callbacks.budget import BudgetGuard, BudgetReached, usd_per_hundredth_loss
 from recipes.callbacks.cost import CostMonitor
-from recipes.config import RecipeError, load
+from recipes.config import load
+from recipes.keys import RecipeError
 from tests.callbacks.test_cost import BATCH, SEQ_LEN, Tiny, Tokens
 from tests.conftest import Command, losses, recipe_arguments
 

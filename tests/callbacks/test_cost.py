@@ -136,7 +136,7 @@ def test_a_cpu_is_not_billed_as_the_gpu_of_the_recipe() -> None:
 
 
 def test_mfu_on_a_known_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cost_module, "_device_gpu", lambda state: find_gpu("a100"))
+    monkeypatch.setattr(cost_module, "device_gpu", lambda state: find_gpu("a100"))
     logger, monitor = InMemoryLogger(), CostMonitor()
     run(monitor, 3, logger)
     cost = monitor.summary()
