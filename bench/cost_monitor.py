@@ -2,9 +2,9 @@
 
     python -m bench.cost_monitor --out bench/results/cost_monitor.md
 
-Time inside the events of the two callbacks, measured around each of them in a real training loop on the CPU: all events of a
-step together, the median of the steps after the first ten, on rank 0. For two processes the guard's broadcasts over gloo
-are among them.
+Time inside the events of the two callbacks, measured around each of them in a real training loop on the CPU: all events
+of a step together, the median of the steps after the first ten, on rank 0. With two processes the guard's broadcasts
+over gloo are among them.
 """
 
 import argparse

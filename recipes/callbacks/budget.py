@@ -83,6 +83,7 @@ class BudgetGuard(Callback):
         self._budget_usd, self._deadline, self._most_usd = budget_usd, deadline, max_usd_per_hundredth_loss
         self.stopped: str | None = None  # why, in words, on every rank
         self._cost: CostMonitor | None = None
+        self._ranks, self._is_first = 1, True
         self._deadline_unix_s: float | None = None
         self._begun = (time.time(), time.monotonic())
         self._warned = 0.0
@@ -105,7 +106,8 @@ class BudgetGuard(Callback):
             path = self._cost.ledger_path
             first = first_start_unix_s(path) if path else None
             self._deadline_unix_s = deadline_unix_s(self._deadline, self._begun[0] if first is None else first)
-        if dist.get_world_size() > 1:
+        self._ranks, self._is_first = dist.get_world_size(), dist.get_global_rank() == 0
+        if self._ranks > 1:
             self._group = torch.distributed.new_group(backend="gloo")  # CPU to CPU, whatever the gradients use
 
     def state_dict(self) -> dict[str, Any]:
@@ -117,12 +119,13 @@ class BudgetGuard(Callback):
 
     def batch_end(self, state: State, logger: Logger) -> None:
         assert self._cost is not None
-        if self._budget_usd is not None and dist.get_global_rank() == 0:
-            used = (self._cost.usd or 0.0) / self._budget_usd
+        usd = (self._cost.usd or 0.0) if self._is_first else 0.0
+        if self._budget_usd is not None and self._is_first:
+            used = usd / self._budget_usd
             logger.log_metrics({"budget/share_used": used})
             self._warn(used)
         done = state.max_duration is not None and state.timestamp >= state.max_duration
-        reason = self._agree(self._reason())
+        reason = self._agree(self._reason(usd), usd)
         if reason and not done:
             self.stopped = self._words(reason)
             state.stop_training()  # Composer saves its last checkpoint now
@@ -133,7 +136,9 @@ class BudgetGuard(Callback):
         self._training_data = (state.dataloader, state.dataloader_label, state.dataloader_len)
 
     def eval_batch_end(self, state: State, logger: Logger) -> None:
-        reason = self._agree(self._reason())
+        assert self._cost is not None
+        usd = (self._cost.usd or 0.0) if self._is_first else 0.0
+        reason = self._agree(self._reason(usd), usd)
         if reason:
             self.stopped = self._words(reason)
             raise BudgetReached(self.stopped)
@@ -143,11 +148,11 @@ class BudgetGuard(Callback):
         loss = state.eval_metric_values.get(LOSS)
         assert self._cost is not None
         usd = self._cost.usd
-        if loss is not None and usd is not None and dist.get_global_rank() == 0:
+        if loss is not None and usd is not None and self._is_first:
             self._judge(usd, float(loss), logger)
         if self._group is not None:  # the evaluation may have been the one too many: the next step is the last
             agreed, _ = self._settle()
-            self._say(agreed or self._reason())
+            self._say(agreed or self._reason(usd or 0.0), usd or 0.0)
 
     def _judge(self, usd: float, loss: float, logger: Logger) -> None:
         """Marginal value, with the evaluation that has just ended at these dollars."""
@@ -177,15 +182,15 @@ class BudgetGuard(Callback):
             self._cost.run_event(Event.BATCH_CHECKPOINT, state, trainer.logger)
             saver._save_checkpoint(state, trainer.logger)
 
-    def _reason(self) -> str:
+    def _reason(self, usd: float) -> str:
         """Why to stop, on rank 0; empty elsewhere and where there is no reason. Several act on it a step later."""
-        if dist.get_global_rank() != 0:
+        if not self._is_first:
             return ""
         step_s = 0.0 if self._group is None else self._step_s()
         assert self._cost is not None
         if self._budget_usd is not None:
-            step_usd = step_s / 3600 * dist.get_world_size() * (self._cost.rate.usd_per_device_hour or 0.0)
-            if (self._cost.usd or 0.0) + step_usd >= self._budget_usd:
+            step_usd = step_s / 3600 * self._ranks * (self._cost.rate.usd_per_device_hour or 0.0)
+            if usd + step_usd >= self._budget_usd:
                 return "budget"
         if self._deadline_unix_s is not None and self._now() + step_s >= self._deadline_unix_s:
             return "deadline"
@@ -196,7 +201,7 @@ class BudgetGuard(Callback):
         wall, monotonic = self._begun
         return max(time.time(), wall + time.monotonic() - monotonic)
 
-    def _agree(self, reason: str) -> str:
+    def _agree(self, reason: str, usd: float) -> str:
         """Rank 0's reason of now for a single process; of the step before, the same on every rank, for several.
 
         Speaking takes some tenths of a millisecond, so ranks with short steps do not do it at every one of them while
@@ -208,11 +213,11 @@ class BudgetGuard(Callback):
         agreed, quiet_calls = self._settle()
         self._quiet_calls = max(self._quiet_calls - 1, quiet_calls, 0)
         if not agreed and self._quiet_calls == 0:
-            self._say(reason)
+            self._say(reason, usd)
         return agreed
 
-    def _say(self, reason: str) -> None:
-        said = torch.tensor([REASONS.index(reason), self._calls_to_leave_out()])
+    def _say(self, reason: str, usd: float) -> None:
+        said = torch.tensor([REASONS.index(reason), self._calls_to_leave_out(usd)])
         self._pending = (torch.distributed.broadcast(said, src=0, group=self._group, async_op=True), said)
 
     def _step_s(self) -> float:
@@ -230,20 +235,20 @@ class BudgetGuard(Callback):
         reason, quiet_calls = said.tolist()
         return REASONS[reason], quiet_calls
 
-    def _calls_to_leave_out(self) -> int:
+    def _calls_to_leave_out(self, usd: float) -> int:
         """None for steps of a second; for shorter ones a second's worth, a quarter of the way to the limit at most."""
         longest_s = max((b - a for a, b in itertools.pairwise(self._calls)), default=SPEAK_AT_LEAST_EVERY_S)
-        left_s = min(SPEAK_AT_LEAST_EVERY_S, self._seconds_left() / 4)
+        left_s = min(SPEAK_AT_LEAST_EVERY_S, self._seconds_left(usd) / 4)
         return max(0, int(left_s / max(longest_s, 1e-6)) - 1)
 
-    def _seconds_left(self) -> float:
+    def _seconds_left(self, usd: float) -> float:
         assert self._cost is not None
         left = [float("inf")]
         if self._deadline_unix_s is not None:
             left.append(self._deadline_unix_s - self._now())
         rate = self._cost.rate.usd_per_device_hour
         if self._budget_usd is not None and rate:
-            left.append((self._budget_usd - (self._cost.usd or 0.0)) / rate / dist.get_world_size() * 3600)
+            left.append((self._budget_usd - usd) / rate / self._ranks * 3600)
         return max(0.0, min(left))
 
     def _words(self, reason: str) -> str:

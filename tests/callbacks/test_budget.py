@@ -133,10 +133,10 @@ def test_a_deadline_stops_even_when_the_clock_is_set_back(tmp_path: Path, monkey
 @pytest.mark.parametrize(("is_alone", "usd", "expected"), [(True, 9.1, ""), (False, 8.9, ""), (False, 9.1, "budget")])
 def test_several_ranks_decide_when_the_next_step_will_pass_the_limit(is_alone: bool, usd: float, expected: str) -> None:
     guard = BudgetGuard(budget_usd=10)
-    guard._cost = SimpleNamespace(usd=usd, rate=SimpleNamespace(usd_per_device_hour=A_DOLLAR_A_SECOND))  # type: ignore
+    guard._cost = SimpleNamespace(rate=SimpleNamespace(usd_per_device_hour=A_DOLLAR_A_SECOND))  # type: ignore
     guard._group = None if is_alone else "a group"
     guard._calls.extend([1.0, 2.0, 3.0, 3.5, 4.5])  # steps of a second, as a rule
-    assert guard._reason() == expected
+    assert guard._reason(usd) == expected
 
 
 def test_marginal_value_stops_after_two_dear_evaluations(tmp_path: Path) -> None:
