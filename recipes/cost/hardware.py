@@ -44,7 +44,8 @@ class Price:
 
     usd_per_gpu_hour: float
     provider: str
-    date: str  # year-month it was read
+    date: str  # year-month it was read, or the earliest it can be of where the source has no date
+    source: str  # the page or file it was read from, with its address
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,15 @@ class Gpu:
 
 @functools.cache
 def load_hardware() -> Mapping[str, Gpu]:
-    """Every row of hardware.yaml, by name."""
+    """Every row of hardware.yaml, by name.
+
+    Raises:
+        KeyError: a row or a price without one of its keys, or with a source that `price_sources` does not have.
+    """
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     rows = yaml.load(TABLE_PATH.read_text(encoding="utf-8"), Loader=loader)
-    return {name: _row(name, row) for name, row in rows.items()}
+    sources = rows.pop("price_sources")
+    return {name: _row(name, row, sources) for name, row in rows.items()}
 
 
 def find_gpu(name: str) -> Gpu:
@@ -117,7 +123,7 @@ def gpu_from_device_name(device_name: str) -> Gpu | None:
     return None
 
 
-def _row(name: str, row: Mapping[str, Any]) -> Gpu:
+def _row(name: str, row: Mapping[str, Any], sources: Mapping[str, str]) -> Gpu:
     visible = row["visible_memory_gib"]
     return Gpu(
         name=name,
@@ -134,8 +140,17 @@ def _row(name: str, row: Mapping[str, Any]) -> Gpu:
         watts=row["watts"],
         source=row["source"],
         prices={
-            kind: tuple(Price(float(p["usd"]), p["provider"], str(p["date"])) for p in prices)
-            for kind, prices in row["usd_per_gpu_hour"].items()
+            kind: tuple(_price(price, sources) for price in prices) for kind, prices in row["usd_per_gpu_hour"].items()
         },
         device_names=tuple(row["device_names"]),
+    )
+
+
+def _price(price: Mapping[str, Any], sources: Mapping[str, str]) -> Price:
+    """Of one GPU: the dollars of the source, divided by the GPUs of the instance they are for."""
+    return Price(
+        usd_per_gpu_hour=price["usd"] / price.get("gpus", 1),
+        provider=price["provider"],
+        date=str(price["date"]),
+        source=sources[price["source"]],
     )

@@ -102,7 +102,7 @@ def test_list_prices_widen_the_dollars() -> None:
     assert plan.gpu_hours is not None
     assert plan.rate.low is not None
     assert plan.usd.low == pytest.approx(plan.gpu_hours.low * plan.rate.low)
-    spot = estimate(RECIPE, "h100", 64, price_kind="spot")
+    spot = estimate(RECIPE, "gb200", 72, price_kind="spot")
     assert spot.usd is None
     assert spot.rate.source.startswith("no rate known")
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from recipes.cost.hardware import ALIASES, PRICE_KINDS, find_gpu, gpu_from_device_name, load_hardware
+from recipes.cost.hardware import ALIASES, PRICE_KINDS, TABLE_PATH, find_gpu, gpu_from_device_name, load_hardware
 from recipes.cost.rate import choose_rate
 
 NAMES = [
@@ -44,8 +46,37 @@ def test_every_row_is_complete() -> None:
         assert gpu.memory_bytes_per_s > 1e11
         assert set(gpu.prices) <= set(PRICE_KINDS)
         assert gpu.price_range_usd_per_hour("on_demand") is not None
-        for prices in gpu.prices.values():
-            assert all(0 < p.usd_per_gpu_hour < 20 and p.provider and len(p.date) == 7 for p in prices)
+
+
+def test_every_price_has_a_provider_a_date_and_a_source() -> None:
+    rows = yaml.safe_load(TABLE_PATH.read_text(encoding="utf-8"))
+    sources = rows.pop("price_sources")
+    assert all(re.match(r"https://[a-z.]+/\S+ \(|https://pypi\.org/\S+ ", text) for text in sources.values())
+    used = set()
+    for name, row in rows.items():
+        gpu = find_gpu(name)
+        for kind, prices in row["usd_per_gpu_hour"].items():
+            assert len(prices) == len(gpu.prices[kind]) > 0
+            for written, read in zip(prices, gpu.prices[kind], strict=True):
+                assert set(written) - {"gpus"} == {"usd", "provider", "date", "source"}, (name, written)
+                used.add(written["source"])
+                assert read.usd_per_gpu_hour == written["usd"] / written.get("gpus", 1)
+                assert 0 < read.usd_per_gpu_hour < 20
+                assert read.provider == written["provider"].strip() != ""
+                assert re.fullmatch(r"20\d\d-(0[1-9]|1[0-2])", read.date)
+                assert read.source == sources[written["source"]]
+    assert used == set(sources)
+
+
+def test_prices_of_the_sources() -> None:
+    h100 = {p.provider: p.usd_per_gpu_hour for p in find_gpu("h100").prices["on_demand"]}
+    assert h100["AWS p5.48xlarge us-east-1"] == 55.04 / 8
+    assert find_gpu("h100").price_range_usd_per_hour("on_demand") == (2.69, 6.88)
+    assert find_gpu("gb200").price_range_usd_per_hour("on_demand") == (10.5, 16)
+    for name in ("a100", "h100", "h200"):
+        ranges = [find_gpu(name).price_range_usd_per_hour(kind) for kind in PRICE_KINDS]
+        lows = [low_high[0] for low_high in ranges if low_high]
+        assert lows[-1] == min(lows)  # spot is the cheapest
 
 
 def test_peaks_of_the_data_sheets() -> None:
@@ -123,7 +154,7 @@ def test_rate_order(tmp_path: Path) -> None:
 
 
 def test_no_rate_is_not_zero() -> None:
-    for nothing in (choose_rate(), choose_rate("cpu"), choose_rate("l40s", price_kind="spot")):
+    for nothing in (choose_rate(), choose_rate("cpu"), choose_rate("gb200", price_kind="spot")):
         assert nothing.usd_per_device_hour is None
         assert nothing.source.startswith("no rate known")
     assert choose_rate("cpu", usd_per_device_hour=0.2).usd_per_device_hour == 0.2
