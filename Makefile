@@ -8,13 +8,14 @@ PYTHON := $(BIN)/python
 SOURCES := train.py recipes data_prep eval tests relaxed
 CORPUS := data_prep/sotu/addresses.jsonl
 SHARDS := shards/sotu
+CHAT := shards/sotu-chat
 # uv that is on the path, or one of our own beside the environment
 UV := $(shell command -v uv 2>/dev/null || echo $(VENV)-uv/bin/uv)
 # a Python that the lock supports: the environment's version can be chosen with `make setup BASE_PYTHON=python3.12`
 BASE_PYTHON ?= $(shell for p in $(PYTHON) python3.12 python3.11 python3.10 python3 python; do \
 	$$p -c 'import sys; sys.exit(not (3,10) <= sys.version_info[:2] < (3,13))' 2>/dev/null && { command -v $$p; break; }; done)
 
-.PHONY: help setup data train eval test check format lock clean
+.PHONY: help setup data train finetune eval test check format lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -37,6 +38,13 @@ train: data ## the whole story on the embedded corpus: prepare, train, evaluate,
 	$(BIN)/composer eval/evaluate.py yamls/eval/quickstart.yaml
 	$(PYTHON) -m recipes summary runs/mpt-quickstart
 
+finetune: train ## the quickstart model learns to answer questions; its answers before and after
+	@test -d $(CHAT)/tokenizer || $(PYTHON) -m data_prep.sotu.chat_tokenizer $(SHARDS)/tokenizer $(CHAT)/tokenizer
+	$(PYTHON) -m data_prep.finetune data_prep/sotu/questions.jsonl --out $(CHAT) --tokenizer $(CHAT)/tokenizer --seq-len 128 --holdout 0.05
+	$(BIN)/composer train.py yamls/finetune/mpt-quickstart-chat.yaml
+	$(PYTHON) -m recipes generate runs/mpt-quickstart runs/mpt-quickstart-chat --prompts data_prep/sotu/questions.txt \
+		--chat --tokenizer $(CHAT)/tokenizer --temperature 0 --max-new-tokens 30
+
 eval: setup ## evaluate the quickstart run again
 	$(BIN)/composer eval/evaluate.py yamls/eval/quickstart.yaml
 
@@ -48,6 +56,7 @@ check: setup ## format, lint, types, and generated files that are out of date
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
 	$(PYTHON) -m recipes.schema --check
+	$(PYTHON) -m recipes.listing --check
 	$(UV) lock --check
 	$(PYTHON) relaxed/make.py $(UV) --check
 

@@ -2,9 +2,15 @@
 
 python -m recipes check RECIPE [key=value …]     everything wrong with a recipe, and what this machine lacks
 python -m recipes plan RECIPE [key=value …]      what it will take: hours, dollars, energy, memory, the loss to expect
+python -m recipes list [WORD …]                  the recipes, or those that have every word
 python -m recipes summary RUN_FOLDER             what a finished run came to
 python -m recipes bill RUN_FOLDER …              what was paid for, start by start
 python -m recipes report RUN_FOLDER …            one HTML page of one run, or of several side by side
+python -m recipes export MODEL OUT               a folder that transformers opens, with the same logits
+python -m recipes chat MODEL                     talk to a model in the terminal
+python -m recipes generate MODEL … --prompts F   what models write behind the prompts of a file
+
+MODEL is a run folder, a checkpoint, or (for chat and generate) a Hugging Face folder of MPT or LLaMA.
 """
 
 from __future__ import annotations
@@ -13,6 +19,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from recipes.cost.duration import hours_of
 from recipes.cost.scaling import DEFAULT_LAW, SCALING_LAWS
@@ -35,13 +42,27 @@ def main(arguments: list[str]) -> int:
     report = commands.add_parser("report", help="one HTML page of one run, or of several side by side")
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN_FOLDER")
     report.add_argument("--out", type=Path, help="the page (default: report.html in the run folder, or beside several)")
+    listing = commands.add_parser("list", help="the recipes, or those that have every word")
+    listing.add_argument("words", nargs="*", metavar="WORD", help="such as gqa, rope, 7b, lora, pretrain or 8192")
+    listing.add_argument("--json", action="store_true", help="for machines: a list of objects")
+    _model_arguments(commands)
     chosen, rest = parser.parse_known_args(arguments)
     unknown = [word for word in rest if chosen.command != "plan" or "=" not in word]
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if rest:  # key=value after an option
         chosen.overrides = [*chosen.overrides, *rest]
-    run = {"check": _check, "plan": _plan, "summary": _summary, "bill": _bill, "report": _report}
+    run = {
+        "check": _check,
+        "plan": _plan,
+        "summary": _summary,
+        "bill": _bill,
+        "report": _report,
+        "list": _list,
+        "export": _export,
+        "chat": _chat,
+        "generate": _generate,
+    }
     try:
         return run[chosen.command](chosen)
     except (ValueError, FileNotFoundError, PermissionError) as error:
@@ -67,6 +88,37 @@ def _plan_arguments(plan: argparse.ArgumentParser) -> None:
     add("--pue", type=float, metavar="X", help="power usage effectiveness of the data centre")
     add("--kg-co2e-per-kwh", type=float, metavar="X", help="carbon intensity of its electricity")
     add("--json", action="store_true", help="for machines: one object, or a list when GPUs are compared")
+
+
+def _model_arguments(commands: Any) -> None:
+    export = commands.add_parser("export", help="a folder that transformers opens, with the same logits")
+    export.add_argument("model", type=Path, metavar="MODEL", help="a run folder, a checkpoint, full or sharded")
+    export.add_argument("out", type=Path, metavar="OUT", help="the folder to make")
+    export.add_argument("--dtype", default="bf16", help="fp32, bf16 (default) or fp16")
+    export.add_argument("--shard-gb", type=float, default=5.0, metavar="N", help="gigabytes a file at most (5)")
+    export.add_argument("--unmerged", action="store_true", help="of a LoRA run the adapters alone, for peft")
+    export.add_argument("--overwrite", action="store_true", help="replace an OUT that is there")
+    chat = commands.add_parser("chat", help="talk to a model in the terminal")
+    chat.add_argument("model", type=Path, metavar="MODEL")
+    chat.add_argument("--system", metavar="TEXT", help="what the conversation starts from")
+    generate = commands.add_parser("generate", help="what models write behind the prompts of a file")
+    generate.add_argument("models", nargs="+", type=Path, metavar="MODEL")
+    generate.add_argument(
+        "--prompts", type=Path, required=True, metavar="FILE", help='a prompt a line, or JSONL "prompt"'
+    )
+    generate.add_argument("--chat", action="store_true", help="each prompt is a message, put through the chat template")
+    generate.add_argument("--out", type=Path, metavar="FILE.jsonl", help="write the same there")
+    for command in (export, chat, generate):
+        command.add_argument("--recipe", type=Path, metavar="FILE", help="of a checkpoint outside its run folder")
+        command.add_argument("--tokenizer", metavar="NAME", help="instead of the recipe's or the folder's")
+    for command in (chat, generate):
+        add = command.add_argument
+        add("--max-new-tokens", type=int, default=128, metavar="N", help="an answer at most (128)")
+        add("--temperature", type=float, default=0.7, metavar="X", help="0.7; 0 takes the likeliest token always")
+        add("--top-p", type=float, default=1.0, metavar="X", help="of the likeliest tokens that sum to this (1: all)")
+        add("--top-k", type=int, default=0, metavar="N", help="of the N likeliest (0: all)")
+        add("--repetition-penalty", type=float, default=1.0, metavar="X", help="above 1 against repeating (1)")
+        add("--seed", type=int, metavar="N", help="the same text again")
 
 
 def _check(chosen: argparse.Namespace) -> int:
@@ -139,6 +191,44 @@ def _report(chosen: argparse.Namespace) -> int:
 
     print(f"report: {write_page(chosen.runs, chosen.out)}")
     return 0
+
+
+def _list(chosen: argparse.Namespace) -> int:
+    from recipes.listing import print_list
+
+    print_list(chosen.words, chosen.json)
+    return 0
+
+
+def _export(chosen: argparse.Namespace) -> int:
+    from recipes.export import export
+
+    more = {"shard_gb": chosen.shard_gb, "unmerged": chosen.unmerged, "overwrite": chosen.overwrite}
+    print(export(chosen.model, chosen.out, chosen.dtype, chosen.recipe, chosen.tokenizer, **more))
+    return 0
+
+
+def _chat(chosen: argparse.Namespace) -> int:
+    from recipes.chat import chat
+
+    chat(chosen.model, _sampling(chosen), chosen.system, chosen.tokenizer, chosen.recipe)
+    return 0
+
+
+def _generate(chosen: argparse.Namespace) -> int:
+    from recipes.generate import generate, read_prompts
+
+    prompts = read_prompts(chosen.prompts)
+    more = {"chat": chosen.chat, "tokenizer": chosen.tokenizer, "recipe": chosen.recipe, "out": chosen.out}
+    generate(chosen.models, prompts, _sampling(chosen), **more)
+    return 0
+
+
+def _sampling(chosen: argparse.Namespace) -> Any:
+    from recipes.generate import Sampling
+
+    names = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed")
+    return Sampling(**{name: getattr(chosen, name) for name in names}).checked()
 
 
 if __name__ == "__main__":

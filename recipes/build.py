@@ -32,6 +32,9 @@ from recipes.callbacks.cost import CostMonitor
 from recipes.callbacks.metrics_file import MetricsFile
 from recipes.config import Recipe, load
 from recipes.keys import Problem, RecipeError
+from recipes.lora import add_lora, reset_lora
+from recipes.preferences import PreferenceModel, build_preference_loader
+from recipes.pretrained import load_pretrained
 from recipes.processes import parallelism, prepare_process
 from recipes.resuming import how_it_starts, latest_filename, resume_point, resumes, save_filename
 from recipes.runs import run_folder, run_name
@@ -104,6 +107,7 @@ def register_components() -> None:
     from recipes.models import mpt
 
     mpt.register()
+    registry.dataloaders.register("preferences", func=build_preference_loader)
     cost.register()
     budget.register()
     registry.loggers.register("metrics_file", func=MetricsFile)
@@ -138,6 +142,9 @@ def build(recipe: Recipe) -> Run:
     evaluators, gauntlet = build_evaluators(recipe, settings, tokenizer, str(folder / "tasks"))
     with reporting(recipe, "model"):
         model = build_model(settings["model"], tokenizer, fsdp, tensor_parallel)
+    if recipe.get("dpo"):
+        with reporting(recipe, "dpo"):
+            model = PreferenceModel(model, **recipe["dpo"])
     with reporting(recipe, "optimizer"):
         optimizer = builders.build_optimizer(model, settings["optimizer"].pop("name"), settings["optimizer"])
     with reporting(recipe, "scheduler"):
@@ -190,6 +197,11 @@ def build(recipe: Recipe) -> Run:
             spin_dataloaders=settings["spin_dataloaders"],
             accumulate_train_batch_on_tokens=settings["accumulate_train_batch_on_tokens"],
         )
+    if recipe.get("pretrained") and trainer.state.timestamp.batch == 0:  # a run that goes on has its own weights
+        with reporting(recipe, "pretrained"):
+            load_pretrained(trainer.state.model, recipe["model"], Path(recipe["pretrained"]))
+    if recipe.get("model.peft_config") and fsdp is not None and trainer.state.timestamp.batch == 0:
+        reset_lora(trainer.state.model)
     if found is not None and trainer._checkpoint_saver is not None:
         # so that checkpoints from before the restart count for save_num_checkpoints_to_keep
         trainer._checkpoint_saver.saved_checkpoints = [str(path) for path in found.whole]
@@ -285,13 +297,18 @@ def build_model(config: dict[str, Any], tokenizer: Any, fsdp: dict[str, Any] | N
     if fsdp is None and config.get("init_device") in ("meta", "mixed"):
         config["init_device"] = "cpu"  # nothing would fill in the weights later
     init_context = process_init_device(config, fsdp, tp)
-    return builders.build_composer_model(
-        name=config.pop("name"),
+    name = config.pop("name")
+    lora = config.pop("peft_config", None) if name == "mpt_causal_lm" else None
+    model = builders.build_composer_model(
+        name=name,
         tokenizer=tokenizer,
         init_context=init_context,
         master_weights_dtype=config.pop("master_weights_dtype", None),
         cfg=config,
     )
+    if lora:
+        add_lora(model.model, lora)
+    return model
 
 
 def _callbacks(recipe: Recipe, settings: Mapping[str, Any], folder: Path) -> tuple[list[Callback], CostMonitor]:

@@ -112,6 +112,10 @@ def train_recipe() -> Schema:
         save_ignore_keys=STRINGS,
         cost=_ref("cost"),
         dry_run={"type": "boolean"},
+        # this project's own: weights to start from, keys that differ from theirs on purpose, preference tuning
+        pretrained={"type": ["string", "null"]},
+        pretrained_changes=STRINGS,
+        dpo=_or_null(section({"beta": {"type": "number", "exclusiveMinimum": 0}}, ["beta"])),
     )
     required = {
         "model",
@@ -291,7 +295,21 @@ def _mpt() -> Schema:
     config = from_signature(MPTConfig, without={"kwargs"})
     composer = from_signature(ComposerMPTCausalLM, without={"tokenizer"})
     master: Schema = {"master_weights_dtype": {"enum": ["bf16", "bfloat16", "f16", "float16", None]}}
-    return section({**config["properties"], **composer["properties"], **sections, **passed_on, **master})
+    lora = section(
+        {
+            "peft_type": {"enum": ["LORA"]},
+            "task_type": {"enum": ["CAUSAL_LM"]},
+            "r": {"type": "integer", "minimum": 1},
+            "lora_alpha": {"type": "number", "exclusiveMinimum": 0},
+            "lora_dropout": {"type": "number", "minimum": 0},
+            "target_modules": {"type": "array", "items": {"type": "string"}, "minItems": 1},
+            "use_rslora": {"type": "boolean"},
+        },
+        ["r", "lora_alpha", "target_modules"],
+    )
+    adapters: Schema = {"peft_config": {**lora, "type": ["object", "null"]}}
+    known = {**config["properties"], **composer["properties"], **sections, **passed_on, **master, **adapters}
+    return section(known)
 
 
 def _loaders() -> dict[str, Schema]:
@@ -318,7 +336,8 @@ def _loaders() -> dict[str, Schema]:
         decoder_only_format={"type": "boolean"},
     )
     tuning = section({**streamed["properties"], **hub["properties"], **more, **length})
-    datasets = {"text": text, "finetuning": tuning}
+    pairs = section({"path": {"type": "string"}, "shuffle": {"type": "boolean"}, **length}, ["path"])
+    datasets = {"text": text, "finetuning": tuning, "preferences": pairs}
     loaders = {}
     for name, builder in registry.dataloaders.get_all().items():
         loader = from_signature(builder, without={"tokenizer", "device_batch_size"}, label={"type": "string"})

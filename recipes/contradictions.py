@@ -14,6 +14,7 @@ from recipes.cost.hardware import find_gpu
 from recipes.cost.parameters import count_parameters
 from recipes.file_names import names_of_files
 from recipes.keys import KeyPath, Place, Problem, RecipeError
+from recipes.lora import target_problems
 from recipes.models.backends import CHOICES, features, refusals
 
 Finding = tuple[KeyPath, str]
@@ -297,7 +298,25 @@ def _sharding(recipe: Mapping[str, Any]) -> Iterator[Finding]:
         yield ("precision",), "amp_fp8 works on Transformer Engine layers only: set model.fc_type: te"
 
 
-MODEL_RULES: tuple[Rule, ...] = (_heads, _positions, _ranges, _backend, _size)
+def _lora(model: Mapping[str, Any]) -> Iterator[Finding]:
+    if model.get("peft_config"):
+        for text in target_problems(model):
+            yield ("peft_config", "target_modules"), text
+
+
+def _preferences(recipe: Mapping[str, Any]) -> Iterator[Finding]:
+    has_pairs = any(loader.get("name") == "preferences" for _, loader in _loaders(recipe))
+    if recipe.get("dpo"):
+        if not _section(recipe, "model").get("peft_config"):
+            yield ("model", "peft_config"), "missing; dpo compares with the model without its adapters (LoRA)"
+        for key, loader in _loaders(recipe):
+            if loader.get("name") != "preferences":
+                yield (*key, "name"), f"got {loader.get('name')}, expected preferences: dpo learns from pairs"
+    elif has_pairs:
+        yield ("dpo",), "missing; the preferences loader gives pairs, for which it says beta, such as dpo: {beta: 0.1}"
+
+
+MODEL_RULES: tuple[Rule, ...] = (_heads, _positions, _ranges, _backend, _size, _lora)
 TRAIN_RULES: tuple[Rule, ...] = (
     _sequence_lengths,
     _batches,
@@ -306,4 +325,5 @@ TRAIN_RULES: tuple[Rule, ...] = (
     _checkpoints,
     _evaluation,
     _sharding,
+    _preferences,
 )

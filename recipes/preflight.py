@@ -60,6 +60,7 @@ def preflight(recipe: Recipe) -> list[Problem]:
         found += _data(key, loader, recipe)
     found += _tokenizer(recipe.get("tokenizer", {}))
     found += _weights(recipe.values)
+    found += _pretrained(recipe)
     found += _device(recipe)
     found += _disk(recipe)
     found += _resumed(recipe)
@@ -123,6 +124,8 @@ def _loaders(recipe: Recipe) -> Iterator[tuple[KeyPath, Mapping[str, Any]]]:
 def _data(key: KeyPath, loader: Mapping[str, Any], recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     dataset = loader.get("dataset") or {}
     where = (*key, "dataset")
+    if loader.get("name") == "preferences" and not Path(str(dataset.get("path"))).is_file():
+        yield (*where, "path"), f"no data: there is no file {dataset.get('path')} of prompt, chosen and rejected"
     if dataset.get("hf_name"):
         yield from _hub_dataset(where, dataset)
         return
@@ -255,6 +258,14 @@ def _weights(settings: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
         yield ("load_path",), f"{path} is no checkpoint, or not a whole one"
     elif path and "{" not in path and not Path(path).exists():
         yield ("load_path",), f"no checkpoint: {path} does not exist"
+
+
+def _pretrained(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
+    if recipe.get("pretrained"):
+        from recipes.pretrained import problems
+
+        for key, text in problems(recipe.values):
+            yield tuple(key.split(".")), text
 
 
 def _from_hub(key: KeyPath, what: str, kind: str, name: str) -> Iterator[tuple[KeyPath, str]]:

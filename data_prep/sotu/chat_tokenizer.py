@@ -1,0 +1,47 @@
+"""Give a tokenizer a chat template, in a folder of its own; the words stay, and so a model's weights.
+
+    python -m data_prep.sotu.chat_tokenizer shards/sotu/tokenizer shards/sotu-chat/tokenizer
+
+The template is short, for a model that reads 128 tokens, and ends each answer with the EOS token, at which generation
+stops. ChatML, the default of data_prep.finetune, would spend a third of them on its marks.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}{{ 'Answer: ' + message['content'] + eos_token }}"
+    "{% elif message['role'] == 'user' %}{{ 'Question: ' + message['content'] + '\n' }}"
+    "{% else %}{{ message['content'] + '\n' }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Answer:' }}{% endif %}"
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help="a tokenizer's folder")
+    parser.add_argument("out", type=Path, help="the folder to make")
+    arguments = parser.parse_args()
+    try:
+        config = json.loads((arguments.source / "tokenizer_config.json").read_text(encoding="utf-8"))
+        partial = arguments.out.with_name(f".{arguments.out.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(arguments.source, partial)
+        text = json.dumps({**config, "chat_template": TEMPLATE}, indent=2, ensure_ascii=False)
+        (partial / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+        shutil.rmtree(arguments.out, ignore_errors=True)
+        partial.rename(arguments.out)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{arguments.out}: {arguments.source} with a chat template")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""Direct preference optimisation: pairs of answers to one prompt, the better one to become likelier than before.
+
+    loss = -log sigmoid(beta * ((log p(chosen) - log p₀(chosen)) - (log p(rejected) - log p₀(rejected))))
+
+(Rafailov et al. 2023, arXiv 2305.18290, equation 7.) p₀ is the model as it was: with LoRA that is the same model with
+its adapters turned off, so no second copy is held, on one process or sharded.
+
+Shapes: B pairs, S tokens; the second dimension of a batch is (chosen, rejected).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from composer import ComposerModel, DataSpec
+from composer.utils import dist
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchmetrics import MeanMetric, Metric
+
+from data_prep.conversations import BadExample, ConversationTokenizer
+
+IGNORED = -100  # a label that no loss is on
+ANSWERS = ("chosen", "rejected")
+
+
+class PairLoss(MeanMetric):
+    """The DPO loss, mean over pairs."""
+
+
+class PairAccuracy(MeanMetric):
+    """How often the chosen answer has gained more than the rejected one; a half is chance."""
+
+
+class PreferenceModel(ComposerModel):
+    """A language model with adapters, trained on pairs. Its parameters keep the names they have without it.
+
+    model: the Composer model that the recipe's `model:` section builds. beta: how far p may move from p₀; smaller is
+    further. Raises ValueError for a model without adapters.
+    """
+
+    def __init__(self, model: Any, beta: float) -> None:
+        super().__init__()
+        self.model = model.model
+        self.tokenizer = model.tokenizer
+        self.beta = beta
+        self._flops_per_token = model.flops_per_batch({"input_ids": torch.zeros(1, 1, dtype=torch.long)})
+        self._metrics = {"PairLoss": PairLoss(), "PairAccuracy": PairAccuracy()}
+        if not list(_adapters(self.model)):
+            raise ValueError("dpo compares with the model without its adapters: set model.peft_config (LoRA)")
+
+    def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """beta times the difference of the gains, (B,): positive where the chosen answer has gained more."""
+        now = self._answers(batch)  # (B, 2)
+        with torch.no_grad(), adapters_off(self.model):
+            before = self._answers(batch)
+        gain = now - before
+        return self.beta * (gain[:, 0] - gain[:, 1])
+
+    def loss(self, outputs: Tensor, batch: Mapping[str, Tensor], *_: Any, **__: Any) -> Tensor:
+        return -F.logsigmoid(outputs).mean()
+
+    def eval_forward(self, batch: Mapping[str, Tensor], outputs: Tensor | None = None) -> Tensor:
+        return self.forward(batch) if outputs is None else outputs
+
+    def get_metrics(self, is_train: bool = False) -> dict[str, Metric]:
+        return {} if is_train else dict(self._metrics)
+
+    def update_metric(self, batch: Any, outputs: Tensor, metric: Metric) -> None:
+        metric.update(-F.logsigmoid(outputs) if isinstance(metric, PairLoss) else (outputs > 0).float())
+
+    def flops_per_batch(self, batch: Mapping[str, Tensor]) -> float:
+        """Forward and backward over both answers, and the forward pass without adapters: a third more."""
+        return self._flops_per_token * batch["input_ids"].numel() * 4 / 3
+
+    def _answers(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Log-probability of each answer under the model, (B, 2)."""
+        ids, mask, labels = (batch[name].flatten(0, 1) for name in ("input_ids", "attention_mask", "labels"))  # (2B, S)
+        logits = self.model(input_ids=ids, attention_mask=mask.bool()).logits[:, :-1].float()  # (2B, S - 1, V)
+        targets = labels[:, 1:]
+        each = -F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")  # (2B, S - 1)
+        return each.sum(dim=1).unflatten(0, (-1, 2))
+
+
+class adapters_off:
+    """Inside, the model computes as if it had no adapters."""
+
+    def __init__(self, model: Any) -> None:
+        self._layers = list(_adapters(model))
+
+    def __enter__(self) -> None:
+        for layer in self._layers:
+            layer._disable_adapters = True  # enable_adapters() would also change which parameters are trained
+
+    def __exit__(self, *_: object) -> None:
+        for layer in self._layers:
+            layer._disable_adapters = False
+
+
+def _adapters(model: Any) -> Iterable[Any]:
+    return (module for module in model.modules() if isinstance(module, BaseTunerLayer))
+
+
+# --- pairs --------------------------------------------------------------------------------------------------------
+
+
+def build_preference_loader(
+    tokenizer: Any,
+    device_batch_size: int,
+    dataset: dict[str, Any],
+    num_workers: int = 0,
+    drop_last: bool = True,
+    pin_memory: bool = True,
+    prefetch_factor: int | None = None,
+    persistent_workers: bool = False,
+    timeout: int = 0,
+) -> DataSpec:
+    """The `preferences` loader: pairs from a JSON Lines file, each padded to max_seq_len.
+
+    dataset: path, max_seq_len (tokens), shuffle. Raises ValueError for a row that is no pair, naming file and line.
+    """
+    pairs = read_pairs(Path(dataset["path"]), tokenizer, int(dataset["max_seq_len"]))
+    sampler = dist.get_sampler(pairs, drop_last=drop_last, shuffle=bool(dataset.get("shuffle", False)))  # type: ignore[arg-type]
+    loader = DataLoader(
+        pairs,  # type: ignore[arg-type]
+        batch_size=int(device_batch_size),
+        sampler=sampler,
+        num_workers=num_workers,
+        drop_last=drop_last,
+        pin_memory=pin_memory,
+        prefetch_factor=prefetch_factor,
+        persistent_workers=persistent_workers,
+        timeout=timeout,
+    )
+    return DataSpec(
+        dataloader=loader,
+        get_num_samples_in_batch=lambda batch: int(batch["input_ids"].shape[0]),
+        get_num_tokens_in_batch=lambda batch: int(batch["attention_mask"].sum()),
+    )
+
+
+def read_pairs(path: Path, tokenizer: Any, max_seq_len: int) -> list[dict[str, Tensor]]:
+    """Rows of {"prompt": …, "chosen": …, "rejected": …}, through the tokenizer's chat template: (2, S) tensors each.
+
+    A pair that is longer than `max_seq_len` tokens is refused: cut off, it would prefer half an answer.
+    """
+    conversations = ConversationTokenizer(tokenizer, {})
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    pairs = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            both = [_ids(row["prompt"], row[answer], conversations) for answer in ANSWERS]
+        except (BadExample, KeyError, TypeError, ValueError) as error:
+            said = f"no {error}" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"{path}:{number}: expected prompt, chosen and rejected as text: {said}") from None
+        longest = max(len(prompt) + len(answer) for prompt, answer in both)
+        if longest > max_seq_len:
+            raise ValueError(
+                f"{path}:{number}: {longest} tokens, max_seq_len is {max_seq_len}: shorten it, or raise that"
+            )
+        pairs.append(_padded(both, max_seq_len, pad))
+    if not pairs:
+        raise ValueError(f"{path} holds no pair")
+    return pairs
+
+
+def _ids(prompt: str, answer: str, conversations: ConversationTokenizer) -> tuple[list[int], list[int]]:
+    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+    (turn,) = conversations.turns({"messages": messages})
+    return turn.input_ids, turn.labels
+
+
+def _padded(both: Sequence[tuple[list[int], list[int]]], length: int, pad: int) -> dict[str, Tensor]:
+    rows: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "labels": []}
+    for prompt, answer in both:
+        empty = length - len(prompt) - len(answer)
+        rows["input_ids"].append([*prompt, *answer, *[pad] * empty])
+        rows["attention_mask"].append([1] * (length - empty) + [0] * empty)
+        rows["labels"].append([IGNORED] * len(prompt) + answer + [IGNORED] * empty)
+    return {name: torch.tensor(values) for name, values in rows.items()}  # (2, S)
