@@ -1,19 +1,34 @@
-"""JSONL into a tokenizer (`data_prep.tokenizer`) and into MDS shards (`data_prep.pretrain`, `data_prep.verify`).
+"""Text into a tokenizer (`data_prep.tokenizer`), into MDS shards (`pretrain`, `finetune`) and into what is told of them
+(`inspect`, `verify`, `mixture`).
 
-One subject a file, none of which imports torch, transformers or streaming, so that every command starts at once:
+One subject a file. None imports torch or streaming, and only finetune imports transformers: commands start at once.
 
     plan.py             what a run will do, and how that stands to what is there
     sources.py          which files are the input, and what identifies them
+    storage.py          files here and behind URLs
+    parts.py            the input cut into parts
+    readers.py          the reader of each format: reading.py for lines, formats.py for parquet and text
     reading.py          bytes on disk -> documents, or the reason a row is not one
     rejects.py          what becomes of such rows
     holdout.py          which documents are kept out of training
-    tokenising.py       documents -> token ids, by an engine that can be swapped
+    curation.py         which are left out; near_duplicates.py finds those that are alike
+    tokenising.py       what a tokenizer is, and the reference engine
+    engines.py          the fast engines and the check of their ids; newer_characters.py: where one of them is not exact
+    sampling.py         the documents that they are checked on
+    long_texts.py       long documents in pieces
     tokenizer_files.py  where a tokenizer is
-    windows.py          token ids -> sequences of one length
-    splits.py           one split while it is made, out of the two above and the one below
-    writing.py          sequences -> MDS shards
+    windows.py          documents' ids joined end to end
+    part_task.py        one part tokenised; part_files.py: what it leaves on the disk
+    ordering.py         which documents go into a split, in which order
+    splits.py           the splits made out of finished parts
+    tasks.py            the kinds of tasks; workers.py: who does them
+    making.py           a plan carried out
+    writing.py          sequences -> MDS shards; mds.py reads them
+    conversations.py    instruction data -> turns of ids
     manifest.py         what a finished split says about itself
+    staging.py          what a run that was cut off leaves, for the next to go on from
     publishing.py       one run at a time, and nothing half-written under the final name
+    uploading.py        a finished output in an object store
     progress.py         the bar on a terminal
     errors.py           what the user did, in words, instead of a traceback
 """

@@ -203,7 +203,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--workers", type=_count, default=0, metavar="N", help="processes (%(default)s: one a core); same bytes for all"
     )
-    help_text = "what encodes; auto: the fastest that gives the same ids as tokenizers (%(default)s)"
+    help_text = "what encodes; auto: the first of these that gives the ids of tokenizers on a sample (%(default)s)"
     add("--encoder", default="auto", choices=("auto", *NAMES), help=help_text)
     add("--strict", action="store_true", help="fail where a fast encoder gives other ids, instead of another encoder")
     add(

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import random
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from gigatoken.gigatoken_rs import load_hf_json
 from tokenizers import Tokenizer
 
 from data_prep import engines
 from data_prep.engines import NAMES, EngineSettings, choose_engine, without_special_tokens
 from data_prep.errors import PrepError
 from data_prep.long_texts import can_be_cut, pieces_of
+from data_prep.newer_characters import NEWER_CHARACTERS, has_newer_character
 from data_prep.tokenising import HuggingFaceEngine
 from tests.data_prep.conftest import tree
 
@@ -39,6 +42,60 @@ def test_same_ids(name: str, allow_special: bool, tokenizer: Path, strings: list
     reference = HuggingFaceEngine(Tokenizer.from_file(path), allow_special, add_special_tokens=False)
     for text, ids, expected in zip(strings, fast.encode(strings), reference.encode(strings), strict=True):
         assert np.array_equal(ids, expected), repr(text)
+
+
+def nfc_tokenizer(tokenizer: Path, folder: Path) -> str:
+    """The tokenizer with GPT-NeoX's normalization: its tokenizer.json."""
+    path = folder / "tokenizer.json"
+    config = json.loads((tokenizer / "tokenizer.json").read_text())
+    path.write_text(json.dumps({**config, "normalizer": {"type": "NFC"}}))
+    return str(path)
+
+
+COMPOSED = (
+    "\U000105d2\u0307",
+    "\U000105da\u0307",
+    "\U00011382\U000113c9",
+    "\U0001138b\U000113c2",
+    "\U00011935\U00011930",
+)
+
+
+def test_all_characters_that_differ_are_known(tokenizer: Path, tmp_path: Path) -> None:
+    """Every mark and every code point that Python does not know, among marks and contractions; a part of the others."""
+    path = nfc_tokenizer(tokenizer, tmp_path)
+    known = {code for first, last in NEWER_CHARACTERS for code in range(first, last + 1)}
+    fast = load_hf_json(without_special_tokens(Path(path).read_bytes()))
+    reference = EngineSettings("tokenizers", path, False, False).make()
+    below = [*range(0x80, 0xD800), *range(0xE000, 0x1F000)]
+    codes = {code for code in below if unicodedata.combining(chr(code)) or unicodedata.category(chr(code)) == "Cn"}
+    codes |= {*range(0xE000, 0x110000, 997), *range(0x20000, 0x34000, 97), *(code for code in known if code < 0x33480)}
+    texts = {
+        c: f"a{chr(c)}\u0301\u0323{chr(c)}q\u0301{chr(c)}\u0323 b{chr(c)}'s{chr(c)}1{chr(c)}" for c in sorted(codes)
+    }
+    found = {
+        code
+        for (code, text), expected in zip(texts.items(), reference.encode(list(texts.values())), strict=True)
+        if not np.array_equal(fast.encode(text), expected)
+    }
+    assert found <= known
+    assert len(found) > 1000  # else NEWER_CHARACTERS is no longer needed
+    assert [code for code, text in texts.items() if has_newer_character(text)] == sorted(known & codes)
+    assert all(map(has_newer_character, COMPOSED))
+    differing = [*COMPOSED, *(texts[code] for code in found)]
+    engine = EngineSettings("gigatoken", path, False, False).make()
+    for ids, expected in zip(engine.encode(differing), reference.encode(differing), strict=True):
+        assert np.array_equal(ids, expected)
+
+
+def test_the_check_at_the_start_finds_characters_that_differ(
+    tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(engines, "has_newer_character", lambda text: False)
+    for path in (str(tokenizer / "tokenizer.json"), nfc_tokenizer(tokenizer, tmp_path)):
+        loaded, wanted = Tokenizer.from_file(path), EngineSettings("", path, False, False)
+        assert choose_engine("auto", wanted, loaded, ["plain"], strict=False)[0].name == "fastokens"
+        assert "note: gigatoken gives other ids than tokenizers: [" in capsys.readouterr().err
 
 
 def test_ids_stay_the_same_when_the_caches_are_thrown_away(
@@ -75,7 +132,7 @@ def test_a_wrong_engine_is_found_out(
     said = capsys.readouterr().err
     assert "note: gigatoken gives other ids than tokenizers: [" in said
     assert "note: fastokens gives other ids" in said
-    with pytest.raises(PrepError, match=r"--encoder fastokens gives other ids than tokenizers: .*Without --strict"):
+    with pytest.raises(PrepError, match=r"--encoder gigatoken gives other ids than tokenizers: .*Without --strict"):
         choose_engine("auto", wanted, loaded, [], strict=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from data_prep.conversations import BadExample, ConversationTokenizer, Turn, count_tokens, truncated
+from data_prep.finetune import main
 from data_prep.mds import read_index, read_samples
 from tests.conftest import Command
 from tests.data_prep.conftest import tree
@@ -50,10 +52,14 @@ def with_template(tmp_path_factory: pytest.TempPathFactory, tokenizer: Path) -> 
 
 
 @pytest.fixture
-def finetune(run_command: Command, tokenizer: Path) -> Callable[..., Any]:
-    def run(*words: str | Path, **options: Any) -> Any:
-        common = ("--tokenizer", tokenizer, "--seq-len", "400")
-        return run_command("python", "-m", "data_prep.finetune", *common, *words, **options)
+def finetune(tokenizer: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """Run the command in this process, which has imported transformers already."""
+
+    def run(*words: str | Path) -> Any:
+        capsys.readouterr()
+        status = main([str(word) for word in ("--tokenizer", tokenizer, "--seq-len", "400", *words)])
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(words, status, said.out, said.err)
 
     return run
 
@@ -79,7 +85,10 @@ def test_same_bytes_as_llmfoundry_and_read_by_its_loader(
         ("pairs", pairs, with_template),
     ):
         source = jsonl(rows, f"{name}.jsonl")
-        result = finetune(source, "--out", tmp_path / "ours" / name, "--tokenizer", used, "--seq-len", "4000")
+        words = ("--out", tmp_path / "ours" / name, "--tokenizer", used, "--seq-len", "4000")
+        result = (
+            run_command("python", "-m", "data_prep.finetune", source, *words) if not jobs else finetune(source, *words)
+        )
         assert (result.returncode, result.stderr) == (0, "")
         jobs.append({"name": name, "source": str(source), "tokenizer": str(used), "root": str(tmp_path)})
     instructions = tmp_path / "jobs.json"
