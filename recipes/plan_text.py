@@ -63,7 +63,7 @@ def print_comparison(plans: Sequence[Plan], left_out: Sequence[str]) -> None:
     console.print(
         "\nmicro: sequences of a micro-batch, of the most that fit. tokens/s: of one GPU. MFU and tokens/s are of the "
         "steady state; hours and dollars are the middle: whole runs keep "
-        f"{WHOLE_RUN_MID:.0%} of it ({WHOLE_RUN_LOW:.0%} to {WHOLE_RUN_HIGH:.0%}). USD/h: the middle of list prices "
+        f"{WHOLE_RUN_MID:.0%} of it ({WHOLE_RUN_LOW:.0%} to {WHOLE_RUN_HIGH:.0%}). USD/h: the median of list prices "
         "unless a rate is given; ? is not known. A step that does not fit as the recipe has it says no: name its GPU "
         "to see what would, such as --gpu h100."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ class Rate:
 
     usd_per_device_hour: float | None
     source: str
-    low: float | None = None  # the range behind it, where the rate is the middle of one
+    low: float | None = None  # the range behind it, where the rate is the median of one
     high: float | None = None
 
 
@@ -29,7 +30,7 @@ def choose_rate(
     prices_file: str | Path | None = None,
     price_kind: str = "on_demand",
 ) -> Rate:
-    """Picks the rate: a stated one, else the prices file's, else the middle of the hardware table's list prices.
+    """Picks the rate: a stated one, else the prices file's, else the median of the hardware table's list prices.
 
     The arguments are the keys of a recipe's `cost:` section. `gpu` is a name of the hardware table, or None on a
     machine without a known accelerator, where only a stated rate or the prices file's `cpu` entry can be right.
@@ -66,9 +67,10 @@ def _from_table(row: Gpu, price_kind: str, not_in_file: str) -> Rate:
     low, high = price_range
     prices = row.prices[price_kind]
     names = ", ".join(f"{p.provider} {p.usd_per_gpu_hour:.2f} ({p.date})" for p in prices)
-    middle = (low + high) / 2
-    how = "list price" if low == high else f"middle of list prices {low:.2f} to {high:.2f}"
-    return Rate(middle, f"{row.name} {price_kind}, {how}: {names}{not_in_file}", low, high)
+    # the median, so that one dear list price does not move it
+    median = statistics.median(p.usd_per_gpu_hour for p in prices)
+    how = "list price" if low == high else f"median of list prices from {low:.2f} to {high:.2f}"
+    return Rate(median, f"{row.name} {price_kind}, {how}: {names}{not_in_file}", low, high)
 
 
 def _from_file(path: Path, name: str, price_kind: str) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -143,9 +144,10 @@ def test_rate_order(tmp_path: Path) -> None:
 
     low, high = find_gpu("h100").price_range_usd_per_hour("on_demand")  # type: ignore[misc]
     table = choose_rate("h100")
-    assert table.usd_per_device_hour == (low + high) / 2
+    listed = sorted(price.usd_per_gpu_hour for price in find_gpu("h100").prices["on_demand"])
+    assert table.usd_per_device_hour == statistics.median(listed)
     assert (table.low, table.high) == (low, high)
-    assert "middle of list prices" in table.source
+    assert "median of list prices from" in table.source
     assert "AWS" in table.source
 
     absent = choose_rate("a100", prices_file=prices)
