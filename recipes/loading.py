@@ -27,16 +27,14 @@ def load_model(path: Path, tokenizer: str | None = None, recipe: Path | None = N
 
     Raises ValueError for a path that is neither, a folder of another architecture, files that are not whole.
     """
+    trained = None if is_hf_folder(path) else find_trained(path, recipe)  # before the seconds that torch takes
     import torch
 
     from recipes.processes import quiet
 
     quiet()
     logging.getLogger("recipes").setLevel(logging.WARNING)
-    if is_hf_folder(path):
-        loaded = _from_folder(path, tokenizer)
-    else:
-        loaded = _from_checkpoint(find_trained(path, recipe), path, tokenizer)
+    loaded = _from_checkpoint(trained, path, tokenizer) if trained else _from_folder(path, tokenizer)
     loaded.model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     return loaded
 

@@ -71,7 +71,8 @@ def reset_lora(model: Any) -> None:
     from torch.distributed.tensor import DTensor
 
     with torch.no_grad():
-        for layer in (module for module in model.modules() if isinstance(module, BaseTunerLayer)):
+        layers: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+        for layer in layers:
             for low, high in ((layer.lora_A[name].weight, layer.lora_B[name].weight) for name in layer.lora_A):
                 bound = 1 / math.sqrt(low.shape[1])  # kaiming_uniform_ with a = √5
                 for tensor, limit in ((low, bound), (high, 0.0)):

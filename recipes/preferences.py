@@ -121,13 +121,13 @@ def build_preference_loader(
     persistent_workers: bool = False,
     timeout: int = 0,
 ) -> DataSpec:
-    """The `preferences` loader: pairs from a JSON Lines file, each padded to max_seq_len.
+    """The `preferences` loader: pairs from a JSON Lines file, each padded to max_seq_len (one length, compiled once).
 
     dataset: path, max_seq_len (tokens), shuffle. Raises ValueError for a row that is no pair, naming file and line.
     """
     pairs = read_pairs(Path(dataset["path"]), tokenizer, int(dataset["max_seq_len"]))
     sampler = dist.get_sampler(pairs, drop_last=drop_last, shuffle=bool(dataset.get("shuffle", False)))  # type: ignore[arg-type]
-    loader = DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         pairs,  # type: ignore[arg-type]
         batch_size=int(device_batch_size),
         sampler=sampler,

@@ -29,6 +29,7 @@ from recipes.runs import run_folder, run_name
 # Weights and gradients in fp32, and Adam's two moments: bytes a parameter costs in training without sharding.
 TRAINING_BYTES_PER_PARAMETER = 16
 CHECKPOINT_BYTES_PER_PARAMETER = 12  # weights and the two moments
+WEIGHT_BYTES = 4  # of a parameter that is not trained: with LoRA, about all of them
 
 PACKAGE_FOR_SCHEME = {
     "s3": "boto3",
@@ -316,7 +317,8 @@ def _device(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     import psutil
 
     parameters = _parameters(recipe)
-    needed = parameters * TRAINING_BYTES_PER_PARAMETER / max(1, world_size() if recipe.get("fsdp_config") else 1)
+    each = WEIGHT_BYTES if recipe.get("model.peft_config") else TRAINING_BYTES_PER_PARAMETER
+    needed = parameters * each / max(1, world_size() if recipe.get("fsdp_config") else 1)
     memory = psutil.virtual_memory().total
     if needed > memory:
         text = f"no GPU here, and {parameters:,} parameters need about {needed / 2**30:,.0f} GiB a process to train"
@@ -343,7 +345,8 @@ def _disk(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
         yield ("save_folder",), f"checkpoints cannot be written to {folder}: {existing} is not a writable folder"
         return
     if recipe.get("model.name") == "mpt_causal_lm":
-        needed = _parameters(recipe) * CHECKPOINT_BYTES_PER_PARAMETER
+        each = WEIGHT_BYTES if recipe.get("model.peft_config") else CHECKPOINT_BYTES_PER_PARAMETER
+        needed = _parameters(recipe) * each
         free = shutil.disk_usage(existing).free
         if needed > free:
             where = os.path.relpath(existing)

@@ -81,7 +81,7 @@ class TensorFiles:
         rows = (entry.shape[0] if entry.shape else 1) - first if count is None else count
         shape = (rows, *entry.shape[1:]) if entry.shape else ()
         buffer = torch.empty(entry.row_bytes * rows if entry.shape else entry.bytes, dtype=torch.uint8)
-        self._read(entry, first * entry.row_bytes, memoryview(buffer.numpy()))
+        self._read(entry, first * entry.row_bytes, memoryview(buffer.numpy()))  # type: ignore[arg-type]
         return buffer.view(torch_type(entry.dtype)).view(shape)
 
     def _read(self, entry: Entry, start: int, into: memoryview) -> None:
@@ -239,6 +239,9 @@ class _Placeholder:
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
 
+    def __call__(self, *_: Any, **__: Any) -> _Placeholder:
+        return self
+
     def __setstate__(self, _: Any) -> None:
         pass
 
@@ -286,6 +289,7 @@ class ShardedCheckpoint(TensorFiles):
 
     def __init__(self, folder: Path) -> None:
         import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
         super().__init__({})
         try:
@@ -298,7 +302,7 @@ class ShardedCheckpoint(TensorFiles):
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._types: dict[str, Any] = {}
         for key, about in metadata.state_dict_metadata.items():
-            if key.startswith("state.model.") and hasattr(about, "size"):
+            if key.startswith("state.model.") and isinstance(about, TensorStorageMetadata):
                 name = plain_name(key.removeprefix("state.model."))
                 self._keys[name], self._shapes[name] = key, tuple(about.size)
                 self._types[name] = about.properties.dtype

@@ -14,6 +14,7 @@ from recipes.keys import RecipeError
 from recipes.tensor_files import ShardedCheckpoint, TensorFiles, checkpoint_file
 
 RECIPE = "recipe.yaml"
+NEEDED = ("model", "tokenizer", "max_seq_len")  # of a recipe, to know what its checkpoint is
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def _recipe_of(path: Path, run: Path | None, given: Path | None) -> Recipe:
     if file is None:
         raise ValueError(f"{path} has no {RECIPE} in its run folder: say which recipe trained it with --recipe FILE")
     recipe = load(file)
-    problems = check(recipe)
+    problems = [problem for problem in check(recipe) if problem.key and problem.key[0] in NEEDED]
     if problems:
         raise RecipeError(problems)
     return recipe

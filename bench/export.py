@@ -1,0 +1,142 @@
+"""How fast an export is, against copying the same checkpoint with cp.
+
+    python bench/export.py --gb 8 --folder /tmp        # writes bench/results/export.md
+
+Makes a checkpoint shaped like MPT-7B, with as many layers as come to --gb (weights alone, fp32), then runs in turn and
+three times each: `cp` of the checkpoint with its bytes brought to the disk, and `python -m recipes export` to fp32 and
+bf16, which does the same. Bytes a second are those read; the peak memory is that of the exporting process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+import yaml
+
+from recipes.cost.parameters import count_parameters
+from recipes.hf_names import links
+
+RESULTS = Path(__file__).parent / "results" / "export.md"
+ROUNDS = 3
+PEAK = "import resource,sys;from recipes.__main__ import main;c=main(sys.argv[1:]);"
+PEAK += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss);sys.exit(c)"
+
+
+def make_checkpoint(folder: Path, gigabytes: float) -> tuple[Path, int, int]:
+    """A run folder with MPT-7B's widths; its path, the checkpoint's bytes and its layers."""
+    model = {
+        "name": "mpt_causal_lm",
+        "d_model": 4096,
+        "n_heads": 32,
+        "vocab_size": 50432,
+        "max_seq_len": 2048,
+        "no_bias": True,
+        "attn_config": {"alibi": True},
+    }
+    layer = 12 * 4096 * 4096 * 4
+    model["n_layers"] = max(1, min(32, round((gigabytes * 1e9 - 50432 * 4096 * 4) / layer)))
+    (folder / "checkpoints").mkdir(parents=True)
+    recipe = {
+        "max_seq_len": 2048,
+        "model": model,
+        "tokenizer": {"name": "shards/sotu/tokenizer"},
+        "train_loader": {
+            "name": "text",
+            "dataset": {"local": "x", "split": "train"},
+            "drop_last": True,
+            "num_workers": 0,
+        },
+        "optimizer": {"name": "decoupled_adamw", "lr": 1e-4},
+        "scheduler": {"name": "constant_with_warmup", "t_warmup": "1ba"},
+        "global_train_batch_size": 8,
+        "max_duration": "1ba",
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    rows: dict[str, list[int]] = {}
+    for link in links(model):
+        known = rows.setdefault(link.ours, [0, *link.shape[1:]])
+        known[0] += link.shape[0]
+    state = {f"model.{name}": torch.full(tuple(shape), 0.01) for name, shape in rows.items()}
+    path = folder / "checkpoints" / "ep0-ba1-rank0.pt"
+    torch.save({"state": {"model": state}}, path)
+    os.sync()
+    assert count_parameters(model).total == sum(t.numel() for t in state.values())
+    return folder, path.stat().st_size, int(model["n_layers"])
+
+
+def copied(source: Path, target: Path) -> float:
+    start = time.perf_counter()
+    subprocess.run(["cp", source, target], check=True)
+    descriptor = os.open(target, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+    took = time.perf_counter() - start
+    target.unlink()
+    return took
+
+
+def exported(run: Path, out: Path, dtype: str) -> tuple[float, int]:
+    """Seconds of the whole command, and its peak memory in bytes."""
+    start = time.perf_counter()
+    command = [sys.executable, "-c", PEAK, "export", str(run), str(out), "--dtype", dtype]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    took = time.perf_counter() - start
+    shutil.rmtree(out)
+    return took, int(done.stdout.split()[-1]) * 1024
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gb", type=float, default=8.0, help="of the checkpoint (8; MPT-7B whole: 26.6)")
+    parser.add_argument("--folder", type=Path, default=Path("/tmp"), help="where there is room for three times as much")
+    arguments = parser.parse_args()
+    scratch = arguments.folder / f"bench-export-{os.getpid()}"
+    try:
+        run, size, layers = make_checkpoint(scratch / "run", arguments.gb)
+        checkpoint = run / "checkpoints" / "ep0-ba1-rank0.pt"
+        copied(checkpoint, scratch / "warm.pt")
+        times: dict[str, list[float]] = {"cp": [], "fp32": [], "bf16": []}
+        peak = 0
+        for _ in range(ROUNDS):
+            times["cp"].append(copied(checkpoint, scratch / "copy.pt"))
+            for dtype in ("fp32", "bf16"):
+                took, used = exported(run, scratch / "out", dtype)
+                times[dtype].append(took)
+                peak = max(peak, used)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    names = {"cp": "cp, then fsync", "fp32": "export to fp32", "bf16": "export to bf16"}
+    lines = [
+        "# Export against cp",
+        "",
+        f"    python bench/export.py --gb {arguments.gb:g} --folder {arguments.folder}",
+        "",
+        f"A checkpoint of {size / 1e9:.2f} GB, MPT-7B's widths, {layers} layers; {ROUNDS} rounds in turn, medians.",
+        "The whole command is timed, with Python's start and the tokenizer; all written bytes are brought to the disk.",
+        f"{os.cpu_count()} CPU cores ({platform.machine()}), {platform.system()}, torch {torch.__version__}.",
+        "",
+        "| | seconds | spread | GB read a second |",
+        "|---|---|---|---|",
+    ]
+    for key, name in names.items():
+        middle = statistics.median(times[key])
+        spread = f"{min(times[key]):.1f} – {max(times[key]):.1f}"
+        lines.append(f"| {name} | {middle:.1f} | {spread} | {size / middle / 1e9:.2f} |")
+    lines += ["", f"Peak memory of an export: {peak / 2**20:,.0f} MiB, torch and transformers included.", ""]
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text("\n".join(lines))
+    print("\n".join(lines))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
