@@ -21,7 +21,7 @@ One subject a file. None imports torch or streaming, and only finetune imports t
     part_task.py        one part tokenised; part_files.py: what it leaves on the disk
     ordering.py         which documents go into a split, in which order
     splits.py           the splits made out of finished parts
-    tasks.py            the kinds of tasks; workers.py: who does them
+    tasks.py            the kinds of tasks; workers.py: who does them here; cluster.py: a Ray cluster does them
     making.py           a plan carried out
     writing.py          sequences -> MDS shards; mds.py reads them
     conversations.py    instruction data -> turns of ids

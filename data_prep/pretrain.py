@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from data_prep.cluster import RayTasks, connected
 from data_prep.engines import NAMES, EngineSettings, choose_engine
 from data_prep.errors import PrepError, exit_status
 from data_prep.long_texts import can_be_cut
@@ -119,12 +120,17 @@ def make(arguments: argparse.Namespace, plan: Plan, tokenizer: Tokenizer, out: P
     part_bytes = round(arguments.part_mb * 1e6)
     parts = cut_into_parts(sources, part_bytes)
     total_bytes = sum(part.bytes for part in parts)
-    workers = min(arguments.workers or worth_starting(total_bytes), len(parts))
     with ExitStack() as stack:
+        if arguments.engine == "ray":
+            stack.enter_context(connected(arguments.ray_address))
         staging = stack.enter_context(resumable_staging(out, plan.made_from, part_bytes, arguments.overwrite))
         progress = stack.enter_context(RunProgress(total_bytes, options["split"]))
         executor: Executor
-        if workers > 1:
+        workers = min(arguments.workers or worth_starting(total_bytes), len(parts))
+        if arguments.engine == "ray":
+            executor = RayTasks(settings, staging, progress.report, arguments.workers)
+            workers = executor.cores
+        elif workers > 1:
             del engine, tokenizer  # each worker has its own
             executor = WorkerProcesses(workers, settings, staging, progress.report)
             stack.callback(executor.close)
@@ -203,6 +209,10 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--workers", type=_count, default=0, metavar="N", help="processes (%(default)s: one a core); same bytes for all"
     )
+    help_text = "who works: processes here, or the nodes of a Ray cluster, which must share the storage (%(default)s)"
+    add("--engine", default="local", choices=("local", "ray"), help=help_text)
+    help_text = "of the cluster (RAY_ADDRESS, or the one that this machine is a node of)"
+    add("--ray-address", metavar="HOST:PORT", help=help_text)
     help_text = "what encodes; auto: the first of these that gives the ids of tokenizers on a sample (%(default)s)"
     add("--encoder", default="auto", choices=("auto", *NAMES), help=help_text)
     add("--strict", action="store_true", help="fail where a fast encoder gives other ids, instead of another encoder")

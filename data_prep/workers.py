@@ -1,4 +1,4 @@
-"""Tasks done in this process or by worker processes on this machine, with the same result."""
+"""Tasks done in this process or by worker processes on this machine, with the same result; see also cluster.py."""
 
 import contextlib
 import multiprocessing
