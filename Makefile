@@ -31,7 +31,7 @@ $(VENV)/.installed: uv.lock pyproject.toml
 data: setup ## the embedded corpus → tokenizer, shards and evaluation tasks in shards/sotu
 	$(PYTHON) -m data_prep.tokenizer $(CORPUS) --out $(SHARDS)/tokenizer --vocab-size 2048 --holdout 0.05
 	$(PYTHON) -m data_prep.pretrain $(CORPUS) --out $(SHARDS) --tokenizer $(SHARDS)/tokenizer --seq-len 128 --holdout 0.05
-	@test -f $(SHARDS)/tasks/cloze.jsonl || $(PYTHON) -m eval.tasks.cloze $(SHARDS)/val/documents.jsonl --out $(SHARDS)/tasks/cloze.jsonl
+	@test -f $(SHARDS)/tasks/dates.jsonl || $(PYTHON) -m eval.tasks.generate $(SHARDS)/val/documents.jsonl --out $(SHARDS)/tasks
 
 train: data ## the whole story on the embedded corpus: prepare, train, evaluate, sum up
 	$(BIN)/composer train.py yamls/pretrain/mpt-quickstart.yaml

@@ -2,33 +2,50 @@
 
     composer eval/evaluate.py yamls/eval/quickstart.yaml
     composer -n 8 eval/evaluate.py yamls/eval/quickstart.yaml models.0.run=runs/mpt-1b
+    python eval/evaluate.py yamls/eval/quickstart.yaml --show-prompts
 
-Recipes have LLM Foundry's evaluation keys; a model may also be named by its run folder (see eval/models.py). An
-evaluation that was done before, of the same checkpoint on the same tasks, prints its results again.
+Recipes have LLM Foundry's evaluation keys; a model may also be named by its run folder or its Hugging Face folder (see
+eval/models.py). An evaluation that was done before prints its results again; a killed one goes on. `--show-prompts`
+prints the exact prompt of each task's first example and evaluates nothing.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
+import math
 import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-if str(Path(__file__).resolve().parent.parent) not in sys.path:  # run as a script, the folder above is not on the path
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if __name__ == "__main__":  # run as a script: look for modules in the folder above, not in this one
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from eval import results
 from eval.baseline import unigram_entropy
-from eval.models import spell_out_models
+from eval.cache import SCORING, AnswerCache
+from eval.digests import digest_of
+from eval.models import longest, spell_out_models
+from eval.questions import ScoringError
+from eval.tasks.rows import TaskError
 from recipes.batches import shard_folders
 from recipes.check import check
 from recipes.config import Recipe, load
-from recipes.keys import RecipeError
+from recipes.keys import Place, Problem, RecipeError
 from recipes.preflight import preflight_evaluation
 from recipes.screen import is_first_rank, print_problems, usage
 
+if TYPE_CHECKING:
+    from eval.backbone import Backbone
+
+SHOW_PROMPTS = "--show-prompts"
+
 
 def main(arguments: list[str]) -> int:
+    only_prompts = SHOW_PROMPTS in arguments
+    arguments = [argument for argument in arguments if argument != SHOW_PROMPTS]
     if not arguments or arguments[0] in ("-h", "--help"):
         return usage(__doc__, arguments)
     try:
@@ -50,10 +67,11 @@ def main(arguments: list[str]) -> int:
     if missing:
         return print_problems("this machine lacks what the evaluation needs", missing)
 
-    run = (written.get("models") or [{}])[0].get("run")
-    path = results.results_path(recipe, run)
-    found = results.finished(path, results.digest(recipe))
-    if found is not None:
+    models = [digest_of(entry, recipe.get("precision")) for entry in recipe["models"]]
+    path = results.results_path(recipe, (written.get("models") or [{}])[0].get("run"))
+    digest = results.digest(recipe, [*models, str(SCORING)], _files(recipe))
+    found = results.finished(path, digest)
+    if found is not None and not only_prompts:
         if is_first_rank():
             print("evaluated before: same checkpoint, same tasks")
             results.show(path, found)
@@ -63,59 +81,150 @@ def main(arguments: list[str]) -> int:
 
     quiet()
     try:
-        models = [_evaluate(recipe, model, path.parent / "tasks") for model in recipe["models"]]
+        if only_prompts:
+            return _show_prompts(recipe, path.parent / "tasks")
+        content, examples = evaluate(recipe, models, path.parent)
     except RecipeError as error:
         return print_problems("this evaluation cannot be run", error.problems)
+    except (TaskError, ScoringError) as error:
+        return print_problems("this evaluation cannot be done", [Problem(Place(str(recipe.path)), (), str(error))])
     if is_first_rank():
-        results.write(path, recipe, models)
-        results.show(path, results.finished(path, results.digest(recipe)) or {"models": models})
+        content = {"digest": digest, "recipe": str(recipe.path), "models": content}
+        results.write(path, content, examples)
+        results.show(path, content)
     return 0
 
 
-def _evaluate(recipe: Recipe, entry: dict[str, Any], scratch: Path) -> dict[str, Any]:
-    """Build one model, load its weights, and put it through every loader and task of the recipe."""
-    from composer import Trainer
-    from composer.utils import dist
-    from llmfoundry.utils import builders
+def evaluate(recipe: Recipe, digests: list[str], folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Every model of a checked recipe through its loaders and tasks: entries for results.json, and records of examples.
 
+    digests: the models', in their order. folder: that of the results, for answers and task files.
+    Raises RecipeError, TaskError, ScoringError.
+    """
+    models, examples = [], []
+    for entry, digest in zip(recipe["models"], digests, strict=True):
+        result, records = _evaluate(recipe, entry, digest, folder)
+        models.append(result)
+        examples += [{"model": entry["model_name"], **record} for record in records]
+    return models, examples
+
+
+def _evaluate(
+    recipe: Recipe, entry: dict[str, Any], digest: str, folder: Path
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    from composer.utils import dist
+    from llmfoundry.data.dataloader import build_dataloader
+
+    from eval.contamination import contaminated
+    from eval.loading import LoadedModel
+    from eval.progress import bar
+    from eval.suite import gauntlet_scores, logged, run_tasks, tasks_of
+    from eval.validation import validation_loss
     from recipes import build
-    from recipes.build import reporting
-    from recipes.processes import parallelism, prepare_process
+
+    settings = _settings(recipe, entry)
+    start = time.monotonic()
+    tokenizer = _tokenizer(recipe, entry)
+    loaded = functools.cache(lambda: LoadedModel(recipe, settings, entry, tokenizer))
+    batch, length = int(settings["device_eval_batch_size"]), longest(entry, settings["max_seq_len"])
+    result: dict[str, Any] = {"name": entry["model_name"], "checkpoint": _checkpoint(entry), "digest": digest}
+    tasks = []
+    if settings["icl_tasks"]:
+        prompts = min(length, settings.get("icl_seq_len") or length)
+        tasks = tasks_of(
+            settings["icl_tasks"], tokenizer, prompts, batch, folder / "tasks", settings["icl_subset_num_batches"]
+        )
+    numbers: dict[str, float] = {}
+    loaders = settings["eval_loader"]
+    for loader in loaders if isinstance(loaders, list) else [loaders] if loaders else []:
+        with build.reporting(recipe, "eval_loader"):
+            label, built = (
+                loader.pop("label", ""),
+                build_dataloader(build.complete_loader(loader, settings), tokenizer, batch),
+            )
+        loss = validation_loss(loaded().backbone, built.dataloader, batch, settings["eval_subset_num_batches"])
+        result.setdefault("losses", {})[label or "eval"] = loss
+        numbers[f"metrics/eval/{label + '/' if label else ''}LanguageCrossEntropy"] = loss
+    if "losses" in result:
+        result["loss"] = next(iter(result["losses"].values()))
+        result["perplexity"] = math.exp(result["loss"])
+    cache = functools.partial(_answers, folder, digest, dist.get_global_rank())
+    judged = run_tasks(tasks, lambda: loaded().backbone, tokenizer, length, batch, cache, bar)
+    result["tasks"] = [j.result for j in judged]
+    numbers |= logged(judged)
+    if settings["eval_gauntlet"] is not None and judged:
+        with build.reporting(recipe, "eval_gauntlet"):
+            result["gauntlet"] = gauntlet_scores(settings["eval_gauntlet"], judged)
+        numbers |= {f"icl/metrics/eval_gauntlet/{name}": value for name, value in result["gauntlet"].items()}
+    if recipe.get("contamination"):
+        result["contamination"] = [contaminated(task, tokenizer, **recipe["contamination"]) for task in tasks]
+    result["unigram_entropy"] = _unigram_entropy(recipe)
+    if settings.get("samples"):
+        result["samples"] = _samples(loaded().backbone, tokenizer, settings["samples"])
+    result["seconds"] = round(time.monotonic() - start, 3)
+    if settings["loggers"] or loaded.cache_info().currsize:
+        loaded().log(numbers)
+        loaded().close()
+    return result, [record for j in judged for record in j.examples()]
+
+
+def _show_prompts(recipe: Recipe, scratch: Path) -> int:
+    from eval.suite import tasks_of
+
+    for entry in recipe["models"]:
+        settings = _settings(recipe, entry)
+        length = longest(entry, settings.get("icl_seq_len") or settings["max_seq_len"])
+        tasks = tasks_of(settings["icl_tasks"] or [], _tokenizer(recipe, entry), length, 1, scratch, None)
+        for task in tasks if is_first_rank() else []:
+            example = task.examples[0]
+            print(
+                f"--- {entry['model_name']}: {task.label}, example 1 of {len(task.examples)}, digest {task.digest[:12]}"
+            )
+            print(f"{example.shown}⏎")
+    return 0
+
+
+def _settings(recipe: Recipe, entry: Mapping[str, Any]) -> dict[str, Any]:
+    from recipes import build
+    from recipes.processes import prepare_process
 
     build.register_components()
     settings: dict[str, Any] = {**build.EVAL_DEFAULTS, **copy.deepcopy(dict(recipe.values)), "model": entry["model"]}
     prepare_process(settings)
+    return settings
+
+
+def _tokenizer(recipe: Recipe, entry: Mapping[str, Any]) -> Any:
+    from llmfoundry.utils import builders
+
+    from recipes.build import reporting
+
     with reporting(recipe, "models"):
-        tokenizer = builders.build_tokenizer(entry["tokenizer"]["name"], entry["tokenizer"].get("kwargs") or {})
-    evaluators, gauntlet = build.build_evaluators(recipe, settings, tokenizer, str(scratch))
-    fsdp = settings["fsdp_config"] if dist.get_world_size() > 1 else None
-    with reporting(recipe, "models"):
-        model = build.build_model(copy.deepcopy(entry["model"]), tokenizer, fsdp, None)
-    if settings["eval_loader"] is not None:
-        evaluators = builders.add_metrics_to_eval_loaders(evaluators, build.loss_metrics(model))
-    with reporting(recipe, "models"):
-        trainer = Trainer(
-            run_name=settings["run_name"] or recipe.path.stem,
-            seed=settings["seed"],
-            model=model,
-            callbacks=gauntlet,
-            loggers=build.build_loggers(recipe, settings),
-            precision=settings["precision"],
-            parallelism_config=parallelism(fsdp, None, model),
-            load_path=entry.get("load_path"),
-            load_weights_only=True,
-            progress_bar=True,
-            dist_timeout=settings["dist_timeout"],
-        )
-    build.say_the_recipe_once(trainer)
-    trainer.eval(eval_dataloader=evaluators, subset_num_batches=settings["eval_subset_num_batches"])
+        return builders.build_tokenizer(entry["tokenizer"]["name"], entry["tokenizer"].get("kwargs") or {})
+
+
+def _answers(folder: Path, model: str, rank: int, task: str) -> AnswerCache:
+    return AnswerCache(folder, model, task, rank)
+
+
+def _checkpoint(entry: Mapping[str, Any]) -> str | None:
+    return entry.get("load_path") or entry["model"].get("pretrained_model_name_or_path")
+
+
+def _files(recipe: Recipe) -> list[Path]:
+    """The files of tasks and of data that decide the results."""
     tasks = recipe.get("icl_tasks", [])
-    sizes = {e.label: int(n) for e in evaluators if (n := getattr(e.dataloader, "num_samples", None))}
-    result = results.collect(entry, trainer.state.eval_metrics, sizes, tasks if isinstance(tasks, list) else [])
-    result["unigram_entropy"] = _unigram_entropy(recipe)
-    result["samples"] = _samples(model, tokenizer, settings.get("samples"))
-    trainer.close()
-    return result
+    files = [Path(value) for key in ("icl_tasks", "eval_gauntlet") if isinstance(value := recipe.get(key), str)]
+    if isinstance(tasks, str):
+        try:
+            tasks = load(tasks).get("icl_tasks", [])
+        except RecipeError:
+            tasks = []
+    files += [Path(str(task.get("dataset_uri"))) for task in tasks if isinstance(task, Mapping)]
+    loaders = recipe.get("eval_loader")
+    for loader in loaders if isinstance(loaders, list) else [loaders] if loaders else []:
+        files += [folder / "index.json" for folder in shard_folders(loader.get("dataset") or {})]
+    return files
 
 
 def _unigram_entropy(recipe: Recipe) -> float | None:
@@ -128,27 +237,24 @@ def _unigram_entropy(recipe: Recipe) -> float | None:
     return unigram_entropy(folders[0])
 
 
-def _samples(model: Any, tokenizer: Any, wanted: dict[str, Any] | None) -> list[dict[str, str]]:
+def _samples(backbone: Backbone, tokenizer: Any, wanted: dict[str, Any]) -> list[dict[str, str]]:
     """Continue each prompt of `samples:`; sampling is seeded, so that the same checkpoint says the same."""
-    if not wanted:
-        return []
     import torch
 
     made = []
     for prompt in wanted["prompts"]:
         torch.manual_seed(wanted.get("seed", 17))
         ids = tokenizer(prompt, return_tensors="pt")
-        ids = {k: v.to(next(model.parameters()).device) for k, v in ids.items() if k != "token_type_ids"}
-        with torch.no_grad():
-            text = model.generate(
-                **ids,
-                max_new_tokens=wanted.get("max_new_tokens", 60),
-                do_sample=wanted.get("temperature", 0.8) > 0,
-                temperature=wanted.get("temperature", 0.8) or None,
-                top_p=wanted.get("top_p", 0.9),
-                pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
-                synced_gpus=False,
-            )
+        ids = {k: v.to(backbone.device) for k, v in ids.items() if k != "token_type_ids"}
+        text = backbone.generate(
+            **ids,
+            max_new_tokens=wanted.get("max_new_tokens", 60),
+            do_sample=wanted.get("temperature", 0.8) > 0,
+            temperature=wanted.get("temperature", 0.8) or None,
+            top_p=wanted.get("top_p", 0.9),
+            pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
+            synced_gpus=backbone.sharded,
+        )
         made.append({"prompt": prompt, "text": tokenizer.decode(text[0, ids["input_ids"].shape[1] :])})
     return made
 

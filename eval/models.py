@@ -2,10 +2,11 @@
 
     models:
       - run: runs/mpt-quickstart          # a run folder: its recipe's model and tokenizer, its latest checkpoint
+      - folder: exported/mpt-7b           # a Hugging Face folder, such as `python -m recipes export` makes
       - model_name: other                 # LLM Foundry's form
         model: {name: mpt_causal_lm, …}
         tokenizer: {name: …}
-        load_path: path/to/checkpoint.pt
+        load_path: path/to/checkpoint.pt  # full, or the folder of a sharded one
 
 A recipe may also have `model`, `tokenizer` and `load_path` at the top, as for training: that is one model.
 """
@@ -13,6 +14,7 @@ A recipe may also have `model`, `tokenizer` and `load_path` at the top, as for t
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from recipes.check import check
 from recipes.checkpoints import find_checkpoints
 from recipes.config import Recipe, load, merge
 from recipes.keys import KeyPath, Place, Problem, RecipeError
+
+HF_MODEL = "hf_causal_lm"  # LLM Foundry's name for any causal model of transformers
 
 
 def spell_out_models(recipe: Recipe) -> Recipe:
@@ -42,12 +46,48 @@ def spell_out_models(recipe: Recipe) -> Recipe:
     models = values.get("models")
     if isinstance(models, list):
         values["models"] = [
-            _from_run(model, recipe.place(("models", index)), ("models", index))
-            if isinstance(model, Mapping) and "run" in model
+            _spelled_out(model, recipe.place(("models", index)), ("models", index))
+            if isinstance(model, Mapping)
             else model
             for index, model in enumerate(models)
         ]
     return dataclasses.replace(recipe, values=values, places=places)
+
+
+def _spelled_out(entry: Mapping[str, Any], place: Place, key: KeyPath) -> Mapping[str, Any]:
+    if "run" in entry:
+        return _from_run(entry, place, key)
+    return _from_folder(entry, place, key) if "folder" in entry else entry
+
+
+def _from_folder(entry: Mapping[str, Any], place: Place, key: KeyPath) -> dict[str, Any]:
+    folder = Path(str(entry["folder"]))
+    if not (folder / "config.json").is_file():
+        text = f"{folder} is no Hugging Face folder: it has no config.json; make one with `python -m recipes export`"
+        raise RecipeError([Problem(place, (*key, "folder"), text)])
+    its_own = {
+        "model_name": folder.name,
+        "model": {"name": HF_MODEL, "pretrained_model_name_or_path": str(folder)},
+        "tokenizer": {"name": str(folder)},
+    }
+    return merge(its_own, {k: v for k, v in entry.items() if k != "folder"})
+
+
+def is_folder(entry: Mapping[str, Any]) -> bool:
+    """Whether a spelled-out entry is a Hugging Face folder on this machine, which transformers alone can load."""
+    path = entry["model"].get("pretrained_model_name_or_path")
+    return entry["model"]["name"] == HF_MODEL and (Path(str(path)) / "config.json").is_file()
+
+
+def longest(entry: Mapping[str, Any], wanted: int) -> int:
+    """Tokens that the model reads at most: what the recipe wants, or less where the model has less."""
+    if is_folder(entry):
+        folder = Path(entry["model"]["pretrained_model_name_or_path"])
+        section = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    else:
+        section = entry["model"]
+    has = section.get("max_seq_len") or section.get("max_position_embeddings") or wanted
+    return min(wanted, int(has))
 
 
 def _from_run(entry: Mapping[str, Any], place: Place, key: KeyPath) -> dict[str, Any]:

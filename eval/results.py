@@ -1,39 +1,75 @@
-"""From Composer's metrics to results a person can compare: scores with their uncertainty, and where they are kept."""
+"""Results a person can compare: scores with standard error and interval, where they are kept, the table."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from eval import metrics
 from recipes.config import Recipe
+from recipes.report import EVALUATION
 from recipes.runs import write_whole
 
-LOSS = "LanguageCrossEntropy"
+EXAMPLES = "examples.jsonl"  # beside the results: one line an example
 
 
 def results_path(recipe: Recipe, run: str | None) -> Path:
-    """`results:` of the recipe, else evaluation.json in the run folder that is judged, else in runs/eval-<recipe>."""
+    """`results:` of the recipe, else results.json in the run folder that is judged, else in runs/eval-<recipe>."""
     if recipe.get("results"):
         return Path(recipe["results"])
-    return (Path(run) if run else Path("runs") / f"eval-{recipe.path.stem}") / "evaluation.json"
+    return (Path(run) if run else Path("runs") / f"eval-{recipe.path.stem}") / EVALUATION
 
 
-def digest(recipe: Recipe) -> str:
-    """SHA-256 over the recipe and the size and age of the files it reads, so that a changed one is evaluated anew."""
-    files: dict[str, tuple[int, int]] = {}
-    paths = [model.get("load_path") for model in recipe["models"]]
-    tasks = recipe.get("icl_tasks", [])
-    paths += [task.get("dataset_uri") for task in tasks] if isinstance(tasks, list) else [tasks]
-    for path in paths:
-        if path and Path(path).is_file():
-            stat = Path(path).stat()
-            files[path] = (stat.st_size, stat.st_mtime_ns)
-    text = json.dumps([dict(recipe.values), files], sort_keys=True, default=str)
+def examples_path(results: Path) -> Path:
+    """results.json → results.examples.jsonl beside it."""
+    return results.with_name(f"{results.stem}.{EXAMPLES}")
+
+
+def digest(recipe: Recipe, models: Iterable[str], files: Iterable[Path]) -> str:
+    """SHA-256 over the recipe, the models' digests and the content of the files it reads."""
+    contents = {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()}
+    values = {k: v for k, v in recipe.values.items() if k not in ("results", "loggers", "dry_run")}
+    text = json.dumps([values, list(models), contents], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def task_result(
+    *,
+    label: str,
+    metric: str,
+    outcomes: Sequence[float] | None,
+    score: float,
+    chance: float | None,
+    examples: int,
+    digest: str,
+    truncated: int,
+    metrics: Mapping[str, float],
+    seconds: float,
+) -> dict[str, Any]:
+    """One task's entry in results.json. outcomes: one number an example; None where the score is not their mean."""
+    return {
+        "label": label,
+        "metric": metric,
+        "score": score,
+        **uncertainty(outcomes),
+        "chance": chance,
+        "examples": examples,
+        "truncated": truncated,
+        "digest": digest,
+        "metrics": dict(metrics),
+        "seconds": round(seconds, 3),
+    }
+
+
+def uncertainty(outcomes: Sequence[float] | None) -> dict[str, float | None]:
+    """Standard error, the 95 % interval, and half its width."""
+    if not outcomes:
+        return dict.fromkeys(("stderr", "low", "high", "interval_95"))
+    low, high = metrics.interval(outcomes)
+    return {"stderr": metrics.standard_error(outcomes), "low": low, "high": high, "interval_95": (high - low) / 2}
 
 
 def finished(path: Path, wanted: str) -> dict[str, Any] | None:
@@ -45,65 +81,55 @@ def finished(path: Path, wanted: str) -> dict[str, Any] | None:
     return results if isinstance(results, dict) and results.get("digest") == wanted else None
 
 
-def collect(
-    model: Mapping[str, Any],
-    metrics: Mapping[str, Mapping[str, Any]],
-    sizes: Mapping[str, int],
-    tasks: Iterable[Mapping[str, Any]],
-) -> dict[str, Any]:
-    """One model's results.
-
-    metrics: by evaluator label, Composer's metric objects by name. sizes: examples by evaluator label.
-    A score is a share from 0 to 1; its 95 % interval is ± 1.96 standard errors of a share.
-    """
-    chances = {task["label"]: task.get("random_baseline") for task in tasks}
-    result: dict[str, Any] = {"name": model["model_name"], "checkpoint": model.get("load_path"), "tasks": []}
-    for label, by_name in metrics.items():
-        for name, metric in by_name.items():
-            value = float(metric.compute())
-            if name == LOSS:
-                result["loss"] = value
-                result["perplexity"] = math.exp(value)
-            elif "InContextLearning" in name and label in sizes:
-                examples = sizes[label]
-                result["tasks"].append(
-                    {
-                        "label": label,
-                        "metric": name,
-                        "score": value,
-                        "examples": examples,
-                        "interval_95": 1.96 * math.sqrt(value * (1 - value) / examples),
-                        "chance": chances.get(label.split("/")[0]),
-                    }
-                )
-    return result
-
-
-def write(path: Path, recipe: Recipe, models: list[dict[str, Any]]) -> None:
-    content = {"digest": digest(recipe), "recipe": str(recipe.path), "models": models}
+def write(path: Path, content: Mapping[str, Any], examples: Iterable[Mapping[str, Any]]) -> None:
+    """The examples first: where results.json is whole, all is."""
+    lines = (json.dumps(example, ensure_ascii=False) for example in examples)
+    write_whole(examples_path(path), "".join(f"{line}\n" for line in lines))
     write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def show(path: Path, results: Mapping[str, Any]) -> None:
-    """Print a table a model: loss, perplexity, scores with their intervals, samples."""
+    """Print a table a model: loss, perplexity, scores with their intervals beside chance, averages, samples."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console = Console(highlight=False)
     for model in results["models"]:
-        table = Table("task", "score", "± 95 %", "chance", "examples", title=model["name"], title_justify="left")
+        table = Table(title=model["name"], title_justify="left")
+        table.add_column("task", overflow="fold")
+        for column in ("score", "stderr", "95 %", "chance", "examples"):
+            table.add_column(column, justify="right", no_wrap=True)
         if "loss" in model:
-            table.add_row("validation loss", f"{model['loss']:.3f}", "", "", "")
+            table.add_row("validation loss", f"{model['loss']:.3f}")
             if model.get("unigram_entropy"):
-                table.add_row("  of single tokens", f"{model['unigram_entropy']:.3f}", "", "", "")
-            table.add_row("validation perplexity", f"{model['perplexity']:,.1f}", "", "", "")
-        for task in model["tasks"]:
-            chance = "" if task["chance"] is None else f"{task['chance']:.1%}"
-            table.add_row(
-                task["label"], f"{task['score']:.1%}", f"{task['interval_95']:.1%}", chance, f"{task['examples']:,}"
-            )
+                table.add_row("  of single tokens", f"{model['unigram_entropy']:.3f}")
+            table.add_row("validation perplexity", f"{model['perplexity']:,.1f}")
+        for task in model.get("tasks", []):
+            table.add_row(*_row(task))
+        for name, value in model.get("gauntlet", {}).items():
+            table.add_row(f"gauntlet: {name}", f"{value:.3f}")
         console.print(table)
+        for task in model.get("tasks", []):
+            if task.get("truncated"):
+                text = f"{task['truncated']} of {task['examples']} examples are longer than the context"
+                console.print(f"{task['label']}: {text} and lost their beginning")
+        for found in model.get("contamination", []):
+            console.print(contamination_line(found))
         for sample in model.get("samples", []):
             console.print("", Text.assemble((sample["prompt"], "dim"), sample["text"]), sep="\n")
     console.print(f"\nresults: {path}")
+
+
+def contamination_line(found: Mapping[str, Any]) -> str:
+    share = f"{found['contaminated']:,} of {found['examples']:,} examples"
+    return f"{found['label']}: {share} share {found['tokens']} tokens in a row with {found['shards']}"
+
+
+def _row(task: Mapping[str, Any]) -> list[str]:
+    is_share = 0 <= task["score"] <= 1
+    number = (lambda x: f"{x:.1%}") if is_share else (lambda x: f"{x:,.4g}")
+    interval = "" if task.get("low") is None else f"{number(task['low'])} – {number(task['high'])}"
+    stderr = "" if task.get("stderr") is None else number(task["stderr"])
+    chance = "" if task.get("chance") is None else number(task["chance"])
+    return [task["label"], number(task["score"]), stderr, interval, chance, f"{task['examples']:,}"]

@@ -20,7 +20,7 @@ from composer.loggers.progress_bar_logger import ProgressBarLogger
 from composer.profiler import JSONTraceHandler, Profiler, cyclic_schedule
 from composer.utils import dist
 from llmfoundry import registry
-from llmfoundry.callbacks import EvalGauntlet, HuggingFaceCheckpointer
+from llmfoundry.callbacks import HuggingFaceCheckpointer
 from llmfoundry.data.dataloader import build_dataloader
 from llmfoundry.utils import builders
 from llmfoundry.utils.config_utils import EvalConfig, TrainConfig, process_init_device
@@ -30,7 +30,7 @@ from recipes.batches import plan_batches
 from recipes.callbacks.budget import BudgetGuard, BudgetReached
 from recipes.callbacks.cost import CostMonitor
 from recipes.callbacks.metrics_file import MetricsFile
-from recipes.config import Recipe, load
+from recipes.config import Recipe
 from recipes.keys import Problem, RecipeError
 from recipes.lora import add_lora, reset_lora
 from recipes.preferences import PreferenceModel, build_preference_loader
@@ -137,9 +137,9 @@ def build(recipe: Recipe) -> Run:
     with reporting(recipe, "tokenizer"):
         tokenizer = builders.build_tokenizer(settings["tokenizer"]["name"], settings["tokenizer"].get("kwargs") or {})
     with reporting(recipe, "train_loader"):
-        loader = _complete_loader(settings["train_loader"], settings)
+        loader = complete_loader(settings["train_loader"], settings)
         train_loader = build_dataloader(loader, tokenizer, batches.sequences_per_device)
-    evaluators, gauntlet = build_evaluators(recipe, settings, tokenizer, str(folder / "tasks"))
+    evaluators = build_evaluators(recipe, settings, tokenizer)
     with reporting(recipe, "model"):
         model = build_model(settings["model"], tokenizer, fsdp, tensor_parallel)
     if recipe.get("dpo"):
@@ -153,6 +153,7 @@ def build(recipe: Recipe) -> Run:
         evaluators = builders.add_metrics_to_eval_loaders(evaluators, loss_metrics(model))
 
     callbacks, cost = _callbacks(recipe, settings, folder)
+    callbacks += _tasks_in_the_loop(recipe, settings, tokenizer, folder, cost)
     algorithms = [builders.build_algorithm(n, kwargs or {}) for n, kwargs in (settings["algorithms"] or {}).items()]
     found = resume_point(settings, name)
     with reporting(recipe, "save_folder" if settings["save_folder"] else "load_path"):
@@ -172,7 +173,7 @@ def build(recipe: Recipe) -> Run:
             log_to_console=settings["log_to_console"],
             console_log_interval=settings["console_log_interval"],
             loggers=[MetricsFile(str(folder / "metrics.jsonl")), *build_loggers(recipe, settings)],
-            callbacks=[*callbacks, *gauntlet],
+            callbacks=callbacks,
             precision=settings["precision"],
             algorithms=algorithms,
             device_train_microbatch_size=microbatch,
@@ -227,7 +228,7 @@ def reporting(recipe: Recipe, key: str) -> Iterator[None]:
         raise RecipeError([Problem(recipe.place((key,)), (key,), f"cannot be built: {text}{hint}")]) from error
 
 
-def _complete_loader(loader: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+def complete_loader(loader: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in what the recipe says elsewhere, and what torch's DataLoader wants when it has no workers."""
     dataset = loader.setdefault("dataset", {})
     dataset.setdefault("max_seq_len", settings["max_seq_len"])
@@ -241,49 +242,39 @@ def _complete_loader(loader: dict[str, Any], settings: Mapping[str, Any]) -> dic
     return loader
 
 
-def build_evaluators(
-    recipe: Recipe, settings: dict[str, Any], tokenizer: Any, scratch: str
-) -> tuple[list[Evaluator], list[Callback]]:
-    """Loaders, in-context-learning tasks and the gauntlet that averages them.
-
-    scratch: a folder for the copies of task files that LLM Foundry makes.
-    """
+def build_evaluators(recipe: Recipe, settings: dict[str, Any], tokenizer: Any) -> list[Evaluator]:
+    """Loaders of validation data; tasks are not theirs (eval/in_loop.py)."""
     loaders = settings["eval_loader"]
     for loader in loaders if isinstance(loaders, list) else [loaders] if loaders else []:
-        _complete_loader(loader, settings)
-    if not loaders and not settings["icl_tasks"]:
-        return [], []
-    batch, length = settings["device_eval_batch_size"], settings.get("icl_seq_len") or settings["max_seq_len"]
+        complete_loader(loader, settings)
     with reporting(recipe, "eval_loader"):
-        evaluators = builders.build_eval_loaders(loaders, tokenizer, batch) if loaders else []
-    if not settings["icl_tasks"]:
-        return evaluators, []
-    with reporting(recipe, "icl_tasks"):
-        Path(scratch).mkdir(parents=True, exist_ok=True)
-        tasks, logged = builders.build_icl_evaluators(
-            _without_baselines(settings["icl_tasks"]),
-            tokenizer,
-            length,
-            batch,
-            destination_dir=scratch,
-            icl_subset_num_batches=settings["icl_subset_num_batches"],
-        )
-    gauntlet = settings["eval_gauntlet"]
-    if gauntlet is None:
-        return [*evaluators, *tasks], []
-    with reporting(recipe, "eval_gauntlet"):
-        if isinstance(gauntlet, str):
-            gauntlet = load(gauntlet)["eval_gauntlet"]
-        sizes = {e.label: e.dataloader.num_samples for e in tasks}
-        averages = EvalGauntlet(**gauntlet, logger_keys=logged, benchmark_sizes=sizes)
-    return [*evaluators, *tasks], [averages]
+        return builders.build_eval_loaders(loaders, tokenizer, settings["device_eval_batch_size"]) if loaders else []
 
 
-def _without_baselines(tasks: Any) -> Any:
-    """`random_baseline` is what results are compared with; LLM Foundry's task classes do not take it."""
-    if not isinstance(tasks, list):
-        return tasks
-    return [{k: v for k, v in task.items() if k != "random_baseline"} for task in tasks]
+def _tasks_in_the_loop(
+    recipe: Recipe, settings: Mapping[str, Any], tokenizer: Any, folder: Path, cost: CostMonitor
+) -> list[Callback]:
+    """The evaluation of `icl_tasks` and `harness_tasks` while the run goes on, where there are any."""
+    if not settings["icl_tasks"] and not recipe.get("harness_tasks"):
+        return []
+    from eval.in_loop import TaskEvaluation
+
+    with reporting(recipe, "icl_tasks" if settings["icl_tasks"] else "harness_tasks"):
+        return [
+            TaskEvaluation(
+                tokenizer,
+                cost,
+                folder,
+                interval=recipe.get("task_interval") or settings["eval_interval"],
+                at_start=bool(settings.get("eval_first")),
+                icl_tasks=settings["icl_tasks"],
+                harness_tasks=recipe.get("harness_tasks"),
+                gauntlet=settings["eval_gauntlet"],
+                max_seq_len=settings.get("icl_seq_len") or settings["max_seq_len"],
+                batch_size=max(1, int(settings["device_eval_batch_size"])),
+                subset_batches=settings["icl_subset_num_batches"],
+            )
+        ]
 
 
 def loss_metrics(model: Any) -> list[str]:

@@ -98,6 +98,8 @@ def train_recipe() -> Schema:
         eval_gauntlet={"type": ["string", "object", "null"]},
         global_train_batch_size={"type": "integer", "minimum": 1},
         device_train_microbatch_size={"anyOf": [{"const": "auto"}, {"type": "number", "exclusiveMinimum": 0}]},
+        harness_tasks=_or_null(_harness_tasks()),
+        task_interval={**TIME, "type": [*TIME["type"], "null"]},
         device_eval_batch_size={"type": "number", "exclusiveMinimum": 0},
         max_seq_len={"type": "integer", "minimum": 1},
         max_duration=DURATION,
@@ -153,6 +155,7 @@ def eval_recipe() -> Schema:
     )
     fields = _from_dataclass(EvalConfig, without=FILLED_IN)
     fields.update(
+    contamination = section({"shards": {"type": "string"}, "tokens": {"type": "integer", "minimum": 1}}, ["shards"])
         seed={"type": "integer"},
         run_name=RUN_NAME,
         python_log_level=LOG_LEVEL,
@@ -174,6 +177,7 @@ def eval_recipe() -> Schema:
         samples=_or_null(samples),
     )
     return section(fields, {"models", "max_seq_len", "device_eval_batch_size"})
+        contamination=_or_null(contamination),
 
 
 def definitions() -> Schema:
@@ -374,6 +378,17 @@ def _icl_tasks() -> dict[str, Schema]:
 
 def _fsdp() -> Schema:
     fields = {
+def _harness_tasks() -> Schema:
+    """Tasks of lm-evaluation-harness during a training run; the names are the harness's own or those in `include`."""
+    fields: dict[str, Schema] = {
+        "tasks": {"type": "array", "items": {"type": "string"}, "minItems": 1},
+        "include": STRINGS,
+        "num_fewshot": {**INTEGER_OR_NULL, "minimum": 0},
+        "limit": {**INTEGER_OR_NULL, "minimum": 1},
+    }
+    return section(fields, ["tasks"])
+
+
         **_from_dataclass(FSDPConfig, {"_device_mesh"}),
         **_from_dataclass(FSDP2Config, {"_sync_module_states", "device_mesh"}),
     }

@@ -263,7 +263,7 @@ def _checkpoints(recipe: Mapping[str, Any]) -> Iterator[Finding]:
 
 def _evaluation(recipe: Mapping[str, Any]) -> Iterator[Finding]:
     model = _section(recipe, "model").get("name")
-    has_evaluation = recipe.get("eval_loader") or recipe.get("icl_tasks")
+    has_evaluation = any(recipe.get(key) for key in ("eval_loader", "icl_tasks", "harness_tasks"))
     if recipe.get("eval_first") and not has_evaluation:
         yield ("eval_first",), "there is nothing to evaluate: add eval_loader or icl_tasks"
     if recipe.get("eval_gauntlet") and not recipe.get("icl_tasks"):

@@ -39,6 +39,7 @@ PACKAGE_FOR_SCHEME = {
     "dbfs": "databricks-sdk",
 }
 MODULE_OF_PACKAGE = {
+    "lm-eval": "lm_eval",
     "google-cloud-storage": "google.cloud.storage",
     "azure-storage-blob": "azure.storage.blob",
     "databricks-sdk": "databricks.sdk",
@@ -405,6 +406,8 @@ def _packages(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
         layer = layer.get("name") if isinstance(layer, Mapping) else layer
         if layer in PACKAGE_FOR_LAYER:
             yield from _package(key, PACKAGE_FOR_LAYER[layer])
+    if recipe.get("harness_tasks"):
+        yield from _package(("harness_tasks",), "lm-eval")
     if recipe.get("model.peft_config"):
         yield from _package(("model", "peft_config"), "peft")
     prices = recipe.get("cost.prices_file")

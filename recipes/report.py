@@ -14,7 +14,7 @@ from recipes.config import Recipe
 from recipes.runs import read_metrics, write_whole
 
 SUMMARY = "summary.json"
-EVALUATION = "evaluation.json"
+EVALUATION = "results.json"
 
 # Keys that change what is printed or where, not what is trained.
 COSMETIC = {"progress_bar", "log_to_console", "console_log_interval", "loggers", "python_log_level", "dry_run", "cost"}

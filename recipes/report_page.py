@@ -12,6 +12,7 @@ from typing import Any
 from recipes.against_plan import figures, reasons
 from recipes.charts import SERIES, Line, line_chart, share_bar, short
 from recipes.cost.duration import in_words
+from recipes.report_tasks import section_of
 from recipes.run_record import Point, RunRecord, read_run
 from recipes.runs import write_whole
 
@@ -54,6 +55,7 @@ def page(runs: Sequence[RunRecord]) -> str:
     sections.append(_goodput(runs))
     sections += [_plan(run, len(runs) > 1) for run in runs]
     sections.append(_evaluation(runs))
+    sections += [section_of(run, len(runs) > 1) for run in runs]
     sections += [_recipe(runs)]
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(title=escape(title), body="\n".join(sections))
 
@@ -195,7 +197,7 @@ def _evaluation(runs: Sequence[RunRecord]) -> str:
             for task in model.get("tasks") or []:
                 rows.append(_task(name, task, run.bill.usd))
     if not rows:
-        return "<h2>Evaluation</h2><p class=soft>None yet: composer eval/evaluate.py RECIPE writes evaluation.json.</p>"
+        return "<h2>Evaluation</h2><p class=soft>None yet: composer eval/evaluate.py RECIPE writes results.json.</p>"
     head = '<tr><th>model</th><th>task</th><th class="n">score</th><th class="n">chance</th>'
     head += '<th class="n">examples</th><th class="n">dollars a point</th></tr>'
     text = "Scores with their 95 % interval. A point is one per cent above chance, for all that the run has cost."

@@ -18,6 +18,8 @@ from recipes.cost.setup import tokens_of_run
 from recipes.report import EVAL_LOSS, EVALUATION, SUMMARY, TRAIN_LOSS
 from recipes.runs import read_metrics
 
+TASKS = "tasks.jsonl"  # evaluations while the run went on, one a line
+
 
 @dataclass(frozen=True)
 class Point:
@@ -33,7 +35,8 @@ class RunRecord:
     folder: Path
     bill: Bill
     summary: Mapping[str, Any]  # empty while the run goes on, or after a kill
-    evaluation: Mapping[str, Any]  # evaluation.json; empty when there is none
+    evaluation: Mapping[str, Any]  # results.json; empty when there is none
+    tasks: tuple[Mapping[str, Any], ...]  # evaluations while it went on, by step: eval/in_loop.py
     recipe: Mapping[str, Any]
     recipe_text: str
     training: tuple[Point, ...]
@@ -77,6 +80,7 @@ def read_run(folder: Path) -> RunRecord:
         bill=bill,
         summary=_json(folder / SUMMARY),
         evaluation=_json(folder / EVALUATION),
+        tasks=_tasks(folder / TASKS),
         recipe=recipe,
         recipe_text=text,
         training=tuple(training),
@@ -105,6 +109,22 @@ def _curves(folder: Path, tokens_per_step: int) -> tuple[list[Point], list[Point
         if _is_loss(values.get(EVAL_LOSS)):
             validation.append(Point(step * tokens_per_step, usd.get(step), values[EVAL_LOSS]))
     return training, validation
+
+
+def _tasks(path: Path) -> tuple[Mapping[str, Any], ...]:
+    """One record a step, the last one written; a line torn by a kill is left out."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ()
+    by_step: dict[int, Mapping[str, Any]] = {}
+    for line in lines:
+        try:
+            record = json.loads(line)
+            by_step[int(record["step"])] = {**record, "tasks": list(record["tasks"])}
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue
+    return tuple(record for _, record in sorted(by_step.items()))
 
 
 def _plan(recipe: Mapping[str, Any], bill: Bill) -> tuple[Estimate | None, str]:

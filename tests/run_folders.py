@@ -66,7 +66,7 @@ def crashed_run(folder: Path) -> Path:
         {"label": "lambada <b>/0-shot", "score": 0.33, "interval_95": 0.013, "examples": 5153, "chance": None},
     ]
     evaluation = {"models": [{"name": folder.name, "loss": 3.01, "tasks": tasks}]}
-    (folder / "evaluation.json").write_text(json.dumps(evaluation))
+    (folder / "results.json").write_text(json.dumps(evaluation))
     return folder
 
 

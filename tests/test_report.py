@@ -105,7 +105,7 @@ def test_a_run_that_left_almost_nothing_still_has_a_page(tmp_path: Path) -> None
     run = crashed_run(tmp_path / "run")
     for name in ("recipe.yaml", "metrics.jsonl", "summary.json"):
         (run / name).unlink()
-    (run / "evaluation.json").write_text("{torn")
+    (run / "results.json").write_text("{torn")
     html = write_page([run]).read_text()
     for words in ("not finished: killed, or still running", "nothing to draw", "recipe.yaml is missing", "None yet"):
         assert words in html

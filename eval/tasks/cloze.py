@@ -61,7 +61,8 @@ def _peers(ranked: Sequence[str], rank: int) -> list[str]:
     return [w for w in ranked[max(0, rank - reach) : rank + reach + 1] if w != ranked[rank]]
 
 
-def _documents(path: Path, key: str) -> Iterator[str]:
+def read_documents(path: Path, key: str) -> Iterator[str]:
+    """The texts of a JSONL file, under `key`. Raises ValueError naming a line that has none."""
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             try:
@@ -86,7 +87,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if chosen.examples < 1:
             raise ValueError(f"--examples: got {chosen.examples}, expected at least 1")
-        made = make_cloze(list(_documents(chosen.documents, chosen.text_key)), chosen.examples, chosen.seed)
+        made = make_cloze(list(read_documents(chosen.documents, chosen.text_key)), chosen.examples, chosen.seed)
         lines = (json.dumps(example, ensure_ascii=False) for example in made)
         write_whole(chosen.out, "".join(f"{line}\n" for line in lines))
     except (OSError, ValueError) as error:

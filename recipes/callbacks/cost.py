@@ -12,13 +12,14 @@ bill goes on when a run resumes: what a checkpoint knows and what the ledger kno
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -251,6 +252,22 @@ class CostMonitor(Callback):
             usd_projected_total=self._projected_usd(cost.usd),
             hours_left=self._hours_left,
         )
+
+    @contextlib.contextmanager
+    def spending(self, phase: str) -> Iterator[None]:
+        """Bills the time inside to `phase`, whatever event it falls into."""
+        with self._lock:
+            before = self._clock.phase
+            self._clock.switch(phase)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._clock.switch(before)
+
+    def note(self, event: str, **notes: Any) -> None:
+        """Adds a line of the caller's own to the ledger, beside the bill so far."""
+        self._write(event, **notes)
 
     @property
     def usd(self) -> float | None:

@@ -90,6 +90,10 @@ class PhaseClock:
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._seconds[phase] += already_s
 
+    @property
+    def phase(self) -> str:
+        return self._phase
+
     def switch(self, phase: str) -> None:
         """Ends the current phase and starts another."""
         moment = self._now()

@@ -1,0 +1,171 @@
+"""A causal language model in two halves: tokens → hidden states, and hidden states → logits where they are wanted.
+
+Works on LLM Foundry's MPT (with our attention) and on any causal model of transformers. B rows, S tokens, D width,
+V vocabulary, N positions picked from all rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+Past = Any  # keys and values of every layer, as the model itself keeps them
+PROBE_TOKENS = 3
+PROBE_DIFFERENCE = 1e-4  # of logits, relative to the largest; kernels may differ by rounding
+
+
+class Backbone:
+    """A model to be scored. It is put in eval mode.
+
+    model: a Composer model or one of transformers. autocast: a function that gives the context of the precision.
+    """
+
+    def __init__(self, model: nn.Module, max_len: int, autocast: Callable[[], Any] = contextlib.nullcontext) -> None:
+        self.whole = model.eval()
+        self.causal = causal_model(model)
+        self.max_len = max_len  # tokens that the model reads at most
+        self.autocast = autocast
+        self.device = next(model.parameters()).device
+        self.root = _sharded_root(model)
+        self.body, self._head = _halves(self.causal)
+        self._takes_positions = _takes_positions(self.body)
+        self._checked = False
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the weights are spread over processes, which then must all compute at the same time."""
+        return self.root is not None
+
+    def run(self, work: Callable[[], Any]) -> Any:
+        """Call `work`, which uses hidden() and logits(), without gradients and with the root's weights gathered."""
+        with torch.no_grad(), self.autocast():
+            if not self._checked:
+                self._checked = True
+                self._within_root(self._check_halves)
+            return self._within_root(work)
+
+    def hidden(
+        self,
+        ids: Tensor,
+        mask: Tensor | None,
+        past: Past = None,
+        keep: bool = False,
+        sequence_id: Tensor | None = None,
+    ) -> tuple[Tensor, Past]:
+        """ids (B, S), mask (B, T) over the kept tokens and these, True for a token → (B, S, D), and keys and values.
+
+        mask: None where there is no padding. sequence_id: (B, S), packed documents, for models that
+        tell them apart.
+        """
+        extra: dict[str, Any] = {}
+        if sequence_id is not None and getattr(self.body, "attn_uses_sequence_id", False):
+            extra["sequence_id"] = sequence_id.to(self.device)
+        if mask is not None:
+            extra["attention_mask"] = mask
+            if self._takes_positions:
+                positions = (mask.long().cumsum(1) - 1).clamp(min=0)  # (B, T)
+                extra["position_ids"] = positions[:, -ids.shape[1] :]
+        out = self.body(input_ids=ids, past_key_values=past, use_cache=keep or past is not None, **extra)
+        return out.last_hidden_state, out.past_key_values if keep else None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(N, D) → (N, V) in float32."""
+        return self._head(hidden).float()
+
+    @staticmethod
+    def select(past: Past, rows: Tensor) -> Past:
+        """Keys and values of these rows, in this order; a row may come more than once."""
+        if hasattr(past, "batch_select_indices"):
+            past.batch_select_indices(rows)
+            return past
+        return [tuple(part.index_select(0, rows) for part in layer) for layer in past]
+
+    def generate(self, **arguments: Any) -> Tensor:
+        """transformers' `generate`; where the weights are sharded, every process must call it with as many steps."""
+        with torch.no_grad(), self.autocast():
+            if self.root is self.causal:  # its own forward pass gathers what it needs
+                return self.causal.generate(**arguments)
+            return self._within_root(lambda: self.causal.generate(**arguments))
+
+    def _within_root(self, work: Callable[[], Any]) -> Any:
+        if self.root is None:
+            return work()
+        # FSDP gathers the root's own weights around its forward pass: ours becomes that pass for once
+        with _forward_is(self.root, work):
+            return self.root()
+
+    def _check_halves(self) -> None:
+        """Compare the two halves with the whole on a few tokens; where they differ, the whole is used."""
+        ids = torch.arange(1, PROBE_TOKENS + 1, device=self.device)[None]
+        whole = self.causal(input_ids=ids, use_cache=False).logits.float()
+        halves = self.logits(self.hidden(ids, None)[0])
+        scale = max(1.0, float(whole.abs().nan_to_num(0).max()))
+        equal = whole.shape == halves.shape and torch.allclose(
+            whole, halves, rtol=0, atol=PROBE_DIFFERENCE * scale, equal_nan=True
+        )
+        if not equal:
+            raise NotImplementedError(
+                f"{type(self.causal).__name__}: its logits are not its output layer applied to its last hidden states; "
+                "this model cannot be scored here"
+            )
+
+
+def causal_model(model: nn.Module) -> Any:
+    """The transformers-style causal model inside a Composer model or a LoRA wrapper, or the model itself."""
+    inner: Any = model
+    while True:
+        if hasattr(inner, "get_base_model"):
+            inner = inner.get_base_model()
+        elif isinstance(inner, DistributedDataParallel):
+            inner = inner.module
+        elif not hasattr(inner, "config") or hasattr(inner, "eval_forward"):
+            inner = inner.model
+        else:
+            return inner
+
+
+def _halves(causal: Any) -> tuple[Any, Callable[[Tensor], Tensor]]:
+    if hasattr(causal, "final_logit_softcapping"):
+        return causal.transformer, lambda hidden: _mpt_head(causal, hidden)
+    body = causal.get_decoder() if hasattr(causal, "get_decoder") else None
+    body = body if body is not None and body is not causal else causal.base_model
+    return body, causal.get_output_embeddings()
+
+
+def _mpt_head(causal: Any, hidden: Tensor) -> Tensor:
+    """As LLM Foundry's MPTForCausalLM.forward goes from hidden states to logits."""
+    logits = causal.lm_head(hidden) if causal.lm_head is not None else causal.transformer.wte(hidden, True)
+    if causal.logit_scale is not None:
+        logits = logits * causal.logit_scale
+    if causal.final_logit_softcapping is not None:
+        logits = causal.final_logit_softcapping * torch.tanh(logits / causal.final_logit_softcapping)
+    return logits
+
+
+def _takes_positions(body: Any) -> bool:
+    """Whether positions must be given beside a mask. MPT works them out of the mask, or has none with ALiBi."""
+    named = "position_ids" in inspect.signature(body.forward).parameters
+    return named and getattr(getattr(body, "config", None), "model_type", "") != "mpt"
+
+
+def _sharded_root(model: nn.Module) -> Any:
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return None
+    from torch.distributed.fsdp import FSDPModule
+
+    return next((module for module in model.modules() if isinstance(module, FSDPModule)), None)
+
+
+@contextlib.contextmanager
+def _forward_is(module: Any, work: Callable[[], Any]) -> Iterator[None]:
+    module.forward = work
+    try:
+        yield
+    finally:
+        del module.forward

@@ -1,0 +1,162 @@
+"""Two models on the same examples: the difference with its interval, and which examples flipped.
+
+    python -m eval.compare runs/a/results.json runs/b/results.json
+    python -m eval.compare runs/a runs/b --flipped 10
+
+A and B are results that `eval/evaluate.py` or `python -m eval.harness` wrote, or the run folders that hold them. The
+difference is paired, example by example, so that what is hard for both does not blur it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.metrics import Z_95, standard_error
+from eval.results import examples_path
+from recipes.report import EVALUATION
+
+SHOWN = 3  # flipped examples a task
+WIDTH = 100  # characters of a prompt that are shown, its end
+
+Records = dict[str, dict[int, Mapping[str, Any]]]  # task → example → record
+
+
+@dataclass(frozen=True)
+class Difference:
+    """B minus A on one task. p_value: McNemar's exact test that neither is better, where scores are 0 or 1."""
+
+    task: str
+    examples: int
+    a: float
+    b: float
+    difference: float
+    low: float
+    high: float
+    p_value: float | None
+    gained: list[int]  # wrong by A, right by B
+    lost: list[int]
+
+
+def paired(task: str, a: Mapping[int, Mapping[str, Any]], b: Mapping[int, Mapping[str, Any]]) -> Difference:
+    """Over the examples that both have; the interval is mean ± 1.96 s/√n of the paired differences."""
+    both = [
+        i for i in sorted(a.keys() & b.keys()) if a[i].get("correct") is not None and b[i].get("correct") is not None
+    ]
+    if not both:
+        raise ValueError(f"{task}: the two have no examples in common")
+    before, after = [float(a[i]["correct"]) for i in both], [float(b[i]["correct"]) for i in both]
+    differences = [y - x for x, y in zip(before, after, strict=True)]
+    mean = sum(differences) / len(both)
+    reach = Z_95 * standard_error(differences)
+    gained = [i for i, d in zip(both, differences, strict=True) if d > 0]
+    lost = [i for i, d in zip(both, differences, strict=True) if d < 0]
+    binary = all(x in (0, 1) for x in (*before, *after))
+    return Difference(
+        task,
+        len(both),
+        sum(before) / len(both),
+        sum(after) / len(both),
+        mean,
+        mean - reach,
+        mean + reach,
+        _sign_test(len(gained), len(lost)) if binary else None,
+        gained,
+        lost,
+    )
+
+
+def _sign_test(gained: int, lost: int) -> float:
+    """Two-sided: the chance of a split at least as uneven when each flip goes either way alike (McNemar, exact)."""
+    n, k = gained + lost, min(gained, lost)
+    tail = sum(math.comb(n, i) for i in range(k + 1)) / 2**n
+    return min(1.0, 2 * tail)
+
+
+def read(path: Path, model: str | None) -> tuple[str, Records, dict[str, str]]:
+    """A model's name, its records and the digests of its tasks. Raises ValueError in words."""
+    path = path / EVALUATION if path.is_dir() else path
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        entries = {entry["name"]: entry for entry in content["models"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} holds no results: {error}") from None
+    if model is None and len(entries) > 1:
+        raise ValueError(f"{path} has several models: say which with PATH:MODEL, one of {', '.join(entries)}")
+    name = model or next(iter(entries))
+    if name not in entries:
+        raise ValueError(f"{path} has no model {name}, but {', '.join(entries)}")
+    digests = {task["label"]: task.get("digest", "") for task in entries[name].get("tasks", [])}
+    records: Records = {}
+    try:
+        for line in examples_path(path).read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            if record["model"] == name:
+                records.setdefault(record["task"], {})[int(record["index"])] = record
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{examples_path(path)}, the examples of {path}, cannot be read: {error}") from None
+    return name, records, digests
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("a", metavar="A", help="results or a run folder; with :MODEL where there are several models")
+    parser.add_argument("b", metavar="B")
+    parser.add_argument("--flipped", type=int, default=SHOWN, help=f"examples to show a task (default {SHOWN})")
+    parser.add_argument("--json", action="store_true", help="for machines: a list of objects")
+    chosen = parser.parse_args(arguments)
+    try:
+        (name_a, a, digests_a), (name_b, b, digests_b) = (read(*_split(text)) for text in (chosen.a, chosen.b))
+        common = [task for task in a if task in b]
+        if not common:
+            raise ValueError(f"no task in common: A has {', '.join(a) or 'none'}, B has {', '.join(b) or 'none'}")
+        changed = [task for task in common if digests_a.get(task) != digests_b.get(task)]
+        if changed:
+            raise ValueError(f"{', '.join(changed)}: A and B answered different questions (other task digest)")
+        found = [paired(task, a[task], b[task]) for task in common]
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if chosen.json:
+        print(json.dumps([vars(difference) for difference in found], indent=2))
+        return 0
+    _show(name_a, name_b, found, a, b, chosen.flipped)
+    return 0
+
+
+def _split(text: str) -> tuple[Path, str | None]:
+    path, colon, model = text.rpartition(":")
+    return (Path(path), model) if colon and not Path(text).exists() else (Path(text), None)
+
+
+def _show(name_a: str, name_b: str, found: Sequence[Difference], a: Records, b: Records, flipped: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    table = Table("task", "A", "B", "B − A", "95 %", "p", "gained", "lost", "examples")
+    table.title, table.title_justify = f"A: {name_a}, B: {name_b}", "left"
+    for d in found:
+        p = "" if d.p_value is None else f"{d.p_value:.3f}"
+        spread = f"{d.low:+.1%} … {d.high:+.1%}"
+        counts = (str(len(d.gained)), str(len(d.lost)), f"{d.examples:,}")
+        table.add_row(d.task, f"{d.a:.1%}", f"{d.b:.1%}", f"{d.difference:+.1%}", spread, p, *counts)
+    console.print(table)
+    for d in found:
+        for word, indices in (("gained", d.gained), ("lost", d.lost)):
+            for index in indices[:flipped]:
+                end = " ".join(str(a[d.task][index].get("prompt", "")).split())[-WIDTH:]
+                chose = f"A {a[d.task][index].get('chosen')!r}, B {b[d.task][index].get('chosen')!r}"
+                console.print(f"{d.task} {word}, example {index + 1}: …{end} [{chose}]", markup=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

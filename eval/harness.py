@@ -1,0 +1,221 @@
+"""lm-evaluation-harness on a Composer checkpoint as it is, with its own kernels, or on a Hugging Face folder.
+
+    python -m eval.harness runs/mpt-quickstart --tasks sotu_cloze --include yamls/eval/harness
+    python -m eval.harness runs/mpt-7b/checkpoints/ep0-ba9000 --tasks arc_easy piqa --num-fewshot 5
+    composer -n 2 -m eval.harness exported/mpt-7b --tasks mmlu
+
+MODEL is a run folder, a checkpoint (full, or the folder of a sharded one) or a Hugging Face folder. A task is a
+name that the harness knows, or one from YAML files of your own (--include FOLDER), which need no network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from eval import results
+from eval.cache import SCORING, AnswerCache
+from eval.digests import file_digest, model_digest
+from eval.questions import ScoringError
+from eval.tasks.rows import TaskError
+from recipes.keys import RecipeError
+from recipes.screen import is_first_rank
+from recipes.trained import find_trained, is_hf_folder
+
+PRECISIONS = ("fp32", "amp_bf16", "amp_fp16")
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.harness", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=Path, metavar="MODEL")
+    parser.add_argument("--tasks", nargs="+", required=True, metavar="TASK", help="names, or YAML files")
+    parser.add_argument("--include", nargs="*", type=Path, default=[], metavar="FOLDER", help="with task YAML files")
+    parser.add_argument("--num-fewshot", type=int, help="examples before each question (default: the task's own)")
+    parser.add_argument("--batch-size", type=int, default=32, help="rows of a batch (default 32)")
+    parser.add_argument("--limit", type=int, help="examples of each task, from the first (default: all)")
+    parser.add_argument("--max-length", type=int, help="tokens that the model reads (default: its own context)")
+    parser.add_argument("--precision", choices=PRECISIONS, help="default: amp_bf16 on a GPU, else fp32")
+    parser.add_argument("--tokenizer", help="default: the model's own")
+    parser.add_argument(
+        "--out", type=Path, help="the results (default: harness.json in the run folder or runs/eval-MODEL)"
+    )
+    parser.add_argument("--show-prompts", action="store_true", help="print the first example of each task, and stop")
+    chosen = parser.parse_args(arguments)
+    try:
+        return _run(chosen)
+    except (RecipeError, TaskError, ScoringError, ValueError) as error:
+        if is_first_rank():
+            print(f"error: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        if error.name != "lm_eval":
+            raise
+        print("error: lm-evaluation-harness is not installed: uv sync --extra harness", file=sys.stderr)
+        return 1
+
+
+def _run(chosen: argparse.Namespace) -> int:
+    for name, value in (
+        ("--batch-size", chosen.batch_size),
+        ("--limit", chosen.limit),
+        ("--max-length", chosen.max_length),
+    ):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: got {value}, expected at least 1")
+    if chosen.num_fewshot is not None and chosen.num_fewshot < 0:
+        raise ValueError(f"--num-fewshot: got {chosen.num_fewshot}, expected 0 or more")
+    digest, out = _identify(chosen)
+    asked = _digest_of_question(chosen, digest)
+    found = None if chosen.show_prompts else results.finished(out, asked)
+    if found is not None:
+        if is_first_rank():
+            print("evaluated before: same model, same tasks")
+            results.show(out, found)
+        return 0
+
+    from eval import harness_tasks
+    from recipes.loading import load_model
+
+    _quiet()
+    loaded = harness_tasks.load_tasks(chosen.tasks, chosen.include, chosen.num_fewshot)
+    if chosen.show_prompts:
+        for name, prompt, answer in harness_tasks.prompts(loaded) if is_first_rank() else []:
+            print(f"--- {name}, example 1\n{prompt}⏎{answer}")
+        return 0
+    rank = _join_processes()
+    start = time.monotonic()
+    model = load_model(chosen.model, chosen.tokenizer)
+    lm = language_model(
+        model.model,
+        model.tokenizer,
+        chosen.max_length or model.max_seq_len,
+        chosen.batch_size,
+        chosen.precision,
+        functools.partial(_answers, out.parent, digest, rank),
+    )
+    tasks, examples = harness_tasks.evaluate(lm, loaded, chosen.limit)
+    if is_first_rank():
+        entry = {
+            "name": chosen.model.name,
+            "checkpoint": str(chosen.model),
+            "digest": digest,
+            "tasks": tasks,
+            "seconds": round(time.monotonic() - start, 3),
+        }
+        content = {"digest": asked, "harness": _version(), "models": [entry]}
+        results.write(out, content, ({"model": chosen.model.name, **example} for example in examples))
+        results.show(out, content)
+    return 0
+
+
+def language_model(
+    model: Any,
+    tokenizer: Any,
+    max_length: int,
+    batch_size: int,
+    precision: str | None = None,
+    cache: Any = lambda digest: None,
+) -> Any:
+    """The harness's `LM` over a causal model in memory; precision: one of PRECISIONS, by default that of the device."""
+    import torch
+
+    from eval.backbone import Backbone
+    from eval.harness_lm import ScoringLM
+    from eval.progress import bar
+
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer has no end-of-text token, which the harness begins an empty context with")
+    device = next(model.parameters()).device.type
+    precision = precision or ("amp_bf16" if device == "cuda" else "fp32")
+    kinds = {"fp32": None, "amp_bf16": torch.bfloat16, "amp_fp16": torch.float16}
+    dtype = kinds[precision]
+    autocast = functools.partial(torch.autocast, device, dtype=dtype, enabled=dtype is not None)
+    backbone = Backbone(model, max_length, autocast)
+    return ScoringLM(lambda: backbone, tokenizer, max_length, batch_size, cache, bar)
+
+
+def _identify(chosen: argparse.Namespace) -> tuple[str, Path]:
+    """The model's digest, and where its results go."""
+    path = chosen.model
+    more = {"precision": chosen.precision, "max_length": chosen.max_length, "tokenizer": chosen.tokenizer}
+    if path.is_dir() and is_hf_folder(path):
+        weights, folder = path, Path("runs") / f"eval-{path.name}"
+        tokenizer = None
+    else:
+        trained = find_trained(path)
+        weights, more["model"] = trained.checkpoint, dict(trained.model)
+        folder = trained.run or Path("runs") / f"eval-{path.stem}"
+        tokenizer = Path(str(trained.recipe.get("tokenizer.name")))
+    tokenizer = Path(chosen.tokenizer) if chosen.tokenizer else tokenizer
+    digest = model_digest(weights, more, tokenizer if tokenizer is not None and tokenizer.is_dir() else None)
+    return digest, chosen.out or folder / "harness.json"
+
+
+def _digest_of_question(chosen: argparse.Namespace, model: str) -> str:
+    """Over the model, the options and, for tasks of one's own, the files that say what is asked."""
+    files = [path for folder in chosen.include if folder.is_dir() for path in sorted(folder.rglob("*"))]
+    files += [Path(name) for name in chosen.tasks]
+    contents = {str(path): file_digest(path) for path in files if path.is_file()}
+    contents |= {name: file_digest(Path(name)) for name in _data_files(list(contents))}
+    options = [chosen.tasks, chosen.num_fewshot, chosen.limit, chosen.batch_size, _version(), SCORING]
+    return hashlib.sha256(json.dumps([model, options, contents], sort_keys=True).encode()).hexdigest()
+
+
+def _data_files(yamls: Sequence[str]) -> list[str]:
+    """Local files that task YAML files name, as words in them: what they hold decides the results too."""
+    words = {
+        word.strip("'\"[],{}")
+        for path in yamls
+        if path.endswith((".yaml", ".yml"))
+        for word in Path(path).read_text(encoding="utf-8", errors="replace").split()
+    }
+    return sorted(
+        word for word in words if word.endswith((".json", ".jsonl", ".csv", ".parquet")) and Path(word).is_file()
+    )
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return f"lm_eval {version('lm_eval')}"
+    except PackageNotFoundError:
+        return "lm_eval is not installed"
+
+
+def _answers(folder: Path, model: str, rank: int, task: str) -> AnswerCache:
+    return AnswerCache(folder, model, task, rank)
+
+
+def _join_processes() -> int:
+    """Join the group that a launcher started, if one did; this process's number."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return 0
+    from composer.utils import dist, get_device
+
+    dist.initialize_dist(get_device(None))
+    return dist.get_global_rank()
+
+
+def _quiet() -> None:
+    import logging
+
+    import datasets
+
+    datasets.disable_progress_bars()
+    for name in ("lm_eval", "lm-eval", "datasets"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,223 @@
+"""Tasks of lm-evaluation-harness, by their names or from local YAML files, and what came of them as our results."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from eval.results import uncertainty
+from eval.tasks.rows import TaskError
+
+SEED, FEWSHOT_SEED = 0, 1234  # the harness's own
+SUGGESTED = 5  # names, where one is unknown
+# Metrics that are the mean of one number an example, in the order that the first of is shown.
+MEANS = ("acc", "acc_norm", "exact_match", "em", "f1", "contains", "mcc")
+
+
+def load_tasks(names: Sequence[str], include: Sequence[Path], num_fewshot: int | None) -> Any:
+    """The harness's task dictionary. include: folders with YAML files of one's own.
+
+    Raises TaskError: a name that nobody has, a file that is no task, data that is not on this machine.
+    """
+    from lm_eval.tasks import TaskManager
+
+    for folder in include:
+        if not folder.is_dir():
+            raise TaskError(f"--include: there is no folder {folder}")
+    manager = TaskManager(include_path=list(include) or None, include_defaults=False)
+    if not all(name in manager.all_tasks or Path(name).suffix in (".yaml", ".yml") for name in names):
+        manager = TaskManager(include_path=list(include) or None)  # takes seconds: thousands of files
+    loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
+    for name in names:
+        for key, part in _load_one(manager, name).items():
+            loaded[key].update(part)
+    for task in loaded["tasks"].values():
+        set_to = task.get_config("num_fewshot")
+        if num_fewshot is not None and set_to != 0:  # a task that says 0 means it
+            task.set_config(key="num_fewshot", value=num_fewshot)
+        elif set_to is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=FEWSHOT_SEED)
+    return loaded
+
+
+def evaluate(lm: Any, loaded: Any, limit: int | None = None) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Entries for results.json, groups included, and one record an example. Raises ScoringError."""
+    from lm_eval.evaluator import evaluate as run
+
+    random.seed(SEED)
+    np.random.seed(FEWSHOT_SEED)
+    with torch.random.fork_rng():
+        torch.manual_seed(FEWSHOT_SEED)
+        found: Any = run(lm=lm, task_dict=loaded, limit=limit, log_samples=True)
+    results, examples = [], []
+    for name, scores in found["results"].items():
+        samples = found["samples"].get(name)
+        shots = found["n-shot"].get(name)
+        label = f"{name}/{shots}-shot" if shots is not None else name
+        if samples is None:
+            results.append(_group(label, scores))
+            continue
+        filters = list(dict.fromkeys(sample["filter"] for sample in samples))
+        of_filter = [sample for sample in samples if sample["filter"] == filters[0]]
+        results.append(_task(label, name, scores, of_filter, filters[0], getattr(lm, "truncated", {}).get(name, 0)))
+        examples += [_example(label, results[-1]["metric"].partition(",")[0], s) for s in of_filter]
+    return results, examples
+
+
+def prompts(loaded: Any, limit: int = 1) -> list[tuple[str, str, str]]:
+    """(task, exact prompt, what is asked for) of the first example of each task."""
+    shown = []
+    for name, task in loaded["tasks"].items():
+        task.build_all_requests(limit=limit, rank=0, world_size=1)
+        first = task.instances[0].args
+        shown.append((name, str(first[0]), str(first[1]) if len(first) > 1 else ""))
+    return shown
+
+
+def _load_one(manager: Any, name: str) -> Any:
+    try:
+        return manager.load([name])
+    except KeyError as error:
+        if name in manager.all_tasks:
+            raise TaskError(f"task {name} cannot be read: {error}") from None
+        import difflib
+
+        close = difflib.get_close_matches(name, manager.all_tasks, SUGGESTED)
+        guess = f"; did you mean {', '.join(close)}?" if close else ""
+        text = "got a name that is neither a task, group or tag of lm-evaluation-harness nor a YAML file"
+        raise TaskError(f"task {name}: {text}{guess} Your own tasks are found with --include FOLDER") from None
+    except Exception as error:  # whatever reading a data set raises
+        raise TaskError(_unreachable(manager, name, error)) from None
+
+
+def _unreachable(manager: Any, name: str, error: Exception) -> str:
+    words = " ".join(str(error).split()) or type(error).__name__
+    missing = [path for path in sorted(_datasets(manager, name)) if path not in ("json", "csv", "parquet", "text")]
+    if not missing:
+        return f"task {name} cannot be loaded: {words}"
+    commands = " and ".join(f"`hf download --repo-type dataset {path}`" for path in missing)
+    return (
+        f"task {name}: its data ({', '.join(missing)}) is not on this machine and was not fetched: {words[:200]}. "
+        f"Where the Hugging Face hub can be reached run {commands} and copy the cache (HF_HOME, by default "
+        "~/.cache/huggingface) here, or write a task YAML over a local JSONL file and name its folder with --include"
+    )
+
+
+def _datasets(manager: Any, name: str) -> set[str]:
+    """The data sets on the hub that a task, or the tasks of a group, read."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    entry = manager.task_index.get(name)
+    path = getattr(entry, "yaml_path", None) or (Path(name) if Path(name).is_file() else None)
+    if path is None:
+        return set()
+    try:
+        config = load_yaml(path, resolve_func=False)
+    except Exception:  # only for the wording of another error
+        return set()
+    found = {str(config["dataset_path"])} if config.get("dataset_path") else set()
+    inside = config.get("task")
+    for child in inside if isinstance(inside, list) else []:
+        child = child.get("task") if isinstance(child, Mapping) else child
+        if isinstance(child, str) and child != name:
+            found |= _datasets(manager, child)
+    for tagged in getattr(entry, "tags", None) or ():
+        if tagged != name and tagged in manager.task_index and not found:
+            found |= _datasets(manager, tagged)
+    return found
+
+
+def _group(label: str, scores: Mapping[str, Any]) -> dict[str, Any]:
+    metric = _first_metric(scores)
+    numbers = _numbers(scores)
+    return {
+        "label": label,
+        "metric": metric,
+        "score": numbers.get(metric),
+        **uncertainty(None),
+        "stderr": _stderr(scores, metric),
+        "chance": None,
+        "examples": int(scores.get("sample_len") or 0),
+        "metrics": numbers,
+    }
+
+
+def _task(
+    label: str, name: str, scores: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], chosen: str, truncated: int
+) -> dict[str, Any]:
+    metric = _first_metric(scores, chosen)
+    values = [sample.get(metric.partition(",")[0]) for sample in samples]
+    outcomes = [float(v) for v in values if isinstance(v, (int, float))]
+    is_mean = len(outcomes) == len(samples) and bool(samples)
+    numbers = _numbers(scores)
+    if is_mean:
+        is_mean = abs(sum(outcomes) / len(outcomes) - numbers[metric]) < 1e-9
+    spread = uncertainty(outcomes if is_mean else None)
+    content = [[s["doc_hash"], s["prompt_hash"], s["target_hash"], [a[1:] for a in s["arguments"]]] for s in samples]
+    digest = hashlib.sha256(json.dumps([name, content], sort_keys=True, default=str).encode()).hexdigest()
+    return {
+        "label": label,
+        "metric": metric,
+        "score": numbers[metric],
+        **spread,
+        "stderr": _stderr(scores, metric) if spread["stderr"] is None else spread["stderr"],
+        "chance": _chance(samples, metric),
+        "examples": len(samples),
+        "truncated": truncated,
+        "digest": digest,
+        "metrics": numbers,
+    }
+
+
+def _example(label: str, metric: str, sample: Mapping[str, Any]) -> dict[str, Any]:
+    resps = sample["filtered_resps"]
+    scored = all(isinstance(r, (list, tuple)) and len(r) == 2 for r in resps)
+    logprobs = [float(r[0]) for r in resps] if scored else []
+    chosen: Any = logprobs.index(max(logprobs)) if len(logprobs) > 1 else resps[0]
+    value = sample.get(metric)
+    return {
+        "task": label,
+        "index": sample["doc_id"],
+        "prompt": str(sample["arguments"][0][0]),
+        "correct": float(value) if isinstance(value, (int, float)) else None,
+        "chosen": chosen,
+        "gold": sample["target"],
+        "logprobs": logprobs,
+    }
+
+
+def _chance(samples: Sequence[Mapping[str, Any]], metric: str) -> float | None:
+    """Of choosing blindly, where each example has several requests with answers to choose from."""
+    counts = [len(sample["arguments"]) for sample in samples]
+    if not metric.startswith("acc") or min(counts, default=0) < 2:
+        return None
+    return sum(1 / count for count in counts) / len(counts)
+
+
+def _first_metric(scores: Mapping[str, Any], chosen: str | None = None) -> str:
+    names = [n for n in _numbers(scores) if chosen is None or n.endswith(f",{chosen}")] or list(_numbers(scores))
+    ranked: Iterable[str] = (n for wanted in MEANS for n in names if n.partition(",")[0] == wanted)
+    return next(iter(ranked), names[0] if names else "")
+
+
+def _numbers(scores: Mapping[str, Any]) -> dict[str, float]:
+    """`acc,none`: 0.5, without standard errors and counts."""
+    return {
+        name: float(value)
+        for name, value in scores.items()
+        if "," in name and "_stderr," not in name and isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
+
+
+def _stderr(scores: Mapping[str, Any], metric: str) -> float | None:
+    name, _, chosen = metric.partition(",")
+    value = scores.get(f"{name}_stderr,{chosen}")
+    return float(value) if isinstance(value, (int, float)) else None

@@ -1,0 +1,131 @@
+"""Tasks while a training run goes on: `icl_tasks:` and `harness_tasks:` of its recipe, every `task_interval`.
+
+The scores go to every logger, to the ledger with what they cost, and as a line to tasks.jsonl in the run folder, from
+which the report draws them over the checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from composer import Callback, Event, Logger, State
+from composer.core.precision import get_precision_context
+from composer.utils import create_interval_scheduler, dist
+
+from eval.backbone import Backbone
+from eval.questions import ScoringError
+from eval.suite import gauntlet_scores, logged, run_tasks, tasks_of
+from recipes.callbacks.cost import CostMonitor
+from recipes.run_record import TASKS
+
+log = logging.getLogger("recipes")
+
+
+class TaskEvaluation(Callback):
+    """Evaluates the model as it is at an interval, and at the end.
+
+    tokenizer, max_seq_len: as the tasks are read with. cost: bills the time. folder: the run's.
+    Raises ValueError, in words, for tasks that cannot be read: before the first step.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        cost: CostMonitor,
+        folder: Path,
+        *,
+        interval: str | int,
+        at_start: bool,
+        icl_tasks: Any,
+        harness_tasks: Mapping[str, Any] | None,
+        gauntlet: Any,
+        max_seq_len: int,
+        batch_size: int,
+        subset_batches: int | None = None,
+    ) -> None:
+        self.tokenizer, self.cost, self.folder = tokenizer, cost, folder
+        self.max_seq_len, self.batch_size, self.gauntlet, self.at_start = max_seq_len, batch_size, gauntlet, at_start
+        scratch = folder / "tasks"
+        self.tasks = (
+            tasks_of(icl_tasks, tokenizer, max_seq_len, batch_size, scratch, subset_batches) if icl_tasks else []
+        )
+        self.harness = dict(harness_tasks) if harness_tasks else None
+        if self.harness is not None:
+            self._load_harness()  # what is missing is said now, not after the first interval
+        self._is_due = create_interval_scheduler(interval)  # before the checkpoint of the same step is saved
+        self._backbone: Backbone | None = None
+        self._last_batch = -1
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        if self.at_start and state.timestamp.batch == 0:
+            self._evaluate(state, logger)
+
+    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+        if self._is_due(state, Event.BATCH_CHECKPOINT):
+            self._evaluate(state, logger)
+
+    def epoch_checkpoint(self, state: State, logger: Logger) -> None:
+        if self._is_due(state, Event.EPOCH_CHECKPOINT):
+            self._evaluate(state, logger)
+
+    def _evaluate(self, state: State, logger: Logger) -> None:
+        step = int(state.timestamp.batch)
+        if step == self._last_batch:
+            return
+        self._last_batch = step
+        start = time.monotonic()
+        with self.cost.spending("evaluation"):
+            training = state.model.training
+            try:
+                results, numbers = self._scores(state)
+                trouble = ""
+            except ScoringError as error:  # no score is better than a wrong one, and than the end of the run
+                results, numbers, trouble = [], {}, str(error)
+                log.warning("tasks at step %d: %s", step, trouble)
+            finally:
+                state.model.train(training)
+        seconds = time.monotonic() - start
+        rate = self.cost.rate.usd_per_device_hour
+        usd = None if rate is None else seconds / 3600 * rate * dist.get_world_size()
+        spent = {"evaluation/seconds": seconds} | ({} if usd is None else {"evaluation/usd": usd})
+        logger.log_metrics({**numbers, **spent})
+        if dist.get_global_rank() == 0:
+            kept = {"step": step, "tokens": int(state.timestamp.token), "seconds": round(seconds, 3), "usd": usd}
+            scores = {r["label"]: r["score"] for r in results}
+            self.cost.note("evaluation", step=step, evaluation_s=round(seconds, 3), evaluation_usd=usd, scores=scores)
+            with (self.folder / TASKS).open("a", encoding="utf-8") as file:
+                file.write(json.dumps({**kept, "tasks": results, **({"error": trouble} if trouble else {})}) + "\n")
+
+    def _scores(self, state: State) -> tuple[list[dict[str, Any]], dict[str, float]]:
+        if self._backbone is None:
+            precision = partial(get_precision_context, state.precision)
+            self._backbone = Backbone(state.model, self.max_seq_len, precision)
+        backbone = self._backbone
+        backbone.whole.eval()
+        judged = run_tasks(self.tasks, lambda: backbone, self.tokenizer, self.max_seq_len, self.batch_size)
+        results, numbers = [j.result for j in judged], logged(judged)
+        if self.gauntlet is not None and judged:
+            averages = gauntlet_scores(self.gauntlet, judged)
+            numbers |= {f"icl/metrics/eval_gauntlet/{name}": value for name, value in averages.items()}
+        if self.harness is not None:
+            from eval import harness_tasks
+            from eval.harness_lm import ScoringLM
+
+            lm = ScoringLM(lambda: backbone, self.tokenizer, self.max_seq_len, self.batch_size)
+            found, _ = harness_tasks.evaluate(lm, self._load_harness(), self.harness.get("limit"))
+            results += found
+            numbers |= {f"metrics/{r['label']}/{name}": value for r in found for name, value in r["metrics"].items()}
+        return results, numbers
+
+    def _load_harness(self) -> Any:
+        from eval.harness_tasks import load_tasks
+
+        assert self.harness is not None
+        include = [Path(folder) for folder in self.harness.get("include") or []]
+        return load_tasks(self.harness["tasks"], include, self.harness.get("num_fewshot"))

@@ -1,0 +1,77 @@
+"""A model of an evaluation recipe, built and filled with its weights when something has to be computed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from eval.backbone import Backbone
+from eval.models import is_folder, longest
+from recipes import build
+from recipes.config import Recipe
+
+
+class LoadedModel:
+    """backbone: what is scored. log: sends numbers to every logger of the recipe. close: when all is done."""
+
+    def __init__(self, recipe: Recipe, settings: Mapping[str, Any], entry: Mapping[str, Any], tokenizer: Any) -> None:
+        from composer import Trainer
+        from composer.core.precision import Precision, get_precision_context
+        from composer.utils import dist
+
+        from recipes.processes import parallelism
+
+        fsdp = settings["fsdp_config"] if dist.get_world_size() > 1 and not is_folder(entry) else None
+        path = entry.get("load_path")
+        by_hand = path is not None and fsdp is None and Path(str(path)).is_dir()
+        with build.reporting(recipe, "models"):
+            model = _build(entry, tokenizer, fsdp)
+            if by_hand:
+                _fill_from_shards(model, Path(str(path)))
+            self.trainer = Trainer(
+                run_name=settings["run_name"] or recipe.path.stem,
+                seed=settings["seed"],
+                model=model,
+                loggers=build.build_loggers(recipe, dict(settings)),
+                precision=settings["precision"],
+                parallelism_config=parallelism(fsdp, None, model),
+                load_path=None if by_hand else path,
+                load_weights_only=True,
+                progress_bar=False,
+                dist_timeout=settings["dist_timeout"],
+            )
+        build.say_the_recipe_once(self.trainer)
+        self.model = self.trainer.state.model
+        precision = partial(get_precision_context, Precision(settings["precision"]))
+        limit = longest(entry, settings["max_seq_len"])
+        self.backbone = Backbone(self.model, limit, precision)
+
+    def log(self, numbers: Mapping[str, float]) -> None:
+        self.trainer.logger.log_metrics(dict(numbers))
+
+    def close(self) -> None:
+        self.trainer.close()
+
+
+def _build(entry: Mapping[str, Any], tokenizer: Any, fsdp: dict[str, Any] | None) -> Any:
+    if not is_folder(entry):
+        return build.build_model(copy.deepcopy(dict(entry["model"])), tokenizer, fsdp, None)
+    from composer.models import HuggingFaceModel
+    from transformers import AutoModelForCausalLM
+
+    folder = entry["model"]["pretrained_model_name_or_path"]
+    return HuggingFaceModel(AutoModelForCausalLM.from_pretrained(folder), tokenizer, shift_labels=True)
+
+
+def _fill_from_shards(model: Any, folder: Path) -> None:
+    """A sharded checkpoint into a model that is whole on this process."""
+    from recipes.tensor_files import ShardedCheckpoint
+
+    with ShardedCheckpoint(folder) as files:
+        state = {f"model.{name}": files.rows(name) for name in files.shapes()}
+    absent, unknown = model.load_state_dict(state, strict=False)
+    if absent or unknown:
+        raise ValueError(f"{folder} is of another model: {[*absent, *unknown][0]} does not fit")

@@ -1,0 +1,181 @@
+"""A model through a list of in-context-learning tasks: the same for `eval/evaluate.py` and for a training run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from eval.cache import Answer, AnswerCache
+from eval.generation import generate
+from eval.results import task_result
+from eval.scoring import Model, Progress, score
+from eval.tasks.icl import Outcome, Task, Tokens, build_tasks, judge
+from eval.tasks.rows import TaskError
+from recipes.config import load
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A task and what came of it."""
+
+    task: Task
+    outcome: Outcome
+    seconds: float
+
+    @property
+    def result(self) -> dict[str, Any]:
+        first = self.task.metric_names[0]
+        return task_result(
+            label=self.task.label,
+            metric=first,
+            outcomes=self.outcome.outcomes if "Calibration" not in first else None,
+            score=self.outcome.scores[first],
+            chance=self.task.chance if "Calibration" not in first else None,
+            examples=len(self.task.examples),
+            digest=self.task.digest,
+            truncated=self.task.truncated,
+            metrics=self.outcome.scores,
+            seconds=self.seconds,
+        )
+
+    def examples(self) -> list[dict[str, Any]]:
+        """One record an example, for comparing models."""
+        records = []
+        for index, example in enumerate(self.task.examples):
+            record: dict[str, Any] = {
+                "task": self.task.label,
+                "index": index,
+                "prompt": example.shown,
+                "correct": self.outcome.outcomes[index],
+                "chosen": self.outcome.choices[index],
+            }
+            if example.requests:
+                record["gold"] = example.gold
+                record["logprobs"] = self.outcome.logprobs[index]
+            else:
+                record["answers"] = list(example.answers)
+            records.append(record)
+        return records
+
+
+def tasks_of(
+    icl_tasks: Any, tokenizer: Any, max_len: int, batch_size: int, scratch: Path, subset_batches: int | None
+) -> list[Task]:
+    """The tasks of a recipe's `icl_tasks`: a list, or the path of a YAML file with one.
+
+    subset_batches: LLM Foundry's `icl_subset_num_batches`; a batch has as many examples as `batch_size` has choices.
+    Raises TaskError, RecipeError.
+    """
+    entries = load(icl_tasks)["icl_tasks"] if isinstance(icl_tasks, str) else icl_tasks
+    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+        raise TaskError(f"icl_tasks: got {type(entries).__name__}, expected a list of tasks")
+    tokens = Tokens(tokenizer)
+    tasks = []
+    for entry in entries:
+        most = None
+        if subset_batches is not None and subset_batches > 0 and not entry.get("has_categories"):
+            choices = _choices(entry, scratch)
+            most = subset_batches * max(1, int(entry.get("batch_size") or batch_size) // choices)
+        tasks += build_tasks(entry, tokens, max_len, lambda uri: fetch(uri, scratch), most)
+    return tasks
+
+
+def run_tasks(
+    tasks: Sequence[Task],
+    model: Model,
+    tokenizer: Any,
+    max_len: int,
+    batch_size: int,
+    cache: Callable[[str], AnswerCache | None] = lambda digest: None,
+    progress: Callable[[str, int], Progress | None] = lambda label, total: None,
+) -> list[Judged]:
+    """Every task's outcome. cache: the answers kept for a task digest. Raises ScoringError."""
+    judged = []
+    for task in tasks:
+        start = time.monotonic()
+        rows = task.batch_size or batch_size
+        requests = [request for example in task.examples for request in example.requests]
+        prompts = [example.prompt for example in task.examples if example.prompt is not None]
+        told = progress(task.label, len(set(requests)) + len(set(prompts)))
+        answers: dict[str, Answer] = {}
+        if requests:
+            scored = score(model, requests, rows, max_len, cache(task.digest), told)
+            answers.update(zip((r.key for r in requests), scored, strict=True))
+        if prompts:
+            texts = generate(model, prompts, tokenizer, rows, cache(task.digest), told)
+            answers.update(zip((p.key for p in prompts), texts, strict=True))
+        judged.append(Judged(task, judge(task, answers), time.monotonic() - start))
+    return judged
+
+
+def logged(judged: Sequence[Judged]) -> dict[str, float]:
+    """Scores under the names that LLM Foundry logs them by."""
+    return {f"metrics/{j.task.label}/{name}": value for j in judged for name, value in j.outcome.scores.items()}
+
+
+def gauntlet_scores(gauntlet: Any, judged: Sequence[Judged]) -> dict[str, float]:
+    """LLM Foundry's own averages, by its EvalGauntlet: category and average → score.
+
+    gauntlet: `eval_gauntlet` of a recipe: a section, or the path of a YAML file with one.
+    """
+    from llmfoundry.callbacks import EvalGauntlet
+
+    section = load(gauntlet)["eval_gauntlet"] if isinstance(gauntlet, str) else gauntlet
+    sizes = {j.task.label: len(j.task.examples) for j in judged}
+    averages = EvalGauntlet(
+        **_thawed(section),
+        logger_keys=[f"metrics/{j.task.label}/{n}" for j in judged for n in j.outcome.scores],
+        benchmark_sizes=sizes,
+    )
+    metrics = {
+        j.task.label: {
+            name: SimpleNamespace(compute=lambda v=value: _Value(v)) for name, value in j.outcome.scores.items()
+        }
+        for j in judged
+    }
+    scores = averages.eval_after_all(SimpleNamespace(eval_metrics=metrics), None)  # type: ignore[arg-type]
+    return {name.rpartition("/")[2]: float(value) for name, value in scores.items()}
+
+
+def fetch(uri: str, scratch: Path) -> Path:
+    """A task's file: itself where it is local, else a copy in `scratch`. Raises TaskError."""
+    if "://" not in uri:
+        return Path(uri)
+    from composer.utils import get_file
+
+    copy = scratch / uri.partition("://")[2].replace("/", "_")
+    scratch.mkdir(parents=True, exist_ok=True)
+    try:
+        get_file(uri, str(copy), overwrite=True)
+    except Exception as error:
+        raise TaskError(
+            f"{uri} cannot be fetched ({type(error).__name__}: {error}); download it and name the file"
+        ) from None
+    return copy
+
+
+class _Value(float):
+    """A score that answers `.item()`, as a metric's tensor does."""
+
+    def item(self) -> float:
+        return float(self)
+
+
+def _choices(entry: Mapping[str, Any], scratch: Path) -> int:
+    if entry.get("icl_task_type") not in ("multiple_choice", "schema") or "://" in str(entry.get("dataset_uri")):
+        return 1
+    from eval.tasks.rows import read_rows
+
+    key = entry.get("choices_key") or ("choices" if entry["icl_task_type"] == "multiple_choice" else "context_options")
+    choices = read_rows(fetch(str(entry["dataset_uri"]), scratch))[0][0].get(key)
+    return len(choices) if isinstance(choices, list) and choices else 1
+
+
+def _thawed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _thawed(inner) for key, inner in value.items()}
+    return [_thawed(inner) for inner in value] if isinstance(value, list) else value

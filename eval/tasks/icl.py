@@ -1,0 +1,305 @@
+"""In-context-learning tasks in LLM Foundry's format: settings and rows → requests, answers → outcomes. No torch."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from eval import metrics
+from eval.questions import Prompt, Request, Scored
+from eval.tasks import prompts
+from eval.tasks.rows import FIELDS, Row, TaskError, check_rows, read_rows
+
+COT_BUFFER = 10  # tokens more for an answer where a chain of thought is written, as LLM Foundry has it
+KEYS = {field.name for field in fields(prompts.Format)} | {
+    "label",
+    "dataset_uri",
+    "icl_task_type",
+    "num_fewshot",
+    "metric_names",
+    "max_seq_len",
+    "batch_size",
+    "has_categories",
+    "question_prelimiter",
+    "random_baseline",
+    "generation_kwargs",
+    "early_stopping_criteria",
+    "do_normalization",
+    "hf_loading_vars",
+    "hf_parsing_map",
+}
+Fetch = Callable[[str], Path]  # where the file of a dataset_uri is
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question: its requests (one a choice) or its prompt, and what is right."""
+
+    requests: tuple[Request, ...]
+    prompt: Prompt | None
+    gold: int
+    answers: tuple[str, ...]  # texts that are right, where text is generated
+    shown: str  # the exact prompt
+    question: str = ""  # by itself, with its right answer
+
+
+@dataclass(frozen=True)
+class Task:
+    label: str  # piqa/0-shot, or mmlu/5-shot/anatomy
+    kind: str
+    digest: str  # SHA-256 over the settings and the rows
+    chance: float | None  # the score of guessing
+    examples: tuple[Example, ...]
+    truncated: int  # examples whose beginning was cut off to fit
+    metric_names: tuple[str, ...]
+    settings: Mapping[str, Any]
+    batch_size: int | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """outcomes: 1 or 0 an example, of the first metric. choices: what the model chose or wrote."""
+
+    scores: dict[str, float]
+    outcomes: list[float]
+    choices: list[Any]
+    logprobs: list[list[float]] = field(default_factory=list)  # sums, one a choice
+
+
+class Tokens:
+    """A tokenizer that looks each different text up once, in one call for many."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.prefix_space = len(tokenizer(" a", add_special_tokens=False)["input_ids"]) == 1
+        self._known: dict[tuple[str, bool], tuple[int, ...]] = {}
+
+    def look_up(self, texts: Sequence[str], special: bool) -> None:
+        new = [t for t in dict.fromkeys(texts) if (t, special) not in self._known]
+        if new:
+            for text, ids in zip(new, self.tokenizer(new, add_special_tokens=special)["input_ids"], strict=True):
+                self._known[text, special] = tuple(ids)
+
+    def __call__(self, text: str, special: bool = False) -> tuple[int, ...]:
+        if (text, special) not in self._known:
+            self.look_up([text], special)
+        return self._known[text, special]
+
+
+def build_tasks(
+    settings: Mapping[str, Any], tokens: Tokens, max_len: int, fetch: Fetch = Path, most: int | None = None
+) -> list[Task]:
+    """One task for each number of shots and, with `has_categories`, for each category.
+
+    settings: an entry of `icl_tasks`. max_len: tokens that a prompt and its answer may have (the task's own
+    `max_seq_len` comes first). most: examples of each task that are used, from the first.
+    Raises TaskError for anything wrong with the task or its file.
+    """
+    kind = settings.get("icl_task_type")
+    label = str(settings.get("label", "?"))
+    if kind not in FIELDS:
+        raise TaskError(f"task {label}: icl_task_type: got {kind!r}, expected one of {', '.join(sorted(FIELDS))}")
+    for key in settings:
+        if key not in KEYS:
+            guess = difflib.get_close_matches(key, KEYS, 1)
+            mend = f"; did you mean {guess[0]}?" if guess else f"; known: {', '.join(sorted(KEYS))}"
+            raise TaskError(f"task {label}: {key}: unknown key{mend}")
+    for key in ("label", "dataset_uri", "num_fewshot"):
+        if settings.get(key) is None:
+            raise TaskError(f"task {label}: {key} is missing")
+    names = tuple(settings.get("metric_names") or metrics.OF_KIND[kind][:1])
+    for name in names:
+        if name not in metrics.OF_KIND[kind]:
+            allowed = ", ".join(metrics.OF_KIND[kind])
+            raise TaskError(f"task {label}: metric_names: got {name}, expected some of {allowed} for {kind}")
+    path, (rows, file_digest) = _rows(settings, fetch)
+    form = prompts.format_of(settings)
+    renamed = {"query": form.context_key} if form.context_key and kind == "multiple_choice" else {}
+    if form.choices_key:
+        renamed["choices" if kind == "multiple_choice" else "context_options"] = form.choices_key
+    check_rows(rows, kind, str(path), renamed)
+    length = int(settings.get("max_seq_len") or max_len)
+    tasks = []
+    for shots in settings["num_fewshot"]:
+        for category, part in _by_category(rows, settings, path).items():
+            name = f"{label}/{shots}-shot" + (f"/{category}" if category else "")
+            examples, cut = _examples(name, part, kind, shots, settings, form, tokens, length, most)
+            what = [dict(settings), shots, category, length, most, file_digest]
+            digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
+            tasks.append(
+                Task(
+                    name,
+                    kind,
+                    digest,
+                    _chance(settings, kind, examples),
+                    examples,
+                    cut,
+                    names,
+                    settings,
+                    settings.get("batch_size"),
+                )
+            )
+    return tasks
+
+
+def judge(task: Task, answers: Mapping[str, Scored | str]) -> Outcome:
+    """What the answers, by key of the request or prompt, are worth."""
+    outcomes: list[float] = []
+    confidences: list[float] = []
+    calibrated: list[float] = []
+    choices: list[Any] = []
+    sums: list[list[float]] = []
+    for example in task.examples:
+        if example.prompt is not None:
+            text = answers[example.prompt.key]
+            assert isinstance(text, str)
+            outcomes.append(float(_matches(task, text, example.answers)))
+            choices.append(text)
+            continue
+        scored = [a for a in (answers[r.key] for r in example.requests) if isinstance(a, Scored)]
+        sums.append([a.total for a in scored])
+        if task.kind == "language_modeling":
+            outcomes.append(float(scored[0].greedy))
+            choices.append(scored[0].greedy)
+            confidences.append(scored[0].confidence)
+            calibrated.append(outcomes[-1])
+        else:
+            choice = metrics.chosen(scored)
+            outcomes.append(float(choice == example.gold))
+            choices.append(choice)
+            best, confidence = metrics.choice_confidence(scored)
+            confidences.append(confidence)
+            calibrated.append(float(best == example.gold))
+    scores = {
+        name: metrics.calibration_error(confidences, calibrated)
+        if "Calibration" in name
+        else sum(outcomes) / len(outcomes)
+        for name in task.metric_names
+    }
+    return Outcome(scores, outcomes, choices, sums)
+
+
+def _matches(task: Task, text: str, answers: Sequence[str]) -> bool:
+    settings = task.settings
+    return metrics.exact_match(
+        text,
+        answers,
+        settings.get("early_stopping_criteria"),
+        settings.get("cot_delimiter") or "",
+        settings.get("do_normalization", True),
+    )
+
+
+def _examples(
+    name: str,
+    rows: Sequence[Row],
+    kind: str,
+    shots: int,
+    settings: Mapping[str, Any],
+    form: prompts.Format,
+    tokens: Tokens,
+    length: int,
+    most: int | None,
+) -> tuple[tuple[Example, ...], int]:
+    texts = list(prompts.texts_of(rows, kind, shots, form, tokens.prefix_space))[:most]
+    tokens.look_up([t.before for t in texts], special=True)
+    tokens.look_up([part for t in texts for part in (*t.questions, *t.answers)], special=False)
+    generated = kind == "generation_task_with_answers"
+    room, new_tokens = length, 0
+    if generated:
+        longest = max(len(tokens(text, special=True)) for text in prompts.longest_answer(rows, form))
+        longest += COT_BUFFER if form.cot_delimiter else 0
+        room, new_tokens = length - longest, max(longest, 1)
+        if room <= 0:
+            raise TaskError(
+                f"{name}: the longest answer has {longest} tokens, the context {length}: nothing is left to ask"
+            )
+    examples, cut = [], 0
+    for index, text in enumerate(texts):
+        before = _without_end(tokens(text.before, special=True), tokens.tokenizer.eos_token_id)
+        where = f"{name}, example {index + 1}"
+        requests, too_long = [], False
+        for question in text.questions:
+            context = before + tokens(question)
+            for answer in text.answers:
+                continuation = tokens(answer)
+                keep = room - len(continuation)
+                if keep <= 0:
+                    raise TaskError(
+                        f"{where}: an answer of {len(continuation)} tokens leaves no room in {room}: {answer!r}"
+                    )
+                too_long |= len(context) > keep
+                requests.append(Request(context[-keep:], continuation, where))
+        prompt = None
+        if generated:
+            context = before + tokens(text.questions[0])
+            too_long = len(context) > room
+            prompt = _prompt(context[-room:], new_tokens, settings, where)
+        answers = (
+            tuple(dict.fromkeys([rows[index]["answer"], *(rows[index].get("aliases") or [])])) if generated else ()
+        )
+        cut += too_long
+        question = text.questions[text.gold if kind == "schema" else 0]
+        right = rows[index]["answer"] if generated else text.answers[text.gold if kind == "multiple_choice" else 0]
+        examples.append(Example(tuple(requests), prompt, text.gold, answers, text.before + question, question + right))
+    return tuple(examples), cut
+
+
+def _prompt(context: tuple[int, ...], new_tokens: int, settings: Mapping[str, Any], where: str) -> Prompt:
+    asked = dict(settings.get("generation_kwargs") or {})
+    most = int(asked.pop("max_new_tokens", new_tokens))
+    more = tuple(sorted((k, v) for k, v in asked.items() if k not in ("use_cache", "pad_token_id", "eos_token_id")))
+    return Prompt(context, most, tuple(settings.get("early_stopping_criteria") or ()), more, where)
+
+
+def _without_end(ids: tuple[int, ...], end: int | None) -> tuple[int, ...]:
+    """Without the end-of-text that some tokenizers put behind everything."""
+    return ids[:-1] if end is not None and len(ids) > 1 and ids[-1] == end else ids
+
+
+def _chance(settings: Mapping[str, Any], kind: str, examples: Sequence[Example]) -> float | None:
+    """The task's own `random_baseline`, else that of choosing blindly; no text is right by chance."""
+    if settings.get("random_baseline") is not None:
+        return float(settings["random_baseline"])
+    if kind in ("multiple_choice", "schema"):
+        return sum(1 / len(example.requests) for example in examples) / len(examples)
+    return 0.0
+
+
+def _rows(settings: Mapping[str, Any], fetch: Fetch) -> tuple[str | Path, tuple[list[Row], str]]:
+    uri = str(settings["dataset_uri"])
+    if not uri.startswith("hf://"):
+        path = fetch(uri)
+        return path, read_rows(path)
+    from datasets import load_dataset
+
+    name, columns = uri.removeprefix("hf://"), settings.get("hf_parsing_map") or {}
+    try:
+        loaded = load_dataset(name, **(settings.get("hf_loading_vars") or {}))
+    except Exception as error:
+        flag = "--repo-type dataset"
+        raise TaskError(
+            f"task {settings['label']}: the data set {name} cannot be loaded ({type(error).__name__}: {error}); where "
+            f"the Hugging Face hub can be reached, run `hf download {flag} {name}` and copy the cache here, or give a "
+            "JSONL file"
+        ) from None
+    rows = [dict(row) for row in loaded]
+    if columns:
+        rows = [{key: " ".join(str(row[c]) for c in parts) for key, parts in columns.items()} for row in rows]
+    text = json.dumps(rows, sort_keys=True, default=str)
+    return uri, (rows, hashlib.sha256(text.encode()).hexdigest())
+
+
+def _by_category(rows: Sequence[Row], settings: Mapping[str, Any], path: str | Path) -> dict[str, list[Row]]:
+    if not settings.get("has_categories"):
+        return {"": list(rows)}
+    for number, row in enumerate(rows, 1):
+        if "category" not in row:
+            raise TaskError(f"{path}:{number}: 'category' is missing, and the task has has_categories: true")
+    names = sorted({str(row["category"]) for row in rows})
+    return {name: [row for row in rows if str(row["category"]) == name] for name in names}

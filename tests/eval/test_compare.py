@@ -1,0 +1,106 @@
+"""Paired comparison and contamination, on results and shards made by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eval.compare import paired
+from eval.contamination import hashes
+
+from ..conftest import Command
+
+
+def results(folder: Path, name: str, correct: list[int], digest: str = "d") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    task = {"label": "t/0-shot", "score": sum(correct) / len(correct), "examples": len(correct), "digest": digest}
+    (folder / "results.json").write_text(json.dumps({"digest": "x", "models": [{"name": name, "tasks": [task]}]}))
+    lines = [
+        {"model": name, "task": "t/0-shot", "index": i, "prompt": f"question {i}", "correct": c, "chosen": c}
+        for i, c in enumerate(correct)
+    ]
+    (folder / "results.examples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def records(correct: list[int]) -> dict[int, dict[str, Any]]:
+    return {i: {"correct": c} for i, c in enumerate(correct)}
+
+
+def test_a_paired_difference() -> None:
+    a, b = [1, 0, 0, 1, 0, 1, 0, 0], [1, 1, 1, 1, 0, 0, 1, 1]
+    found = paired("t", records(a), records(b))
+    assert found.difference == pytest.approx(3 / 8)
+    differences = np.array(b) - np.array(a)
+    assert (found.high - found.low) / 2 == pytest.approx(1.959964 * differences.std(ddof=1) / math.sqrt(8))
+    assert (found.gained, found.lost) == ([1, 2, 6, 7], [5])
+    assert found.p_value == pytest.approx(2 * (1 + 5) / 32)  # at most one of five flips the other way
+
+
+def test_the_command_shows_what_flipped(tmp_path: Path, run_command: Command) -> None:
+    a, b = results(tmp_path / "a", "one", [1, 0, 0, 1]), results(tmp_path / "b", "two", [1, 1, 1, 0])
+    shown = run_command("python", "-m", "eval.compare", a, b / "results.json")
+    assert shown.returncode == 0, shown.stderr
+    for words in ("A: one, B: two", "+25.0%", "t/0-shot gained, example 2: …question 1", "lost, example 4"):
+        assert words in shown.stdout
+    listed = run_command("python", "-m", "eval.compare", a, b, "--json")
+    assert json.loads(listed.stdout)[0]["gained"] == [1, 2]
+
+
+def test_comparisons_that_mean_nothing_are_refused(tmp_path: Path, run_command: Command) -> None:
+    a = results(tmp_path / "a", "one", [1, 0])
+    for other, words in (
+        (results(tmp_path / "b", "two", [1, 1], digest="another"), "answered different questions"),
+        (tmp_path / "nothing", "holds no results"),
+    ):
+        refused = run_command("python", "-m", "eval.compare", a, other)
+        assert refused.returncode == 1
+        assert words in refused.stderr
+        assert "Traceback" not in refused.stderr
+
+
+def test_hashes_are_those_of_what_is_in_a_row() -> None:
+    ids = np.array([5, 6, 7, 8, 5, 6, 7, 9], dtype=np.uint64)
+    found = hashes(ids, 3)
+    assert len(found) == 6
+    assert found[0] == found[4]
+    assert len(set(found.tolist())) == 5
+    assert hashes(ids, 3)[2] == hashes(np.array([7, 8, 5], dtype=np.uint64), 3)[0]
+    assert len(hashes(ids, 9)) == 0
+
+
+def test_contamination_finds_what_is_in_the_shards(
+    shards: Path, suite: Path, run_command: Command, tmp_path: Path
+) -> None:
+    corpus = (shards / "corpus.jsonl").read_text().splitlines()
+    held_out = {json.loads(line)["text"] for line in (shards / "val" / "documents.jsonl").read_text().splitlines()}
+    trained = next(t for t in (json.loads(line)["text"] for line in corpus) if t not in held_out)
+    words = trained.split()
+    rows = [
+        {"query": " ".join(words[40:80]), "choices": [words[80], "zzz"], "gold": 0},
+        {
+            "query": "one thing that nobody has ever said in any address so far, or will",
+            "choices": ["a", "b"],
+            "gold": 0,
+        },
+    ]
+    (tmp_path / "task.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "tasks.yaml").write_text(
+        f"icl_tasks:\n  - label: mixed\n    dataset_uri: {tmp_path}/task.jsonl\n    icl_task_type: multiple_choice\n"
+        "    num_fewshot: [0]\n"
+    )
+    options = ["--shards", shards / "train", "--tokenizer", shards / "tokenizer"]
+    found = run_command("python", "-m", "eval.contamination", tmp_path / "tasks.yaml", *options)
+    assert found.returncode == 0, found.stderr
+    assert "mixed/0-shot: 1 of 2 examples share 13 tokens in a row" in found.stdout
+    assert "example 1:" in found.stdout
+    refused = run_command(
+        "python", "-m", "eval.contamination", tmp_path / "tasks.yaml", "--shards", tmp_path, *options[2:]
+    )
+    assert refused.returncode == 1
+    assert "holds no shards" in refused.stderr

@@ -1,0 +1,182 @@
+"""Evaluation as a user starts it, on a run that the tests trained."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from recipes.report import print_summary
+
+from ..conftest import ROOT, Command, summary
+
+RECIPE = ROOT / "yamls" / "eval" / "quickstart.yaml"
+TASKS = ("cloze", "next_sentence", "dates")
+
+
+@pytest.fixture(scope="module")
+def task(suite: Path) -> Path:
+    return suite
+
+
+def arguments(shards: Path, run: Path, task: Path, *more: str) -> list[str]:
+    data = [f"eval_loader.dataset.local={shards}", "max_seq_len=32", f"contamination.shards={shards}/train"]
+    files = [f"icl_tasks.{i}.dataset_uri={task}/{name}.jsonl" for i, name in enumerate(TASKS)]
+    return [str(RECIPE), f"models.0.run={run}", *data, *files, "samples.max_new_tokens=5", *more]
+
+
+@pytest.fixture(scope="module")
+def evaluated(shards: Path, whole: Path, task: Path, run_command: Command) -> str:
+    result = run_command("python", "eval/evaluate.py", *arguments(shards, whole, task))
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def test_a_run_is_judged_by_loss_task_and_sample(evaluated: str, whole: Path) -> None:
+    (model,) = json.loads((whole / "results.json").read_text())["models"]
+    assert model["checkpoint"].endswith("ep0-ba24-rank0.pt")
+    assert model["perplexity"] == pytest.approx(math.exp(model["loss"]))
+    cloze, passages, dates = model["tasks"]
+    assert [t["label"] for t in model["tasks"]] == [f"{name}/0-shot" for name in TASKS]
+    assert (cloze["examples"], passages["examples"]) == (40, 40)
+    assert 0 < dates["examples"] <= 40
+    for result in model["tasks"]:
+        assert result["chance"] == 0.25
+        assert 0 <= result["low"] <= result["score"] <= result["high"] <= 1
+        n, p = result["examples"], result["score"]
+        assert result["stderr"] == pytest.approx(math.sqrt(p * (1 - p) / (n - 1)))
+        assert len(result["digest"]) == 64
+    assert cloze["truncated"] == 40  # 32 tokens are few
+    assert len(model["digest"]) == 64
+    assert [found["label"] for found in model["contamination"]] == [f"{name}/0-shot" for name in TASKS]
+    lines = (whole / "results.examples.jsonl").read_text().splitlines()
+    assert len(lines) == sum(t["examples"] for t in model["tasks"])
+    assert sum(json.loads(line)["correct"] for line in lines[:40]) == pytest.approx(40 * cloze["score"])
+    assert [s["prompt"] for s in model["samples"]] == ["My fellow citizens, the state of our", "The Congress should"]
+    assert all(sample["text"] for sample in model["samples"])
+    for words in ("validation perplexity", "cloze/0-shot", "25.0%", "95 %", "lost their", "results:"):
+        assert words in evaluated
+
+
+def test_the_loss_is_the_one_that_training_measured(
+    evaluated: str, shards: Path, whole: Path, task: Path, run_command: Command, tmp_path: Path
+) -> None:
+    # training looked at two batches of eight; so does this
+    more = [f"results={tmp_path}/r.json", "eval_subset_num_batches=2", "device_eval_batch_size=8", "icl_tasks=null"]
+    result = run_command("composer", "eval/evaluate.py", *arguments(shards, whole, task, *more, "samples=null"))
+    assert result.returncode == 0, result.stdout + result.stderr
+    (model,) = json.loads((tmp_path / "r.json").read_text())["models"]
+    assert model["loss"] == pytest.approx(summary(whole)["eval_loss_end"], rel=1e-6)
+
+
+def test_the_same_evaluation_is_not_done_twice(
+    evaluated: str, shards: Path, whole: Path, task: Path, run_command: Command
+) -> None:
+    result = run_command("python", "-X", "importtime", "eval/evaluate.py", *arguments(shards, whole, task))
+    assert result.returncode == 0
+    assert "evaluated before" in result.stdout
+    assert "cloze/0-shot" in result.stdout
+    assert " torch\n" not in result.stderr
+
+
+def test_two_processes_score_the_same(
+    evaluated: str, shards: Path, whole: Path, task: Path, run_command: Command, tmp_path: Path
+) -> None:
+    result = run_command(
+        "composer", "-n", "2", "eval/evaluate.py", *arguments(shards, whole, task, f"results={tmp_path}/r.json")
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    (two,) = json.loads((tmp_path / "r.json").read_text())["models"]
+    (one,) = json.loads((whole / "results.json").read_text())["models"]
+    assert [strip(t) for t in two["tasks"]] == [strip(t) for t in one["tasks"]]
+    assert two["loss"] == one["loss"]
+    assert two["samples"] == one["samples"]
+    theirs, ours = (
+        (p.with_name(f"{p.stem}.examples.jsonl")).read_text() for p in (tmp_path / "r.json", whole / "results.json")
+    )
+    assert theirs == ours
+
+
+def strip(result: dict[str, object]) -> dict[str, object]:
+    return {key: value for key, value in result.items() if key != "seconds"}
+
+
+def test_a_hugging_face_folder_scores_as_its_checkpoint(
+    evaluated: str, shards: Path, whole: Path, task: Path, run_command: Command, tmp_path: Path
+) -> None:
+    exported = run_command("python", "-m", "recipes", "export", whole, tmp_path / "folder")
+    assert exported.returncode == 0, exported.stderr
+    models = f"models=[{{folder: {tmp_path}/folder}}, {{run: {whole}}}]"
+    more = [models, f"results={tmp_path}/r.json", "samples=null"]
+    result = run_command(
+        "python", "eval/evaluate.py", *[a for a in arguments(shards, whole, task) if "models.0" not in a], *more
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    folder, run = json.loads((tmp_path / "r.json").read_text())["models"]
+    assert folder["loss"] == pytest.approx(run["loss"], abs=1e-5)
+    assert [t["score"] for t in folder["tasks"]] == [t["score"] for t in run["tasks"]]
+    compared = run_command(
+        "python", "-m", "eval.compare", f"{tmp_path}/r.json:folder", f"{tmp_path}/r.json:{whole.name}"
+    )
+    assert compared.returncode == 0, compared.stderr
+    assert "+0.0%" in compared.stdout
+
+
+def test_prompts_are_shown_and_nothing_is_evaluated(
+    shards: Path, whole: Path, task: Path, run_command: Command
+) -> None:
+    shown = run_command("python", "eval/evaluate.py", *arguments(shards, whole, task), "--show-prompts")
+    assert shown.returncode == 0, shown.stderr
+    first = json.loads((task / "cloze.jsonl").read_text().splitlines()[0])
+    assert f"{first['query']}⏎" in shown.stdout
+    assert "cloze/0-shot, example 1 of 40" in shown.stdout
+    assert "results:" not in shown.stdout
+
+
+def test_a_task_with_a_bad_row_is_refused(
+    shards: Path, whole: Path, task: Path, run_command: Command, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"query": "a", "choices": ["b", "c"], "gold": 7}\n')
+    more = [f"icl_tasks.0.dataset_uri={bad}", f"results={tmp_path}/r.json"]
+    result = run_command("python", "eval/evaluate.py", *arguments(shards, whole, task), *more)
+    assert result.returncode == 1
+    assert f"{bad}:1: 'gold': got 7, expected an index from 0 to 1" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "r.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("models.0.run=runs/nothing", "runs/nothing is not a run folder"),
+        ("icl_tasks.0.dataset_uri=nothing.jsonl", "there is no file nothing.jsonl"),
+        ("icl_tasks.0.num_fewshots=[0]", "did you mean num_fewshot?"),
+        ("samples.prompts=[]", "expected at least one"),
+        ("precision=bf16", "did you mean amp_bf16?"),
+    ],
+)
+def test_bad_evaluations_are_refused_in_words(
+    shards: Path, whole: Path, task: Path, run_command: Command, override: str, words: str
+) -> None:
+    result = run_command("python", "eval/evaluate.py", *arguments(shards, whole, task), override)
+    assert result.returncode == 1
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_the_summary_of_a_run_has_its_evaluation(evaluated: str, whole: Path, run_command: Command) -> None:
+    result = run_command("python", "-m", "recipes", "summary", whole)
+    assert result.returncode == 0
+    for words in ("validation loss", "cloze/0-shot", "sample", "checkpoint", "unigram entropy"):
+        assert words in result.stdout
+
+
+def test_a_folder_without_a_run_is_said_to_be_one(run_command: Command, tmp_path: Path) -> None:
+    result = run_command("python", "-m", "recipes", "summary", tmp_path)
+    assert result.returncode == 1
+    assert "no run has ended in" in result.stderr
+    with pytest.raises(FileNotFoundError):
+        print_summary(tmp_path)

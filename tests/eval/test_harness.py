@@ -1,0 +1,112 @@
+"""`python -m eval.harness` as a user starts it, and tasks while a run goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from recipes.runs import read_metrics
+
+from ..conftest import ROOT, Command, losses, recipe_arguments
+
+SHIPPED = ROOT / "yamls" / "eval" / "harness"
+
+
+@pytest.fixture(scope="module")
+def own_tasks(suite: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("harness")
+    for path in SHIPPED.glob("*.yaml"):
+        (folder / path.name).write_text(path.read_text().replace("shards/sotu/tasks", str(suite)))
+    return folder
+
+
+def test_a_checkpoint_is_scored_directly_and_only_once(
+    whole: Path, own_tasks: Path, run_command: Command, tmp_path: Path
+) -> None:
+    asked = [whole, "--tasks", "sotu_cloze", "sotu_next_sentence", "--include", own_tasks, "--out", tmp_path / "h.json"]
+    first = run_command("python", "-m", "eval.harness", *asked)
+    assert first.returncode == 0, first.stderr
+    content = json.loads((tmp_path / "h.json").read_text())
+    assert content["harness"] == "lm_eval 0.4.13"
+    (model,) = content["models"]
+    assert [t["label"] for t in model["tasks"]] == ["sotu_cloze/0-shot", "sotu_next_sentence/0-shot"]
+    for task in model["tasks"]:
+        assert task["examples"] == 40
+        assert task["chance"] == 0.25
+        assert task["low"] <= task["score"] <= task["high"]
+        assert set(task["metrics"]) >= {"acc,none"}
+    again = run_command("python", "-X", "importtime", "-m", "eval.harness", *asked)
+    assert again.returncode == 0
+    assert "evaluated before" in again.stdout
+    assert " torch\n" not in again.stderr
+    two = run_command("composer", "-n", "2", "-m", "eval.harness", *asked[:-1], tmp_path / "two.json")
+    assert two.returncode == 0, two.stdout + two.stderr
+    assert (tmp_path / "two.examples.jsonl").read_text() == (tmp_path / "h.examples.jsonl").read_text()
+
+
+def test_prompts_are_shown(whole: Path, own_tasks: Path, suite: Path, run_command: Command) -> None:
+    shown = run_command(
+        "python", "-m", "eval.harness", whole, "--tasks", "sotu_cloze", "--include", own_tasks, "--show-prompts"
+    )
+    assert shown.returncode == 0, shown.stderr
+    first = json.loads((suite / "cloze.jsonl").read_text().splitlines()[0])
+    assert first["query"] in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--tasks", "piqa"], "hf download --repo-type dataset"),
+        (["--tasks", "piqqa"], "did you mean piqa"),
+        (["--tasks", "sotu_cloze", "--include", "nowhere"], "there is no folder nowhere"),
+        (["--tasks", "piqa", "--batch-size", "0"], "--batch-size: got 0"),
+    ],
+)
+def test_what_is_missing_is_said(whole: Path, run_command: Command, more: list[str], words: str) -> None:
+    refused = run_command("python", "-m", "eval.harness", whole, *more)
+    assert refused.returncode == 1
+    assert words in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_model_that_is_none_is_said(run_command: Command, tmp_path: Path) -> None:
+    for path, words in ((tmp_path, "holds no|has no"), (tmp_path / "no.pt", "does not exist")):
+        refused = run_command("python", "-m", "eval.harness", path, "--tasks", "piqa")
+        assert refused.returncode == 1
+        assert any(word in refused.stderr for word in words.split("|"))
+        assert "Traceback" not in refused.stderr
+
+
+def test_tasks_in_the_loop_reach_logs_ledger_and_report(
+    shards: Path, suite: Path, own_tasks: Path, whole: Path, run_command: Command, tmp_path: Path
+) -> None:
+    entry = f"label: dates, dataset_uri: {suite}/dates.jsonl, icl_task_type: multiple_choice, num_fewshot: [0]"
+    icl = f"icl_tasks=[{{{entry}}}]"
+    harness = f"harness_tasks={{tasks: [sotu_cloze], include: [{own_tasks}], limit: 10}}"
+    more = [icl, harness, "task_interval=12ba"]
+    result = run_command("python", "train.py", *recipe_arguments(shards, tmp_path / "run", *more))
+    assert result.returncode == 0, result.stdout + result.stderr
+    run = tmp_path / "run"
+    lines = [json.loads(line) for line in (run / "tasks.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [12, 24]
+    for line in lines:
+        assert [t["label"] for t in line["tasks"]] == ["dates/0-shot", "sotu_cloze/0-shot"]
+        assert line["tasks"][1]["examples"] == 10
+        assert line["seconds"] > 0
+    logged: dict[str, float] = {}
+    for record in read_metrics(run / "metrics.jsonl"):
+        logged.update(record)
+    assert logged["metrics/dates/0-shot/InContextLearningMultipleChoiceAccuracy"] == lines[-1]["tasks"][0]["score"]
+    assert logged["metrics/sotu_cloze/0-shot/acc,none"] == lines[-1]["tasks"][1]["score"]
+    assert logged["evaluation/seconds"] > 0
+    noted = [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]
+    noted = [record for record in noted if record["event"] == "evaluation"]
+    assert [record["scores"]["dates/0-shot"] for record in noted] == [line["tasks"][0]["score"] for line in lines]
+    assert noted[-1]["evaluation_s"] > 0
+    assert noted[-1]["seconds"]["evaluation"] > 0
+    page = (run / "report.html").read_text()
+    for words in ("Tasks over the checkpoints", "dates/0-shot", "2 evaluations took", "score against tokens"):
+        assert words in page
+    assert losses(run) == losses(whole)  # evaluating does not change what is trained

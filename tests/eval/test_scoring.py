@@ -1,0 +1,138 @@
+"""The core against one forward pass a request, without a cache, prefixes or batches."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from eval.backbone import Backbone
+from eval.cache import AnswerCache
+from eval.generation import generate
+from eval.questions import Prompt, Request, ScoringError
+from eval.scoring import score
+
+from .twins import CONTEXT, Twins
+
+TOLERANCE = 1e-4  # of a log-likelihood, in float32
+
+
+def requests_like_a_task(vocabulary: int = 500) -> list[Request]:
+    """Questions with several answers, some of which begin alike, some twice, of all lengths."""
+    chosen = random.Random(5)
+    made = []
+    for question in range(14):
+        context = tuple(chosen.randrange(vocabulary) for _ in range(chosen.randrange(1, 60)))
+        start = tuple(chosen.randrange(vocabulary) for _ in range(chosen.randrange(0, 4)))
+        for _ in range(chosen.randrange(1, 5)):
+            answer = start + tuple(chosen.randrange(vocabulary) for _ in range(chosen.randrange(1, 7)))
+            made.append(Request(context, answer, f"question {question}"))
+    return made + made[:5]
+
+
+def one_by_one(causal: Any, request: Request) -> tuple[list[float], bool, float]:
+    with torch.no_grad():
+        logits = causal(input_ids=torch.tensor([request.inputs])).logits[0].float()
+    logprobs = logits[-len(request.continuation) :].log_softmax(-1)
+    targets = torch.tensor(request.continuation)
+    wanted = logprobs.gather(1, targets[:, None])[:, 0].tolist()
+    return wanted, bool((logprobs.argmax(1) == targets).all()), float(logprobs.max(1).values.min().exp())
+
+
+def llama() -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(2)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=512, num_key_value_heads=2, max_position_embeddings=128, **sizes))
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+@pytest.mark.parametrize("family", ["composer", "mpt", "llama"])
+def test_answers_are_those_of_one_pass_a_request(twins: Twins, family: str, batch_size: int) -> None:
+    model = {"composer": twins.composer, "mpt": twins.transformers}.get(family) or llama()
+    backbone = Backbone(model, 128)
+    requests = requests_like_a_task()
+    answers = score(lambda: backbone, requests, batch_size, 128)
+    for request, answer in zip(requests, answers, strict=True):
+        wanted, greedy, confidence = one_by_one(backbone.causal, request)
+        assert answer.logprobs == pytest.approx(wanted, abs=TOLERANCE)
+        assert answer.greedy == greedy
+        assert answer.confidence == pytest.approx(confidence, abs=TOLERANCE)
+
+
+def test_learned_positions_and_the_plain_kernel(twins: Twins) -> None:
+    from recipes import build
+
+    torch.manual_seed(3)
+    for attention, learned in (("flash", True), ("torch", True), ("torch", False)):
+        section = {
+            "name": "mpt_causal_lm",
+            "d_model": 32,
+            "n_heads": 2,
+            "n_layers": 2,
+            "vocab_size": 512,
+            "max_seq_len": 96,
+            "learned_pos_emb": learned,
+            "attn_config": {"attn_impl": attention, "alibi": not learned},
+        }
+        model = build.build_model(section, twins.tokenizer, None, None)
+        backbone = Backbone(model, 96)
+        requests = requests_like_a_task()
+        for request, answer in zip(requests, score(lambda b=backbone: b, requests, 16, 96), strict=True):
+            assert answer.logprobs == pytest.approx(one_by_one(backbone.causal, request)[0], abs=TOLERANCE)
+
+
+def test_a_killed_evaluation_goes_on_and_a_repeated_one_builds_no_model(twins: Twins, tmp_path: Path) -> None:
+    backbone, requests = Backbone(twins.composer, CONTEXT), requests_like_a_task()
+    whole = score(lambda: backbone, requests, 8, CONTEXT)
+    cache = AnswerCache(tmp_path, "model", "task")
+
+    class Killed(Exception):
+        pass
+
+    done: list[int] = []
+
+    def kill_after_two(count: int) -> None:
+        done.append(count)
+        if len(done) == 4:  # the first call says what was known before
+            raise Killed
+
+    with pytest.raises(Killed):
+        score(lambda: backbone, requests, 8, CONTEXT, cache, kill_after_two)
+    known = len(cache.read())
+    assert 0 < known < len(set(requests))
+    assert score(lambda: backbone, requests, 8, CONTEXT, cache) == whole
+    assert len(cache.read()) == len(set(requests))
+
+    def no_model() -> Backbone:
+        raise AssertionError("everything is known")
+
+    assert score(no_model, requests, 8, CONTEXT, cache) == whole
+
+
+def test_nan_is_an_error_that_names_the_example(twins: Twins) -> None:
+    import copy
+
+    broken = copy.deepcopy(twins.transformers)
+    with torch.no_grad():
+        broken.transformer.norm_f.weight[0] = float("nan")
+    backbone = Backbone(broken, CONTEXT)
+    with pytest.raises(ScoringError, match=r"question \d+: the model's logits are not finite"):
+        score(lambda: backbone, requests_like_a_task(), 8, CONTEXT)
+
+
+def test_generated_text_is_that_of_transformers(twins: Twins) -> None:
+    texts = ["The Congress", "We must all work together for the", "Peace"]
+    ids = [tuple(twins.tokenizer(text)["input_ids"]) for text in texts]
+    prompts = [Prompt(i, 8) for i in (*ids, ids[0])]
+    backbone = Backbone(twins.transformers, CONTEXT)
+    written = generate(lambda: backbone, prompts, twins.tokenizer, 2)
+    assert written[3] == written[0]
+    for prompt, text in zip(prompts, written, strict=True):
+        out = twins.transformers.generate(torch.tensor([prompt.tokens]), max_new_tokens=8, do_sample=False)
+        alone = twins.tokenizer.decode(out[0, len(prompt.tokens) :], skip_special_tokens=True)
+        assert text.strip() == alone.strip()

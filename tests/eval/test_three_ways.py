@@ -1,0 +1,172 @@
+"""The same questions three ways: LLM Foundry's in-context learning, the harness's `hf` model, and the core here."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.backbone import Backbone
+from eval.suite import gauntlet_scores, run_tasks, tasks_of
+
+from .twins import CONTEXT, Twins
+
+LENGTH, BATCH = 96, 8
+HARNESS = Path(__file__).resolve().parents[2] / "yamls" / "eval" / "harness"
+
+
+@pytest.fixture(scope="module")
+def entries(suite: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Every type of task, zero-shot and few-shot, of the tasks that the project generates."""
+    folder = tmp_path_factory.mktemp("tasks")
+    cloze = [json.loads(line) for line in (suite / "cloze.jsonl").read_text().splitlines()]
+    texts, questions = folder / "lm.jsonl", folder / "questions.jsonl"
+    with texts.open("w") as lm, questions.open("w") as asked:
+        for index, row in enumerate(cloze[:12]):
+            words = row["query"].split()
+            kind = "even" if index % 2 else "odd"
+            lm.write(json.dumps({"context": " ".join(words[:20]), "continuation": "the of", "category": kind}) + "\n")
+            question = {"context": " ".join(words[:15]), "answer": words[15], "aliases": ["the", words[16]]}
+            asked.write(json.dumps(question) + "\n")
+    choice = "InContextLearningMultipleChoiceAccuracy"
+    return [
+        {
+            "label": "cloze",
+            "dataset_uri": str(suite / "cloze.jsonl"),
+            "icl_task_type": "multiple_choice",
+            "num_fewshot": [0, 2],
+            "continuation_delimiter": ": ",
+            "metric_names": [choice, "InContextLearningMCExpectedCalibrationError"],
+        },
+        {
+            "label": "next_sentence",
+            "dataset_uri": str(suite / "next_sentence.jsonl"),
+            "icl_task_type": "schema",
+            "num_fewshot": [0, 1],
+        },
+        {
+            "label": "words",
+            "dataset_uri": str(texts),
+            "icl_task_type": "language_modeling",
+            "num_fewshot": [0, 1],
+            "has_categories": True,
+            "prompt_string": "Go on.\n",
+            "metric_names": ["InContextLearningLMAccuracy", "InContextLearningLMExpectedCalibrationError"],
+        },
+        {
+            "label": "questions",
+            "dataset_uri": str(questions),
+            "icl_task_type": "generation_task_with_answers",
+            "num_fewshot": [0, 2],
+            "question_prelimiter": "Q: ",
+            "continuation_delimiter": "\nA: ",
+            "early_stopping_criteria": ["\n", "\\."],
+        },
+    ]
+
+
+GAUNTLET = {
+    "weighting": "LOG_SAMPLE_SZ",
+    "subtract_random_baseline": True,
+    "rescale_accuracy": True,
+    "categories": [
+        {
+            "name": "reading",
+            "benchmarks": [
+                {"name": "cloze", "num_fewshot": 0, "random_baseline": 0.25},
+                {"name": "next_sentence", "num_fewshot": 1, "random_baseline": 0.25},
+            ],
+        },
+        {"name": "words", "benchmarks": [{"name": "words", "num_fewshot": 0, "random_baseline": 0.0}]},
+    ],
+    "averages": {"all": ["reading", "words"]},
+}
+
+
+def test_llm_foundry_has_the_same_scores_and_averages(
+    twins: Twins, entries: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    from composer import Trainer
+    from llmfoundry.callbacks import EvalGauntlet
+    from llmfoundry.utils import builders
+
+    evaluators, keys = builders.build_icl_evaluators(
+        copy.deepcopy(entries), twins.tokenizer, LENGTH, BATCH, destination_dir=str(tmp_path)
+    )
+    sizes = {e.label: e.dataloader.num_samples for e in evaluators}
+    averages = EvalGauntlet(**copy.deepcopy(GAUNTLET), logger_keys=keys, benchmark_sizes=sizes)
+    trainer = Trainer(model=twins.composer, progress_bar=False)
+    trainer.eval(eval_dataloader=evaluators)
+    reference = {
+        label: {name: float(metric.compute()) for name, metric in metrics.items()}
+        for label, metrics in trainer.state.eval_metrics.items()
+    }
+    tasks = tasks_of(entries, twins.tokenizer, LENGTH, BATCH, tmp_path, None)
+    backbone = Backbone(twins.composer, CONTEXT)
+    judged = run_tasks(tasks, lambda: backbone, twins.tokenizer, CONTEXT, BATCH)
+    assert {j.task.label for j in judged} == set(reference)
+    assert len(judged) == 10
+    for j in judged:
+        for name, value in j.outcome.scores.items():
+            assert value == pytest.approx(reference[j.task.label][name], abs=1e-6), f"{j.task.label} {name}"
+    assert any(j.task.truncated for j in judged), "few-shot prompts are longer than the context here"
+    expected = averages.eval_after_all(trainer.state, None)  # type: ignore[arg-type]
+    ours = gauntlet_scores(copy.deepcopy(GAUNTLET), judged)
+    assert ours == pytest.approx({name.rpartition("/")[2]: value for name, value in expected.items()}, abs=1e-6)
+    assert set(ours) == {"reading", "words", "all"}
+
+
+def test_the_harness_has_the_same_log_likelihoods(twins: Twins, suite: Path, tmp_path: Path) -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    from eval.harness_lm import ScoringLM
+    from eval.harness_tasks import evaluate, load_tasks
+
+    for path in HARNESS.glob("*.yaml"):
+        text = path.read_text().replace("shards/sotu/tasks", str(suite))
+        (tmp_path / path.name).write_text(text)
+    names = ["sotu_cloze", "sotu_next_sentence", "sotu_dates"]
+    hf = HFLM(
+        pretrained=twins.transformers, tokenizer=twins.tokenizer, batch_size=BATCH, max_length=LENGTH, device="cpu"
+    )
+    backbone = Backbone(twins.composer, CONTEXT)
+    ours = ScoringLM(lambda: backbone, twins.tokenizer, LENGTH, BATCH)
+    for shots in (0, 2):
+        loaded = [load_tasks(names[: 3 if shots == 0 else 1], [tmp_path], shots) for _ in range(2)]
+        (theirs, examples), (found, ours_examples) = evaluate(hf, loaded[0]), evaluate(ours, loaded[1])
+        assert len(examples) == len(ours_examples) > 0
+        for a, b in zip(examples, ours_examples, strict=True):
+            assert (a["task"], a["index"], a["gold"]) == (b["task"], b["index"], b["gold"])
+            assert b["logprobs"] == pytest.approx(a["logprobs"], abs=1e-4)
+        for a, b in zip(theirs, found, strict=True):
+            assert b["metrics"] == pytest.approx(a["metrics"], abs=1e-9)
+            assert (a["label"], a["digest"], a["examples"]) == (b["label"], b["digest"], b["examples"])
+            assert b["chance"] == 0.25
+            assert b["low"] <= b["score"] <= b["high"]
+
+
+def test_rolling_and_generated_text_are_the_harness_s(twins: Twins) -> None:
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    from eval.harness_lm import ScoringLM
+
+    hf = HFLM(pretrained=twins.transformers, tokenizer=twins.tokenizer, batch_size=2, max_length=40, device="cpu")
+    backbone = Backbone(twins.composer, CONTEXT)
+    ours = ScoringLM(lambda: backbone, twins.tokenizer, 40, 2)
+    long = "We hold that the people of the United States must work together for peace. " * 8
+    rolling = [
+        Instance("loglikelihood_rolling", {}, (text,), i, metadata=("rolling", i, 1))
+        for i, text in enumerate((long, "Peace and work."))
+    ]
+    assert ours.loglikelihood_rolling(rolling) == pytest.approx(hf.loglikelihood_rolling(rolling), abs=1e-3)
+    settings = {"until": ["."], "max_gen_toks": 8, "do_sample": False}
+    asked = [
+        Instance("generate_until", {}, (text, dict(settings)), i, metadata=("text", i, 1))
+        for i, text in enumerate(("The Congress", "We must work for", long))
+    ]
+    assert ours.generate_until(asked) == hf.generate_until(asked)
+    assert ours.truncated["text"] == 1
