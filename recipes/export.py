@@ -11,13 +11,16 @@ import math
 import os
 import shutil
 import struct
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.hf_names import Link, folder_config, links, refusals
+from recipes.hf_architecture import folder_config, refusals
+from recipes.hf_names import Link, links
 from recipes.lora import Merged, has_adapters, scaling
 from recipes.model_card import model_card
 from recipes.tensor_files import SIZES, TensorFiles, torch_type
@@ -26,7 +29,7 @@ from recipes.trained import Trained, find_trained
 DTYPES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 TORCH_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 SHARD_GB = 5.0  # as transformers splits them
-CHUNK_BYTES = 32 * 2**20  # of a tensor, in memory at a time
+CHUNK_BYTES = 8 * 2**20  # that a reader takes at a time: small enough for the allocator to give the same memory again
 
 
 @dataclass(frozen=True)
@@ -80,13 +83,16 @@ def export(
         _refuse_full_disk(out, sum(target.bytes(DTYPES[dtype]) for target in targets))
         with appearing(out) as folder:
             words = save_tokenizer(trained, folder, tokenizer)
+            start = time.perf_counter()
             names = write_shards(source, targets, folder, DTYPES[dtype], int(shard_gb * 1e9))
+            seconds = time.perf_counter() - start
             write_configs(trained.model, words, folder, DTYPES[dtype])
             (folder / "README.md").write_text(model_card(trained, folder, out.name), encoding="utf-8")
     size = sum(target.bytes(DTYPES[dtype]) for target in targets)
     parameters = sum(math.prod(target.shape) for target in targets)
     kind = folder_config(trained.model)["architectures"][0]
-    return f"{out}: {kind}, {parameters:,} parameters in {dtype}, {size / 1e9:,.2f} GB in {len(names)} files"
+    files_said = f"{size / 1e9:,.2f} GB in {len(names)} file{'s' * (len(names) > 1)}, written in {seconds:.1f} s"
+    return f"{out}: {kind}, {parameters:,} parameters in {dtype}, {files_said}"
 
 
 def refuse_what_cannot_be_said(model: Mapping[str, Any]) -> None:
@@ -159,27 +165,50 @@ def write_safetensors(path: Path, source: TensorFiles, targets: Sequence[Target]
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb", buffering=0) as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for target in targets:
-            for chunk in _chunks(source, target):
-                _write(file, chunk.to(torch_type(dtype)))
+        start = file.write(struct.pack("<Q", len(text)) + text)
+        with ThreadPoolExecutor(max_workers=source.readers) as workers:
+            moves = [
+                workers.submit(_move, source, chunk, dtype, file.fileno()) for chunk in _chunks(targets, start, dtype)
+            ]
+            try:
+                for move in moves:
+                    move.result()
+            except BaseException:
+                workers.shutdown(cancel_futures=True)
+                raise
         os.fsync(file.fileno())
 
 
-def _chunks(source: TensorFiles, target: Target) -> Iterator[Any]:
-    for piece in target.pieces:
-        row = 8 * math.prod(piece.shape[1:])
-        step = max(1, CHUNK_BYTES // row)
+@dataclass(frozen=True)
+class Chunk:
+    """Some rows of a tensor, and the bytes of the file that they become."""
+
+    name: str
+    first: int
+    rows: int
+    at: int
+
+
+def _chunks(targets: Sequence[Target], at: int, dtype: str) -> Iterator[Chunk]:
+    for piece in (piece for target in targets for piece in target.pieces):
+        numbers = math.prod(piece.shape[1:])  # in a row
+        step = max(1, CHUNK_BYTES // (4 * numbers))
         for first in range(0, piece.shape[0], step):
-            yield source.rows(piece.ours, piece.ours_at + first, min(step, piece.shape[0] - first))
+            rows = min(step, piece.shape[0] - first)
+            yield Chunk(piece.ours, piece.ours_at + first, rows, at)
+            at += rows * numbers * SIZES[dtype]
 
 
-def _write(file: Any, tensor: Any) -> None:
+def _move(source: TensorFiles, chunk: Chunk, dtype: str, to: int) -> None:
     import torch
 
-    data = memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    if source.copy_rows(chunk.name, chunk.first, chunk.rows, dtype, to, chunk.at):
+        return
+    tensor = source.rows(chunk.name, chunk.first, chunk.rows).to(torch_type(dtype))
+    data, at = memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy()), chunk.at
     while data:
-        data = data[file.write(data) :]
+        written = os.pwrite(to, data, at)
+        data, at = data[written:], at + written
 
 
 # --- what stands beside the weights -------------------------------------------------------------------------------

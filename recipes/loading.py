@@ -42,7 +42,7 @@ def load_model(path: Path, tokenizer: str | None = None, recipe: Path | None = N
 def _from_folder(path: Path, tokenizer: str | None) -> Loaded:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from recipes.hf_names import architecture_of_folder
+    from recipes.hf_architecture import architecture_of_folder
     from recipes.tensor_files import safetensors_folder
 
     try:

@@ -82,6 +82,8 @@ def reset_lora(model: Any) -> None:
 class Merged(TensorFiles):
     """A checkpoint with adapters, read as the model that it computes: every matrix with its B A added."""
 
+    readers = 1  # it keeps the last A
+
     def __init__(self, files: TensorFiles, scale: float) -> None:
         super().__init__({})
         self._files, self._scale = files, scale
@@ -93,6 +95,12 @@ class Merged(TensorFiles):
             if ".lora_" not in name:
                 found[name.replace(f".{BASE}.", ".")] = shape
         return found
+
+    def copy_rows(self, name: str, first: int, count: int, dtype: str, to: int, at: int) -> bool:
+        module, _, kind = name.rpartition(".")
+        if f"{module}.{BASE}.{kind}" in self._files.shapes():
+            return False
+        return self._files.copy_rows(name, first, count, dtype, to, at)
 
     def rows(self, name: str, first: int = 0, count: int | None = None) -> Any:
         module, _, kind = name.rpartition(".")

@@ -10,7 +10,7 @@ from typing import Any
 
 from recipes.batches import shard_folders
 from recipes.cost.parameters import count_parameters
-from recipes.hf_names import CLASSES, family_of
+from recipes.hf_architecture import CLASSES, family_of
 from recipes.report import EVALUATION, SUMMARY, recipe_digest
 from recipes.trained import Trained
 

@@ -12,11 +12,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from recipes.hf_names import Link, architecture, architecture_of_folder, links
+from recipes.checkpoint_tensors import plain_name
+from recipes.hf_architecture import architecture, architecture_of_folder
+from recipes.hf_names import Link, links
 from recipes.keys import RecipeError
 from recipes.lora import BASE, Merged, has_adapters, scaling
-from recipes.tensor_files import TensorFiles, plain_name, safetensors_folder
-from recipes.trained import find_trained, is_hf_folder
+from recipes.tensor_files import TensorFiles, safetensors_folder
+from recipes.trained import RECIPE, find_trained, is_hf_folder
 
 VOCABULARY = ("transformer.wte.weight", "lm_head.weight")
 
@@ -31,6 +33,9 @@ def problems(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if not path.exists():
         text = f"{path} does not exist; expected a Hugging Face folder (config.json and safetensors) or a run folder"
         yield "pretrained", text
+        return
+    if not is_hf_folder(path) and not any((p / RECIPE).is_file() for p in (path, path.parent, path.parent.parent)):
+        yield "pretrained", f"{path} is neither a Hugging Face folder (no config.json) nor of a run (no {RECIPE})"
         return
     model = {"max_seq_len": recipe.get("max_seq_len"), **recipe["model"]}
     try:
@@ -89,16 +94,16 @@ def weights(path: Path) -> TensorFiles:
 def _pieces(model: Mapping[str, Any], files: TensorFiles, path: Path) -> dict[str, list[Link]]:
     """For every tensor of ours, the rows of theirs that it is made of; `theirs` is in the names of the file."""
     there = files.shapes()
-    own_names = not is_hf_folder(path)
+    if not is_hf_folder(path):  # a checkpoint of ours: the names are the model's
+        return {name: [Link(name, name, shape)] for name, shape in there.items()}
     found: dict[str, list[Link]] = {}
     for link in links(model):
-        name, at = (link.ours, link.ours_at) if own_names else (link.theirs, link.theirs_at)
         pieces = found.setdefault(link.ours, [])
-        shape = there.get(name)
+        shape = there.get(link.theirs)
         if shape is None or shape[1:] != link.shape[1:]:
             continue
-        rows = min(link.shape[0], shape[0] - at)  # fewer where the vocabulary grows
-        pieces.append(Link(link.ours, name, (rows, *link.shape[1:]), link.ours_at, at))
+        rows = min(link.shape[0], shape[0] - link.theirs_at)  # fewer where the vocabulary grows
+        pieces.append(Link(link.ours, link.theirs, (rows, *link.shape[1:]), link.ours_at, link.theirs_at))
     return found
 
 
@@ -118,6 +123,9 @@ def load_pretrained(module: Any, model: Mapping[str, Any], path: Path) -> int:
                 continue
             if not wanted.get(plain):
                 raise ValueError(f"{path} has no tensor for {plain}")
+            rows = sum(piece.shape[0] for piece in wanted[plain])
+            if plain not in VOCABULARY and rows != parameter.shape[0]:
+                raise ValueError(f"{plain} has {rows} rows in {path} and {parameter.shape[0]} in the model")
             _fill(parameter, wanted[plain], files)
             filled += 1
     return filled

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from recipes.check import check
+from recipes.checkpoint_tensors import ShardedCheckpoint, checkpoint_file
 from recipes.checkpoints import find_checkpoints
 from recipes.config import Recipe, load
 from recipes.keys import RecipeError
-from recipes.tensor_files import ShardedCheckpoint, TensorFiles, checkpoint_file
+from recipes.tensor_files import TensorFiles
 
 RECIPE = "recipe.yaml"
 NEEDED = ("model", "tokenizer", "max_seq_len")  # of a recipe, to know what its checkpoint is

@@ -86,6 +86,8 @@ def test_another_model_is_refused_in_words(tmp_path: Path) -> None:
     assert "add it to pretrained_changes" in found["model.attn_config.clip_qkv"]
     (text,) = dict(problems(recipe_for(tmp_path / "none", MPT))).values()
     assert "does not exist" in text
+    (tmp_path / "empty").mkdir()
+    assert "is neither a Hugging Face folder" in dict(problems(recipe_for(tmp_path / "empty", MPT)))["pretrained"]
     GPT2Config().save_pretrained(tmp_path / "gpt2")
     (text,) = dict(problems(recipe_for(tmp_path / "gpt2", MPT))).values()
     assert "a model of type 'gpt2'; expected mpt or llama" in text
@@ -113,5 +115,16 @@ def test_a_run_can_be_started_from(shards: Path, tmp_path: Path) -> None:
     second = build(MPT, seed=2)
     load_pretrained(second, MPT, run)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    learned = with_changes(MPT, no_bias=False, attn_config={})  # no folder of transformers can hold this one
+    first = build(learned, seed=1)
+    other = write_run(tmp_path / "learned", learned, first, shards / "tokenizer")
+    assert list(problems(recipe_for(other, learned))) == []
+    second = build(learned, seed=2)
+    load_pretrained(second, learned, other)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert "model.attn_config.alibi" in dict(problems(recipe_for(other, MPT)))
+    longer = build(with_changes(learned, max_seq_len=64))
+    with pytest.raises(ValueError, match=r"has 32 rows in .* and 64 in the model"):
+        load_pretrained(longer, with_changes(learned, max_seq_len=64), other)
     shutil.rmtree(run / "checkpoints")
     assert "holds no whole checkpoint" in dict(problems(recipe_for(run, MPT)))["pretrained"]

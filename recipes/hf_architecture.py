@@ -1,0 +1,292 @@
+"""One architecture, two spellings: the recipe's `model:` keys, and the config.json of transformers' own classes.
+
+Two families can be spelled in transformers without remote code: MPT with ALiBi (`MptForCausalLM`) and LLaMA
+(`LlamaForCausalLM`). `architecture` and `architecture_of_folder` describe a model by the same dotted keys, so that two
+can be compared; `refusals` names what cannot be said. The tensors are in hf_names.py. Pure Python.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from recipes.cost.parameters import ModelShape, model_shape
+
+CLASSES = {"mpt": "MptForCausalLM", "llama": "LlamaForCausalLM"}
+ACTIVATIONS = {"gelu": "gelu", "silu": "silu", "relu": "relu"}  # torch.nn.functional's names and transformers'
+ROPE_TYPES = {"no_scaling": None, "linear": "linear", "dynamic": "dynamic", "llama3": "llama3"}
+SCALED_BY = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+
+# What neither class computes, and the values that mean "off". Dropout and packed documents are the training's business.
+OFF: Mapping[str, tuple[Any, ...]] = {
+    "logit_scale": (None,),
+    "final_logit_softcapping": (None,),
+    "block_overrides": (None,),
+    "fuse_norm_attn_norm": (None, False),
+    "attn_config.qk_ln": (None, False),
+    "attn_config.qk_gn": (None, False),
+    "attn_config.attn_logit_softcapping": (None,),
+    "attn_config.sliding_window_size": (None, -1),
+    "attn_config.reuse_kv_layer_idx": (None,),
+    "attn_config.reuse_kv_x_layer_idx": (None,),
+    "attn_config.attn_temperature_tuning.attn_scale": (None, 0, 0.0),
+}
+
+
+def _get(model: Mapping[str, Any], key: str, default: Any = None) -> Any:
+    value: Any = model
+    for part in key.split("."):
+        if not isinstance(value, Mapping) or value.get(part) is None:
+            return default
+        value = value[part]
+    return value
+
+
+def family_of(model: Mapping[str, Any]) -> str:
+    """`llama` for what only LLaMA has (RoPE, RMSNorm, a gated feed-forward part), else `mpt`."""
+    is_llama = (
+        _get(model, "attn_config.rope")
+        or "rms" in str(_get(model, "norm_type", "")).lower()
+        or _get(model, "ffn_config.ffn_type") == "mptglu"
+    )
+    return "llama" if is_llama else "mpt"
+
+
+# --- what cannot be said ------------------------------------------------------------------------------------------
+
+
+def refusals(model: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(key, why) for everything in a `model:` section that transformers' class of its family does not compute."""
+    if model.get("name") not in (None, "mpt_causal_lm"):
+        return [("model.name", f"got {model['name']}: only mpt_causal_lm has a class in transformers to go to")]
+    family = family_of(model)
+    said = CLASSES[family]
+    found = [
+        (f"model.{key}", f"got {_get(model, key)!r}, which {said} does not compute")
+        for key, off in OFF.items()
+        if _get(model, key) not in off
+    ]
+    ffn_type = _get(model, "ffn_config.ffn_type", "mptmlp")
+    if ffn_type not in ("mptmlp", "mptglu"):
+        return [*found, ("model.ffn_config.ffn_type", f"got {ffn_type!r}, which {said} does not have")]
+    shape = model_shape(model)
+    if shape.kv_dim != shape.d_model:
+        found.append(("model.attn_config.kv_dim", f"got {shape.kv_dim}, but {said} reads keys from d_model"))
+    found += _mpt_refusals(model, shape) if family == "mpt" else _llama_refusals(model, shape)
+    return found
+
+
+def _mpt_refusals(model: Mapping[str, Any], shape: ModelShape) -> Iterator[tuple[str, str]]:
+    said = CLASSES["mpt"]
+    if not _get(model, "attn_config.alibi"):
+        yield "model.attn_config.alibi", f"got false, but {said} has ALiBi and no other positions"
+    bias_max = _get(model, "attn_config.alibi_bias_max", 8)
+    if bias_max != 8:
+        yield "model.attn_config.alibi_bias_max", f"got {bias_max}, but {said} always computes with 8"
+    if shape.bias:
+        yield "model.no_bias", f"got false, but {said} has no biases"
+    elif shape.attention_bias:
+        yield "model.attention_bias", f"got true, but {said} has no biases"
+    if shape.kv_n_heads != shape.n_heads:
+        key = "kv_n_heads" if _get(model, "attn_config.kv_n_heads") else "attn_type"
+        text = f"got {shape.kv_n_heads} key-value heads for {shape.n_heads} query heads, but {said} has as many of each"
+        yield f"model.attn_config.{key}", text
+    if shape.ffn_hidden_size != 4 * shape.d_model:
+        key = "ffn_config.ffn_hidden_size" if _get(model, "ffn_config.ffn_hidden_size") else "expansion_ratio"
+        yield (
+            f"model.{key}",
+            f"got a width of {shape.ffn_hidden_size}, but {said} has 4 × d_model = {4 * shape.d_model}",
+        )
+    if _activation(model) != "gelu":
+        yield (
+            "model.ffn_config.ffn_act_fn",
+            f"got {_get(model, 'ffn_config.ffn_act_fn')}, but {said} has the exact gelu",
+        )
+    if shape.head_dim * shape.n_heads != shape.d_model:
+        yield "model.head_dim", f"got {shape.head_dim}, but {said} has d_model / n_heads"
+
+
+def _llama_refusals(model: Mapping[str, Any], shape: ModelShape) -> Iterator[tuple[str, str]]:
+    said = CLASSES["llama"]
+    if not _get(model, "attn_config.rope"):
+        yield "model.attn_config.rope", f"got false, but {said} has RoPE and no other positions"
+    if _get(model, "attn_config.rope_impl", "dail") == "dail":
+        kind = _get(model, "attn_config.rope_dail_config.type", "original")
+        if kind != "original":
+            yield "model.attn_config.rope_dail_config.type", f"got {kind}, which {said} does not have"
+    if shape.norm_has_bias:
+        yield "model.norm_type", f"got {_get(model, 'norm_type', 'low_precision_layernorm')}, but {said} has RMSNorm"
+    if shape.ffn_matrices != 3:
+        yield "model.ffn_config.ffn_type", f"got mptmlp, but {said} has the gated mptglu"
+    if _activation(model) is None:
+        text = f"got {_get(model, 'ffn_config.ffn_act_fn')}; {said} can have {', '.join(ACTIVATIONS)}"
+        yield "model.ffn_config.ffn_act_fn", text
+    if shape.bias != shape.attention_bias:
+        yield "model.attention_bias", f"got {str(shape.attention_bias).lower()} beside no_bias: {said} has both or none"
+    if _get(model, "attn_config.clip_qkv"):
+        yield "model.attn_config.clip_qkv", f"got {_get(model, 'attn_config.clip_qkv')}, but {said} does not clip"
+    scale = _get(model, "attn_config.softmax_scale") or (shape.d_model / shape.n_heads) ** -0.5
+    if abs(scale - shape.head_dim**-0.5) > 1e-12:
+        yield "model.attn_config.softmax_scale", f"is {scale}, but {said} has head_dim ** -0.5 = {shape.head_dim**-0.5}"
+
+
+def _activation(model: Mapping[str, Any]) -> str | None:
+    function = _get(model, "ffn_config.ffn_act_fn", {"name": "gelu"})
+    extra = {key: value for key, value in function.items() if key != "name" and (key, value) != ("approximate", "none")}
+    return None if extra else ACTIVATIONS.get(str(function.get("name")))
+
+
+# --- the architecture, by the recipe's keys -----------------------------------------------------------------------
+
+
+def architecture(model: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides a model's numbers, by dotted keys of the recipe, defaults filled in, for what is not refused."""
+    shape, family = model_shape(model), family_of(model)
+    found: dict[str, Any] = {
+        "family": family,
+        "d_model": shape.d_model,
+        "n_heads": shape.n_heads,
+        "n_layers": shape.n_layers,
+        "vocab_size": shape.vocab_size,
+        "norm_eps": float(_get(model, "norm_eps", 1e-5)),
+        "tie_word_embeddings": shape.tie_word_embeddings,
+        "no_bias": not shape.bias,
+        "head_dim": shape.head_dim,
+        "attn_config.alibi": bool(_get(model, "attn_config.alibi")),
+        "attn_config.rope": bool(_get(model, "attn_config.rope")),
+        "attn_config.kv_n_heads": shape.kv_n_heads,
+        "ffn_config.ffn_hidden_size": shape.ffn_hidden_size,
+        "ffn_config.ffn_act_fn": _activation(model),
+        "attn_config.clip_qkv": _get(model, "attn_config.clip_qkv"),
+    }
+    if family == "mpt":
+        found["attn_config.softmax_scale"] = _get(model, "attn_config.softmax_scale")
+        found["attn_config.alibi_bias_max"] = _get(model, "attn_config.alibi_bias_max", 8)
+    else:
+        found["attn_config.rope_theta"] = float(_get(model, "attn_config.rope_theta", 10000))
+        found["attn_config.rope_hf_config"] = _rope_scaling(model)
+    return found
+
+
+def _rope_scaling(model: Mapping[str, Any]) -> dict[str, Any] | None:
+    """transformers' `rope_scaling`; None for plain RoPE."""
+    if _get(model, "attn_config.rope_impl", "dail") != "hf":
+        return None
+    config = _get(model, "attn_config.rope_hf_config", {})
+    kind = ROPE_TYPES[config.get("type", "no_scaling")]
+    return None if kind is None else {"rope_type": kind, **{k: config[k] for k in SCALED_BY if k in config}}
+
+
+def architecture_of_folder(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The same keys, from the config.json of a Hugging Face folder.
+
+    Raises:
+        ValueError: a model of another kind, or a size that is missing.
+    """
+    kind = config.get("model_type")
+    if kind not in CLASSES:
+        raise ValueError(
+            f"a model of type {kind!r}; expected {' or '.join(CLASSES)}, which are the families known here"
+        )
+    try:
+        return _read_mpt(config) if kind == "mpt" else _read_llama(config)
+    except KeyError as error:
+        raise ValueError(f"its config.json has no {error.args[0]}") from None
+
+
+def _read_mpt(config: Mapping[str, Any]) -> dict[str, Any]:
+    attention = config.get("attn_config") or {}
+    hidden = config["d_model"] * config.get("expansion_ratio", 4)
+    return {
+        "family": "mpt",
+        "d_model": config["d_model"],
+        "n_heads": config["n_heads"],
+        "n_layers": config["n_layers"],
+        "vocab_size": config["vocab_size"],
+        "norm_eps": float(config.get("layer_norm_epsilon", 1e-5)),
+        "tie_word_embeddings": config.get("tie_word_embeddings", True),
+        "no_bias": config.get("no_bias", True),
+        "head_dim": config["d_model"] // config["n_heads"],
+        "attn_config.alibi": attention.get("alibi", True),
+        "attn_config.rope": False,
+        "attn_config.kv_n_heads": config["n_heads"],
+        "ffn_config.ffn_hidden_size": int(hidden),
+        "ffn_config.ffn_act_fn": "gelu",
+        "attn_config.clip_qkv": attention.get("clip_qkv"),
+        "attn_config.softmax_scale": attention.get("softmax_scale"),
+        "attn_config.alibi_bias_max": attention.get("alibi_bias_max", 8),
+    }
+
+
+def _read_llama(config: Mapping[str, Any]) -> dict[str, Any]:
+    heads = config["num_attention_heads"]
+    scaling = dict(config.get("rope_scaling") or {})
+    kind = scaling.pop("rope_type", scaling.pop("type", None))
+    return {
+        "family": "llama",
+        "d_model": config["hidden_size"],
+        "n_heads": heads,
+        "n_layers": config["num_hidden_layers"],
+        "vocab_size": config["vocab_size"],
+        "norm_eps": float(config.get("rms_norm_eps", 1e-6)),
+        "tie_word_embeddings": config.get("tie_word_embeddings", False),
+        "no_bias": not config.get("attention_bias", False),
+        "head_dim": config.get("head_dim") or config["hidden_size"] // heads,
+        "attn_config.alibi": False,
+        "attn_config.rope": True,
+        "attn_config.kv_n_heads": config.get("num_key_value_heads") or heads,
+        "ffn_config.ffn_hidden_size": config["intermediate_size"],
+        "ffn_config.ffn_act_fn": config.get("hidden_act", "silu"),
+        "attn_config.clip_qkv": None,
+        "attn_config.rope_theta": float(config.get("rope_theta", 10000)),
+        "attn_config.rope_hf_config": {"rope_type": kind, **scaling} if kind not in (None, "default") else None,
+    }
+
+
+def folder_config(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The architecture keys of config.json for a `model:` section that `refusals` lets through."""
+    what = architecture(model)
+    length = model_shape(model).max_seq_len
+    if what["family"] == "mpt":
+        return {
+            "architectures": [CLASSES["mpt"]],
+            "model_type": "mpt",
+            "d_model": what["d_model"],
+            "n_heads": what["n_heads"],
+            "n_layers": what["n_layers"],
+            "expansion_ratio": 4,
+            "max_seq_len": length,
+            "vocab_size": what["vocab_size"],
+            "layer_norm_epsilon": what["norm_eps"],
+            "learned_pos_emb": False,
+            "no_bias": True,
+            "norm_type": _get(model, "norm_type", "low_precision_layernorm"),
+            "tie_word_embeddings": what["tie_word_embeddings"],
+            "attn_config": {
+                "attn_type": "multihead_attention",
+                "attn_pdrop": _get(model, "attn_config.attn_pdrop", 0.0),
+                "clip_qkv": what["attn_config.clip_qkv"],
+                "softmax_scale": what["attn_config.softmax_scale"],
+                "alibi": True,
+                "alibi_bias_max": 8,
+            },
+        }
+    return {
+        "architectures": [CLASSES["llama"]],
+        "model_type": "llama",
+        "hidden_size": what["d_model"],
+        "intermediate_size": what["ffn_config.ffn_hidden_size"],
+        "num_hidden_layers": what["n_layers"],
+        "num_attention_heads": what["n_heads"],
+        "num_key_value_heads": what["attn_config.kv_n_heads"],
+        "head_dim": what["head_dim"],
+        "hidden_act": what["ffn_config.ffn_act_fn"],
+        "max_position_embeddings": length,
+        "vocab_size": what["vocab_size"],
+        "rms_norm_eps": what["norm_eps"],
+        "rope_theta": what["attn_config.rope_theta"],
+        "rope_scaling": what["attn_config.rope_hf_config"],
+        "attention_bias": not what["no_bias"],
+        "mlp_bias": not what["no_bias"],
+        "tie_word_embeddings": what["tie_word_embeddings"],
+    }
