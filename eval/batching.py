@@ -13,6 +13,7 @@ from eval.questions import Request
 
 MIN_SHARED = 4  # tokens; a shorter common prefix is not worth a second pass
 BUCKET = 8  # tokens; families whose branches differ less are batched by the length of their prefix
+WASTE = 1.1  # padded tokens for each token of a batch that is large enough; beyond, a smaller batch is faster
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,11 @@ class Family:
 Batch = tuple[Family, ...]
 
 
-def plan(requests: Sequence[Request], rows: int, max_len: int) -> list[Batch]:
+def plan(requests: Sequence[Request], rows: int, max_len: int, enough: int = 0) -> list[Batch]:
     """Batches of at most `rows` requests that cover `requests` (all different), longest first.
+
+    enough: padded tokens from which on a batch uses the device well; one that has them is closed early rather than
+    padded by more than WASTE. 0: batches are always filled.
 
     In a batch, prefixes are padded on the left to the longest and branches on the right, so the two longest together
     must not exceed `max_len`, the model's context in tokens.
@@ -45,13 +49,29 @@ def plan(requests: Sequence[Request], rows: int, max_len: int) -> list[Batch]:
         together = [*pending, family]
         too_many = sum(len(f.members) for f in together) > rows
         too_long = max(f.shared for f in together) + max(f.rest for f in together) > max_len
-        if pending and (too_many or too_long):
+        wasteful = enough and padded(pending, requests)[1] >= enough and _waste(together, requests) > WASTE
+        if pending and (too_many or too_long or wasteful):
             batches.append(tuple(pending))
             together = [family]
         pending = together
     if pending:
         batches.append(tuple(pending))
     return sorted(batches, key=lambda b: max(f.shared + f.rest for f in b), reverse=True)
+
+
+def padded(batch: Sequence[Family], requests: Sequence[Request]) -> tuple[int, int]:
+    """(tokens that a batch reads, tokens that it computes with padding)."""
+    if not batch:
+        return 0, 0
+    branches = [len(requests[m].inputs) - f.shared for f in batch for m in f.members]
+    read = sum(f.shared for f in batch) + sum(branches)
+    longest = max(f.shared for f in batch), max(branches)
+    return read, longest[0] * len(batch) + longest[1] * sum(b > 0 for b in branches)
+
+
+def _waste(batch: Sequence[Family], requests: Sequence[Request]) -> float:
+    read, computed = padded(batch, requests)
+    return computed / read
 
 
 def families_of(requests: Sequence[Request], rows: int) -> list[Family]:

@@ -19,7 +19,8 @@ def digest_of(entry: Mapping[str, Any], precision: str | None) -> str:
     path = entry.get("load_path") or (entry["model"].get("pretrained_model_name_or_path") if is_folder(entry) else None)
     local = None if path is None or "://" in str(path) else Path(str(path))
     tokenizer = Path(str(entry["tokenizer"]["name"]))
-    configuration = {"model": entry["model"], "tokenizer": entry["tokenizer"], "precision": precision, "path": None}
+    model = {k: v for k, v in entry["model"].items() if k != "pretrained_model_name_or_path"}
+    configuration = {"model": model, "tokenizer": entry["tokenizer"], "precision": precision, "path": None}
     if local is None or not local.exists():
         configuration["path"] = path  # weights elsewhere are known by their name alone
     return model_digest(local, configuration, tokenizer if tokenizer.is_dir() else None)

@@ -83,13 +83,13 @@ def main(arguments: list[str]) -> int:
     try:
         if only_prompts:
             return _show_prompts(recipe, path.parent / "tasks")
-        content, examples = evaluate(recipe, models, path.parent)
+        entries, examples = evaluate(recipe, models, path.parent)
     except RecipeError as error:
         return print_problems("this evaluation cannot be run", error.problems)
     except (TaskError, ScoringError) as error:
         return print_problems("this evaluation cannot be done", [Problem(Place(str(recipe.path)), (), str(error))])
     if is_first_rank():
-        content = {"digest": digest, "recipe": str(recipe.path), "models": content}
+        content = {"digest": digest, "recipe": str(recipe.path), "models": entries}
         results.write(path, content, examples)
         results.show(path, content)
     return 0

@@ -111,7 +111,8 @@ class ScoringLM(TemplateLM):
                 max_seq_len=self.max_length,
                 context_len=1,
             )
-            made = [self._request(*utils.make_disjoint_window(window), request) for window in windows]
+            pairs = [utils.make_disjoint_window(window) for window in windows]
+            made = [self._request(before, after, request) for before, after in pairs]
             asked += made
             owners += [request] * len(made)
             counts.append(len(made))

@@ -12,6 +12,7 @@ from eval.backbone import Backbone
 from eval.models import is_folder, longest
 from recipes import build
 from recipes.config import Recipe
+from recipes.trained import Trained
 
 
 class LoadedModel:
@@ -30,7 +31,7 @@ class LoadedModel:
         with build.reporting(recipe, "models"):
             model = _build(entry, tokenizer, fsdp)
             if by_hand:
-                _fill_from_shards(model, Path(str(path)))
+                _fill_from_shards(model, Path(str(path)), recipe)
             self.trainer = Trainer(
                 run_name=settings["run_name"] or recipe.path.stem,
                 seed=settings["seed"],
@@ -66,11 +67,9 @@ def _build(entry: Mapping[str, Any], tokenizer: Any, fsdp: dict[str, Any] | None
     return HuggingFaceModel(AutoModelForCausalLM.from_pretrained(folder), tokenizer, shift_labels=True)
 
 
-def _fill_from_shards(model: Any, folder: Path) -> None:
+def _fill_from_shards(model: Any, folder: Path, recipe: Recipe) -> None:
     """A sharded checkpoint into a model that is whole on this process."""
-    from recipes.tensor_files import ShardedCheckpoint
-
-    with ShardedCheckpoint(folder) as files:
+    with Trained(folder, recipe, None).tensors() as files:
         state = {f"model.{name}": files.rows(name) for name in files.shapes()}
     absent, unknown = model.load_state_dict(state, strict=False)
     if absent or unknown:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,12 +20,12 @@ class Request:
     continuation: tuple[int, ...]
     name: str = field(default="", compare=False)
 
-    @property
+    @functools.cached_property
     def inputs(self) -> tuple[int, ...]:
         """What the model reads: all tokens but the last, which predicts nothing that is asked for."""
         return (*self.context, *self.continuation[:-1])
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         return _key(self.context, self.continuation)
 
@@ -43,7 +44,7 @@ class Prompt:
     name: str = field(default="", compare=False)
     copy: int = 0  # of a prompt that is asked several times and sampled each time
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         return _key(self.tokens, (self.max_new_tokens, self.copy), str((self.stop, self.settings)))
 

@@ -22,7 +22,11 @@ from eval.batching import Batch
 from eval.cache import Answer, AnswerCache, missing
 from eval.questions import Request, Scored, ScoringError, refuse_unusable
 
-LOGITS_AT_ONCE = 2**26  # floats
+# What a device does at once: tokens of a batch that use it well, and logits, in floats, that it keeps at hand. A GPU
+# wants large pieces; a CPU's cache holds small ones.
+ENOUGH_TOKENS = {"cpu": 512}
+LOGITS_AT_ONCE = {"cpu": 2**21}
+MOST_TOKENS, MOST_LOGITS = 0, 2**28  # for other devices; 0: batches are always filled
 Progress = Callable[[int], None]  # told how many requests a finished batch had
 Model = Callable[[], Backbone]  # built when something has to be computed
 
@@ -42,7 +46,7 @@ def score(
     """
     refuse_unusable(requests, max_len)
     unique = list(dict.fromkeys(requests))
-    batches = batching.plan(unique, batch_size, max_len)
+    batches = batching.plan(unique, batch_size, max_len, ENOUGH_TOKENS.get(device_type(), MOST_TOKENS))
     keys = [[unique[m].key for family in batch for m in family.members] for batch in batches]
 
     def compute(backbone: Backbone, index: int) -> dict[str, Answer]:
@@ -167,7 +171,7 @@ def _hidden_states(backbone: Backbone, requests: Sequence[Request], batch: Batch
 def _at_targets(backbone: Backbone, targets: Any, vectors: Tensor) -> tuple[list[float], list[int], list[float]]:
     """For each scored token its log-probability, the likeliest token in its place, and the log-probability of that."""
     which, tokens = targets
-    size = len(vectors) if backbone.sharded else max(1, LOGITS_AT_ONCE // backbone.causal.config.vocab_size)
+    size = logits_at_once(backbone, len(vectors))
     logprobs = torch.empty(len(which), device=vectors.device)
     normaliser, most = (
         torch.empty(len(vectors), device=vectors.device),
@@ -177,12 +181,27 @@ def _at_targets(backbone: Backbone, targets: Any, vectors: Tensor) -> tuple[list
     for start in range(0, len(vectors), size):
         piece = slice(start, start + size)
         logits = backbone.logits(vectors[piece])  # (≤ size, V)
-        normaliser[piece] = logits.logsumexp(dim=1)
-        largest, best[piece] = logits.max(dim=1)
-        most[piece] = largest - normaliser[piece]
         inside = (which >= start) & (which < start + size)
-        logprobs[inside] = logits[which[inside] - start, tokens[inside]] - normaliser[which[inside]]
+        logprobs[inside] = logits[which[inside] - start, tokens[inside]]
+        largest, best[piece] = logits.max(dim=1)
+        most[piece] = largest
+        # in place: at a vocabulary of 50,000 the memory for another copy costs as much as the sum
+        normaliser[piece] = largest + logits.sub_(largest[:, None]).exp_().sum(dim=1).log_()
+    logprobs -= normaliser[which]
+    most -= normaliser
     return logprobs.tolist(), best[which].tolist(), most[which].tolist()
+
+
+def logits_at_once(backbone: Backbone, vectors: int) -> int:
+    """How many vectors get their logits in one piece; all where processes must take the same number of steps."""
+    if backbone.sharded:
+        return max(1, vectors)
+    return max(1, LOGITS_AT_ONCE.get(backbone.device.type, MOST_LOGITS) // backbone.causal.config.vocab_size)
+
+
+def device_type() -> str:
+    """What models are on: the plan of batches must be known before one is built."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _scored(answer: Answer) -> Scored:

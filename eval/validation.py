@@ -6,6 +6,7 @@ their number, batches go round the processes, and the batches' sums are added up
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from eval.backbone import Backbone
 from eval.questions import ScoringError
-from eval.scoring import LOGITS_AT_ONCE, from_all, rank_and_world
+from eval.scoring import from_all, logits_at_once, rank_and_world
 
 IGNORED = -100  # a label that is no target
 
@@ -40,7 +41,7 @@ def validation_loss(backbone: Backbone, loader: Any, batch_size: int, subset_bat
             break
         index = turn + rank if here else 0  # sharded: all compute at the same time, this one for nothing
         batch = collate([dataset[sample] for sample in batches[index]])
-        found = backbone.run(lambda batch=batch: _sum(backbone, batch))
+        found = backbone.run(functools.partial(_sum, backbone, batch))
         if here:
             mine[index] = found
     sums = {index: found for part in from_all(mine) for index, found in part.items()}
@@ -67,9 +68,9 @@ def _sum(backbone: Backbone, batch: Any) -> tuple[float, int]:
     targets = labels[:, 1:].flatten()
     scored = targets != IGNORED
     vectors, targets = hidden[:, :-1].flatten(0, 1)[scored], targets[scored]
-    size = len(vectors) if backbone.sharded else max(1, LOGITS_AT_ONCE // backbone.causal.config.vocab_size)
+    size = logits_at_once(backbone, len(vectors))
     parts: Sequence[Tensor] = [
         F.cross_entropy(backbone.logits(vectors[start : start + size]), targets[start : start + size], reduction="sum")
-        for start in range(0, len(vectors), max(1, size))
+        for start in range(0, len(vectors), size)
     ]
     return float(sum(part.double() for part in parts)), len(targets)

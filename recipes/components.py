@@ -96,10 +96,10 @@ def train_recipe() -> Schema:
         profiler=FREE,
         icl_tasks={"anyOf": [{"type": ["string", "null"]}, {"type": "array", "items": _ref("icl_task")}]},
         eval_gauntlet={"type": ["string", "object", "null"]},
-        global_train_batch_size={"type": "integer", "minimum": 1},
-        device_train_microbatch_size={"anyOf": [{"const": "auto"}, {"type": "number", "exclusiveMinimum": 0}]},
         harness_tasks=_or_null(_harness_tasks()),
         task_interval={**TIME, "type": [*TIME["type"], "null"]},
+        global_train_batch_size={"type": "integer", "minimum": 1},
+        device_train_microbatch_size={"anyOf": [{"const": "auto"}, {"type": "number", "exclusiveMinimum": 0}]},
         device_eval_batch_size={"type": "number", "exclusiveMinimum": 0},
         max_seq_len={"type": "integer", "minimum": 1},
         max_duration=DURATION,
@@ -153,9 +153,9 @@ def eval_recipe() -> Schema:
         },
         ["prompts"],
     )
+    contamination = section({"shards": {"type": "string"}, "tokens": {"type": "integer", "minimum": 1}}, ["shards"])
     fields = _from_dataclass(EvalConfig, without=FILLED_IN)
     fields.update(
-    contamination = section({"shards": {"type": "string"}, "tokens": {"type": "integer", "minimum": 1}}, ["shards"])
         seed={"type": "integer"},
         run_name=RUN_NAME,
         python_log_level=LOG_LEVEL,
@@ -175,9 +175,9 @@ def eval_recipe() -> Schema:
         # this project's own: where the results go, and prompts to continue
         results={"type": ["string", "null"]},
         samples=_or_null(samples),
+        contamination=_or_null(contamination),
     )
     return section(fields, {"models", "max_seq_len", "device_eval_batch_size"})
-        contamination=_or_null(contamination),
 
 
 def definitions() -> Schema:
@@ -376,8 +376,6 @@ def _icl_tasks() -> dict[str, Schema]:
     return tasks
 
 
-def _fsdp() -> Schema:
-    fields = {
 def _harness_tasks() -> Schema:
     """Tasks of lm-evaluation-harness during a training run; the names are the harness's own or those in `include`."""
     fields: dict[str, Schema] = {
@@ -389,6 +387,8 @@ def _harness_tasks() -> Schema:
     return section(fields, ["tasks"])
 
 
+def _fsdp() -> Schema:
+    fields = {
         **_from_dataclass(FSDPConfig, {"_device_mesh"}),
         **_from_dataclass(FSDP2Config, {"_sync_module_states", "device_mesh"}),
     }

@@ -15,6 +15,7 @@ from eval.questions import Prompt, Request, Scored
 from eval.tasks import prompts
 from eval.tasks.rows import FIELDS, Row, TaskError, check_rows, read_rows
 
+NOT_ASKED = {"dataset_uri", "batch_size", "max_seq_len", "random_baseline"}  # the file counts by its content
 COT_BUFFER = 10  # tokens more for an answer where a chain of thought is written, as LLM Foundry has it
 KEYS = {field.name for field in fields(prompts.Format)} | {
     "label",
@@ -124,12 +125,13 @@ def build_tasks(
         renamed["choices" if kind == "multiple_choice" else "context_options"] = form.choices_key
     check_rows(rows, kind, str(path), renamed)
     length = int(settings.get("max_seq_len") or max_len)
+    asked = {key: value for key, value in settings.items() if key not in NOT_ASKED}
     tasks = []
     for shots in settings["num_fewshot"]:
         for category, part in _by_category(rows, settings, path).items():
             name = f"{label}/{shots}-shot" + (f"/{category}" if category else "")
             examples, cut = _examples(name, part, kind, shots, settings, form, tokens, length, most)
-            what = [dict(settings), shots, category, length, most, file_digest]
+            what = [asked, shots, category, most, file_digest]
             digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
             tasks.append(
                 Task(

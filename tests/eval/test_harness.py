@@ -25,15 +25,15 @@ def own_tasks(suite: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_checkpoint_is_scored_directly_and_only_once(
     whole: Path, own_tasks: Path, run_command: Command, tmp_path: Path
 ) -> None:
-    asked = [whole, "--tasks", "sotu_cloze", "sotu_next_sentence", "--include", own_tasks, "--out", tmp_path / "h.json"]
+    asked = [whole, "--tasks", "sotu_cloze", "sotu_dates", "--include", own_tasks, "--out", tmp_path / "h.json"]
     first = run_command("python", "-m", "eval.harness", *asked)
     assert first.returncode == 0, first.stderr
     content = json.loads((tmp_path / "h.json").read_text())
     assert content["harness"] == "lm_eval 0.4.13"
     (model,) = content["models"]
-    assert [t["label"] for t in model["tasks"]] == ["sotu_cloze/0-shot", "sotu_next_sentence/0-shot"]
+    assert [t["label"] for t in model["tasks"]] == ["sotu_cloze/0-shot", "sotu_dates/0-shot"]
     for task in model["tasks"]:
-        assert task["examples"] == 40
+        assert 0 < task["examples"] <= 40
         assert task["chance"] == 0.25
         assert task["low"] <= task["score"] <= task["high"]
         assert set(task["metrics"]) >= {"acc,none"}
@@ -90,7 +90,7 @@ def test_tasks_in_the_loop_reach_logs_ledger_and_report(
     assert result.returncode == 0, result.stdout + result.stderr
     run = tmp_path / "run"
     lines = [json.loads(line) for line in (run / "tasks.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [12, 24]
+    assert [line["step"] for line in lines] == [0, 12, 24]
     for line in lines:
         assert [t["label"] for t in line["tasks"]] == ["dates/0-shot", "sotu_cloze/0-shot"]
         assert line["tasks"][1]["examples"] == 10
@@ -107,6 +107,20 @@ def test_tasks_in_the_loop_reach_logs_ledger_and_report(
     assert noted[-1]["evaluation_s"] > 0
     assert noted[-1]["seconds"]["evaluation"] > 0
     page = (run / "report.html").read_text()
-    for words in ("Tasks over the checkpoints", "dates/0-shot", "2 evaluations took", "score against tokens"):
+    for words in ("Tasks over the checkpoints", "dates/0-shot", "3 evaluations took", "score against tokens"):
         assert words in page
     assert losses(run) == losses(whole)  # evaluating does not change what is trained
+
+
+def test_a_folder_without_a_tokenizer_is_said_to_be_one(run_command: Command, tmp_path: Path) -> None:
+    from .test_scoring import llama
+
+    llama().save_pretrained(tmp_path / "llama")
+    refused = run_command("python", "-m", "eval.harness", tmp_path / "llama", "--tasks", SHIPPED / "sotu_cloze.yaml")
+    assert refused.returncode == 1
+    assert "error:" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    asked = ["yamls/eval/quickstart.yaml", f"models=[{{folder: {tmp_path}/llama}}]"]
+    refused = run_command("python", "eval/evaluate.py", *asked)
+    assert refused.returncode == 1
+    assert "holds no tokenizer" in refused.stderr

@@ -181,8 +181,10 @@ def test_digests_tell_what_is_asked(tmp_path: Path) -> None:
     (again,) = build(path, [GOOD["multiple_choice"]])
     (other,) = build(path, [{**GOOD["multiple_choice"], "gold": 0}])
     (longer,) = build(path, [GOOD["multiple_choice"]], length=60)
-    assert first.digest == again.digest
-    assert len({first.digest, other.digest, longer.digest}) == 3
+    (elsewhere,) = build(tmp_path / "copy.jsonl", [GOOD["multiple_choice"]])
+    (delimited,) = build(path, [GOOD["multiple_choice"]], continuation_delimiter=": ")
+    assert {t.digest for t in (again, longer, elsewhere)} == {first.digest}
+    assert len({first.digest, other.digest, delimited.digest}) == 3
 
 
 # --- scores and their uncertainty ---------------------------------------------------------------------------------
