@@ -112,7 +112,7 @@ def _curves(folder: Path, tokens_per_step: int) -> tuple[list[Point], list[Point
 
 
 def _tasks(path: Path) -> tuple[Mapping[str, Any], ...]:
-    """One record a step, the last one written; a line torn by a kill is left out."""
+    """One record a step, the last one written, with what all of that step cost; a line torn by a kill is left out."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -121,7 +121,9 @@ def _tasks(path: Path) -> tuple[Mapping[str, Any], ...]:
     for line in lines:
         try:
             record = json.loads(line)
-            by_step[int(record["step"])] = {**record, "tasks": list(record["tasks"])}
+            before = by_step.get(int(record["step"]), {})
+            paid = {key: before[key] + record[key] for key in ("seconds", "usd") if before.get(key) and record.get(key)}
+            by_step[int(record["step"])] = {**record, **paid, "tasks": list(record["tasks"])}
         except (ValueError, KeyError, TypeError, RecursionError):
             continue
     return tuple(record for _, record in sorted(by_step.items()))
