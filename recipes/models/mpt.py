@@ -8,23 +8,26 @@ activation checkpointing stay its own, so its checkpoints load here and ours loa
 from __future__ import annotations
 
 import copy
-import importlib.util
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
+from functools import partial, wraps
 from typing import Any
 
 import torch
 from llmfoundry import registry
+from llmfoundry.metrics import TokenAccuracy
 from llmfoundry.models.layers.attention import GroupedQueryAttention, gen_slopes, is_flash_v2_installed
 from llmfoundry.models.mpt import modeling_mpt as foundry
 from llmfoundry.models.utils.config_defaults import attn_config_defaults
 from torch import nn
 from transformers import GenerationMixin, PreTrainedTokenizerBase
+from transformers.utils.generic import ModelOutput
 
 from recipes.models import backends
+from recipes.models import loss as losses
 from recipes.models.attention import attend
 from recipes.models.masks import Batch
 
@@ -112,6 +115,7 @@ class MPTModel(foundry.MPTModel):
         asked = config.attn_config["attn_impl"]
         with _in_llm_foundrys_words(config.attn_config, "torch" if asked == "torch" else "flash"):
             super().__init__(config)
+        _become(self.wte, losses.SharedEmbedding)
         self.has_our_attention = asked != "torch"
         if self.has_our_attention:
             # Neither of its two names: the forward pass then prepares nothing for either, and takes the key/value
@@ -141,6 +145,16 @@ class MPTModel(foundry.MPTModel):
         return batch, attention_mask
 
 
+@dataclass
+class LossOutput(ModelOutput):
+    """What a training step gives in place of logits: sums over its tokens, and the loss a token."""
+
+    loss: torch.Tensor | None = None
+    cross_entropy: torch.Tensor | None = None
+    hits: torch.Tensor | None = None
+    tokens: torch.Tensor | None = None
+
+
 class MPTForCausalLM(foundry.MPTForCausalLM, GenerationMixin):
     """LLM Foundry's language model, with ``generate`` back, which newer transformers takes away from its base class."""
 
@@ -148,9 +162,26 @@ class MPTForCausalLM(foundry.MPTForCausalLM, GenerationMixin):
 
     def __init__(self, config: MPTConfig) -> None:
         super().__init__(config)
+        if self.lm_head is not None:
+            _become(self.lm_head, losses.Head)
         # LLM Foundry marks what FSDP shards on its own beside the blocks by an attribute that Composer has deprecated
         marked = [name for name, module in self.named_modules() if vars(module).pop("_fsdp_wrap", False)]
         self._sharded_alone = tuple(marked)
+
+    @wraps(foundry.MPTForCausalLM.forward)  # whose signature transformers and Composer look at
+    def forward(self, *args: Any, linear_loss: Callable[..., losses.Sums] | None = None, **kwargs: Any) -> Any:
+        """LLM Foundry's forward pass; with a ``linear_loss`` of (hidden, weight), a ``LossOutput`` without logits."""
+        if linear_loss is None:
+            return super().forward(*args, **kwargs)
+        kwargs.pop("labels", None)  # PEFT passes what it knows of a language model; the loss has its targets
+        hidden = self.transformer(*args, **kwargs).last_hidden_state  # (B, S, D)
+        sums = self.get_output_embeddings()(hidden, loss=linear_loss)
+        return LossOutput(sums.mean, sums.cross_entropy, sums.hits, sums.tokens)
+
+    @property
+    def takes_linear_loss(self) -> bool:
+        """Whether the output embedding is still ours: PEFT and embedding surgery put other modules there."""
+        return isinstance(self.get_output_embeddings(), (losses.SharedEmbedding, losses.Head))
 
     def fsdp_wrap_fn(self, module: nn.Module) -> Any:
         return any(module is self.get_submodule(name) for name in self._sharded_alone) or super().fsdp_wrap_fn(module)
@@ -165,23 +196,45 @@ class MPTForCausalLM(foundry.MPTForCausalLM, GenerationMixin):
         return False
 
 
+def _become(module: nn.Module, kind: type[nn.Module]) -> None:
+    """Makes a module of LLM Foundry's one of our subclass, with its parameters and marks untouched."""
+    assert issubclass(kind, type(module))
+    module.__class__ = kind
+
+
 class ComposerMPTCausalLM(foundry.ComposerMPTCausalLM):
     """The Composer model ``mpt_causal_lm``: takes LLM Foundry's ``model:`` section as it stands.
 
-    ``loss_fn`` keeps LLM Foundry's default, flash-attn's fused cross entropy; where that is not installed torch's is
-    used, which computes the same loss.
+    ``loss_fn`` is one of ``loss.CHOICES``. LLM Foundry's default, ``fused_crossentropy``, is here the best loss
+    without logits: Liger's on CUDA where it is installed, else the chunked one in torch. ``torch_crossentropy`` keeps
+    the logits. All compute the same number. ``label_smoothing`` and ``z_loss`` are added to the training loss alone.
+
+    Raises:
+        ValueError: a loss that does not exist, is not installed, or cannot give the metrics that are asked for.
     """
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase | None = None,
         loss_fn: str = "fused_crossentropy",
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        if loss_fn == "fused_crossentropy" and not _has_fused_cross_entropy():
-            log.info("loss: fused_crossentropy → torch_crossentropy (no flash-attn here)")
-            loss_fn = "torch_crossentropy"
-        super().__init__(tokenizer=tokenizer, loss_fn=loss_fn, **kwargs)
+        super().__init__(tokenizer=tokenizer, loss_fn="torch_crossentropy", **kwargs)
+        self.loss_fn = losses.LogitsLoss(label_smoothing, z_loss)  # evaluation, and training with logits
+        self.loss_name = losses.choose(loss_fn, set(self.train_metrics or ()), self.config.ffn_config["ffn_type"])
+        self._linear_loss: Callable[..., losses.Sums] | None = None
+        if self.loss_name in losses.LINEAR:
+            terms = losses.Terms(
+                1.0 if self.model.logit_scale is None else self.model.logit_scale,
+                self.config.final_logit_softcapping,
+                label_smoothing,
+                z_loss,
+            )
+            hits = {"count_hits": True} if self.train_metrics else {}
+            self._linear_loss = partial(losses.LINEAR[self.loss_name], terms=terms, **hits)
+        log.info("loss: %s → %s", loss_fn, self.loss_name)
 
     @property
     def model_class(self) -> type[MPTForCausalLM]:
@@ -191,12 +244,35 @@ class ComposerMPTCausalLM(foundry.ComposerMPTCausalLM):
     def config_class(self) -> type[MPTConfig]:
         return MPTConfig
 
+    def forward(self, batch: MutableMapping[str, Any]) -> Any:
+        """Logits; in training a ``LossOutput``, unless the loss needs logits."""
+        takes = getattr(self.model, "takes_linear_loss", False)
+        if not (self.training and self._linear_loss is not None and takes and "labels" in batch):
+            return super().forward(batch)
+        inputs = ("input_ids", "attention_mask", "sequence_id", "inputs_embeds", "position_ids")
+        targets = self.get_targets(batch) if self.shift_labels else batch["labels"]
+        return self.model(
+            **{name: batch.get(name) for name in inputs},
+            linear_loss=partial(self._linear_loss, targets=targets),
+        )
 
-def _has_fused_cross_entropy() -> bool:
-    try:
-        return importlib.util.find_spec("flash_attn.losses.cross_entropy") is not None
-    except ImportError:  # no flash-attn, or one that does not load here
-        return False
+    def loss(self, outputs: Any, batch: Mapping[str, Any]) -> Any:
+        return outputs.loss if isinstance(outputs, LossOutput) else super().loss(outputs, batch)
+
+    def eval_forward(self, batch: Any, outputs: Any | None = None) -> Any:
+        return outputs if isinstance(outputs, LossOutput) else super().eval_forward(batch, outputs)
+
+    def update_metric(self, batch: Any, outputs: Any, metric: Any) -> dict[str, Any]:
+        """Training metrics from the sums that the loss has counted; the others as Composer computes them."""
+        if not isinstance(outputs, LossOutput):
+            return super().update_metric(batch, outputs, metric)
+        if isinstance(metric, TokenAccuracy):
+            metric.correct_tokens += outputs.hits
+            metric.total_tokens += outputs.tokens
+        else:
+            metric.sum_loss += outputs.cross_entropy
+            metric.total_items += outputs.tokens
+        return {}
 
 
 def register() -> None:

@@ -149,8 +149,8 @@ def test_layers_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
         {}, {"sliding_window_size": 4}, {"reuse_kv_layer_idx": -1, "sliding_window_size": 4}, {}
     )
     built = []
-    additive_bias = attention.additive_bias
-    monkeypatch.setattr(attention, "additive_bias", lambda *args: built.append(args[1]) or additive_bias(*args))
+    bands = attention.bands
+    monkeypatch.setattr(attention, "bands", lambda *args: built.append(args[1]) or bands(*args))
     inputs, tokens = make_inputs("right-padded")
     ours = logits_and_gradients(build(mpt, config, "flash").train(), inputs, tokens)
     assert sorted(built) == [-1, 4]
@@ -315,7 +315,7 @@ def test_rope_dail_without_flash_attn_rotates_the_two_halves() -> None:
 @pytest.mark.parametrize(
     ("attn_config", "words"),
     [
-        ({"attn_impl": "flesh"}, "expected one of flash, flex, sdpa, torch. Did you mean 'flash'?"),
+        ({"attn_impl": "flesh"}, "expected one of flash, flex, flash2, flash4, sdpa, torch. Did you mean 'flash'?"),
         ({"attn_impl": "sdpa", "attn_logit_softcapping": 30.0}, "sdpa cannot do soft-capped scores"),
         ({"attn_impl": "flex", "attn_pdrop": 0.1}, "flex cannot do attention dropout"),
         ({"rope": True, "rope_dail_config": {"type": "xpos"}}, "xpos needs the flash-attn package"),
