@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,9 +22,13 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
 from recipes.models import backends
-from recipes.models.masks import Batch, additive_bias, block_mask, score_rule
+from recipes.models.masks import Batch, additive_bias, bands, block_mask, needs_bias, score_rule, segments
 
 log = logging.getLogger(__name__)
+
+# Queries that `sdpa` handles in one call where there is a bias: few enough to leave out most of the masked half. On a
+# CPU 256 was as fast as 128 to 512; a GPU needs more to be full.
+BAND = {"cpu": 256, "cuda": 1024}
 
 _announced: set[tuple[str, str, str]] = set()
 _compiled_flex_attention: Callable[..., Tensor] | None = None
@@ -39,30 +44,29 @@ class Layer:
     alibi: bool
 
 
-def _shared_bias(q: Tensor, k: Tensor, batch: Batch, layer: Layer) -> Tensor | None:
-    S, T = q.shape[2], k.shape[2]
-    key = ("bias", layer.window, layer.alibi, S, T, q.dtype, q.device)
-    return batch.once(key, lambda: additive_bias(batch, layer.window, layer.alibi, S, T, q.dtype, q.device))
-
-
 def sdpa(q: Tensor, k: Tensor, v: Tensor, batch: Batch, layer: Layer, dropout_p: float) -> Tensor:
-    """torch's fused attention: fast on CPUs, with or without a bias; on a GPU a bias is an S x T tensor."""
-    bias = _shared_bias(q, k, batch, layer)
-    return F.scaled_dot_product_attention(
-        q,
-        k,
-        v,
-        attn_mask=bias,
-        dropout_p=dropout_p,
-        is_causal=bias is None and q.shape[2] > 1,
-        scale=layer.scale,
-        enable_gqa=q.shape[1] != k.shape[1],
+    """torch's fused attention: plain causal attention in one call, with a bias in bands of queries."""
+    S, T = q.shape[2], k.shape[2]
+    fused = partial(
+        F.scaled_dot_product_attention, dropout_p=dropout_p, scale=layer.scale, enable_gqa=q.shape[1] != k.shape[1]
     )
+    if not needs_bias(batch, layer.window, layer.alibi, S, T):
+        return fused(q, k, v, is_causal=S > 1)
+    key = ("bands", layer.window, layer.alibi, S, T, q.dtype, q.device)
+    rows = BAND.get(q.device.type, BAND["cpu"])
+    cut = batch.once(key, lambda: bands(batch, layer.window, layer.alibi, S, T, rows, q.dtype, q.device))
+    parts = [fused(q[:, :, at], k[:, :, keys], v[:, :, keys], attn_mask=bias) for at, keys, bias in cut]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)  # (B, H, S, D)
 
 
 def math(q: Tensor, k: Tensor, v: Tensor, batch: Batch, layer: Layer, dropout_p: float) -> Tensor:
     """LLM Foundry's plain attention given our bias: the only kernel besides FlexAttention with soft-capping."""
-    bias = _shared_bias(q, k, batch, layer)
+    S, T = q.shape[2], k.shape[2]
+    bias = None
+    if needs_bias(batch, layer.window, layer.alibi, S, T):
+        key = ("bias", layer.window, layer.alibi, S, T, q.dtype, q.device)
+        whole = (range(S), range(T), T - S, q.dtype, q.device)
+        bias = batch.once(key, lambda: additive_bias(batch, layer.window, layer.alibi, *whole))
     out, _, _ = scaled_multihead_dot_product_attention(
         *(t.transpose(1, 2).flatten(2) for t in (q, k, v)),  # (B, S or T, H or G * D)
         n_heads=q.shape[1],
@@ -77,7 +81,15 @@ def math(q: Tensor, k: Tensor, v: Tensor, batch: Batch, layer: Layer, dropout_p:
     return out.unflatten(2, (q.shape[1], -1)).transpose(1, 2)  # (B, H, S, D)
 
 
-def flex(q: Tensor, k: Tensor, v: Tensor, batch: Batch, layer: Layer, dropout_p: float) -> Tensor:
+def flex(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    batch: Batch,
+    layer: Layer,
+    dropout_p: float,
+    kernel_options: dict[str, Any] | None = None,
+) -> Tensor:
     """FlexAttention, compiled: rules inside the kernel, memory linear in S.
 
     A single query (generation with a cache) has no S x S to avoid: it goes to the kernels with a (B, H, 1, T) bias,
@@ -94,8 +106,56 @@ def flex(q: Tensor, k: Tensor, v: Tensor, batch: Batch, layer: Layer, dropout_p:
         key = ("score", layer.alibi, layer.softcap, S, T)
         score_mod = batch.once(key, lambda: score_rule(slopes, layer.softcap, T - S, q.device))
     return fused_flex_attention(
-        q, k, v, score_mod=score_mod, block_mask=blocks, scale=layer.scale, enable_gqa=q.shape[1] != k.shape[1]
+        q,
+        k,
+        v,
+        score_mod=score_mod,
+        block_mask=blocks,
+        scale=layer.scale,
+        enable_gqa=q.shape[1] != k.shape[1],
+        kernel_options=kernel_options,
     )
+
+
+def flash4(q: Tensor, k: Tensor, v: Tensor, batch: Batch, layer: Layer, dropout_p: float) -> Tensor:
+    """FlexAttention's rules compiled into FlashAttention 4's kernels, forward and backward, by torch itself."""
+    _check_half("flash4", q)
+    return flex(q, k, v, batch, layer, dropout_p, kernel_options={"BACKEND": "FLASH"})
+
+
+def flash2(q: Tensor, k: Tensor, v: Tensor, batch: Batch, layer: Layer, dropout_p: float) -> Tensor:
+    """flash-attn 2: slopes, window and soft-capping in the kernel; documents and padding as sequences of their own.
+
+    Documents are told apart where ids change along a row, so a document must be in one piece, as packers write it.
+    Padding with a key/value cache, met in generation alone, goes to ``sdpa``, as does a single query.
+    """
+    _check_half("flash2", q)
+    from flash_attn.flash_attn_interface import flash_attn_func, flash_attn_varlen_func
+
+    B, S, T = q.shape[0], q.shape[2], k.shape[2]
+    segmented = batch.key_padding is not None or batch.sequence_id is not None
+    if S == 1 or (segmented and S != T):
+        return (sdpa if layer.softcap is None else math)(q, k, v, batch, layer, dropout_p)
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, S or T, H or G, D)
+    options = {
+        "dropout_p": dropout_p,
+        "softmax_scale": layer.scale,
+        "causal": True,
+        "window_size": (layer.window, 0 if layer.window != -1 else -1),
+        "softcap": layer.softcap or 0.0,
+        "alibi_slopes": batch.slopes.float() if layer.alibi and batch.slopes is not None else None,
+    }
+    if not segmented:
+        return flash_attn_func(q, k, v, **options).transpose(1, 2)
+    begins = batch.once(("segments", S), lambda: segments(batch, S))
+    flat = (t.flatten(0, 1) for t in (q, k, v))  # (B * S, H or G, D)
+    out = flash_attn_varlen_func(*flat, begins, begins, S, S, **options)
+    return out.unflatten(0, (B, S)).transpose(1, 2)  # (B, H, S, D)
+
+
+def _check_half(name: str, q: Tensor) -> None:
+    if q.dtype not in (torch.float16, torch.bfloat16):
+        raise ValueError(f"attn_impl: {name} takes 16-bit numbers only, got {q.dtype}; set precision: amp_bf16.")
 
 
 def fused_flex_attention(*args: Any, **kwargs: Any) -> Tensor:
@@ -119,6 +179,8 @@ def fused_flex_attention(*args: Any, **kwargs: Any) -> Tensor:
 # A kernel: q (B, H, S, D), k and v (B, G, T, D), the batch, the layer, a dropout probability -> (B, H, S, D).
 KERNELS: dict[str, Callable[[Tensor, Tensor, Tensor, Batch, Layer, float], Tensor]] = {
     "flex": flex,
+    "flash2": flash2,
+    "flash4": flash4,
     "sdpa": sdpa,
     "math": math,
 }

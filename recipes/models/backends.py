@@ -9,6 +9,7 @@ combination cannot run, so that a preflight can say it before a GPU is billed. A
 from __future__ import annotations
 
 import difflib
+import importlib.util
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,7 +29,8 @@ class Backend:
     """One way to compute attention, and its limits.
 
     ``devices`` are types as torch names them; empty means every device. ``cannot`` maps a key of ``FEATURES`` to what
-    to do instead.
+    to do instead. ``module`` must be importable on the machine that trains, ``install`` gets it; ``half_only`` kernels
+    take 16-bit numbers alone.
     """
 
     name: str
@@ -36,6 +38,10 @@ class Backend:
     devices: tuple[str, ...] = ()
     cannot: Mapping[str, str] = field(default_factory=dict)
     min_head_dim: int = 1
+    max_head_dim: int | None = None
+    module: str | None = None
+    install: str = ""
+    half_only: bool = False
 
 
 BACKENDS = {
@@ -47,6 +53,26 @@ BACKENDS = {
             devices=("cuda",),
             cannot={"dropout": "set attn_pdrop: 0, or choose attn_impl: sdpa, which holds an S x S bias on a GPU"},
             min_head_dim=16,
+        ),
+        Backend(
+            name="flash2",
+            what="flash-attn 2: ALiBi slopes in the kernel, packed documents as sequences of their own",
+            devices=("cuda",),
+            max_head_dim=256,
+            module="flash_attn.flash_attn_interface",
+            install="pip install flash-attn>=2.6.2 --no-build-isolation",
+            half_only=True,
+        ),
+        Backend(
+            name="flash4",
+            what="FlexAttention with FlashAttention 4's kernels (Hopper and newer): the same rules, compiled into them",
+            devices=("cuda",),
+            cannot={"dropout": "set attn_pdrop: 0, or choose attn_impl: flash2"},
+            min_head_dim=16,
+            max_head_dim=128,
+            module="flash_attn.cute",
+            install="pip install --pre flash-attn-4",
+            half_only=True,
         ),
         Backend(
             name="sdpa",
@@ -66,7 +92,14 @@ BACKENDS = {
 
 # `flash` on a device: the first of these that can do what the model asks for.
 FLASH = {"cuda": ("flex",), "cpu": ("sdpa", "math")}
-CHOICES = ("flash", "flex", "sdpa", "torch")  # `math` is what `flash` falls back to on a CPU, not a choice
+CHOICES = (
+    "flash",
+    "flex",
+    "flash2",
+    "flash4",
+    "sdpa",
+    "torch",
+)  # `math` is what `flash` falls back to on a CPU, not a choice
 
 
 def features(attn_config: Mapping[str, Any]) -> frozenset[str]:
@@ -141,9 +174,33 @@ def _reasons(backend: Backend, device: str | None, wanted: Iterable[str], head_d
             f"attn_impl: {backend.name} needs heads of at least {backend.min_head_dim} dimensions, got {head_dim}; "
             "set fewer heads (n_heads), or choose attn_impl: sdpa."
         )
+    if head_dim is not None and backend.max_head_dim is not None and head_dim > backend.max_head_dim:
+        reasons.append(
+            f"attn_impl: {backend.name} takes heads of at most {backend.max_head_dim} dimensions, got {head_dim}; "
+            "choose attn_impl: flash."
+        )
+    if device in backend.devices and backend.module is not None and not _is_installed(backend.module):
+        reasons.append(
+            f"attn_impl: {backend.name} needs the module {backend.module}, which is not installed: "
+            f"`{backend.install}`, or choose attn_impl: flash, which needs no other package."
+        )
     for name in sorted(set(wanted)):
         if name not in FEATURES:
             raise ValueError(f"{name!r} is not a feature of attention; expected some of {', '.join(FEATURES)}.")
         if name in backend.cannot:
             reasons.append(f"attn_impl: {backend.name} cannot do {FEATURES[name]}; {backend.cannot[name]}.")
     return reasons
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:  # its package is missing, or does not load here
+        return False
+
+
+def precision_refusals(attn_impl: str, precision: str) -> list[str]:
+    """Says why a backend cannot run at Composer's ``precision``, one sentence a reason."""
+    if attn_impl in BACKENDS and BACKENDS[attn_impl].half_only and precision == "fp32":
+        return [f"attn_impl: {attn_impl} takes 16-bit numbers only; set precision: amp_bf16, or attn_impl: flash"]
+    return []

@@ -144,19 +144,24 @@ def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def additive_bias(
-    batch: Batch, window: int, alibi: bool, S: int, T: int, dtype: torch.dtype, device: torch.device
-) -> Tensor | None:
-    """Evaluates the rules into one tensor (1 or B, 1 or H, S, T), or None when plain causal attention is all there is.
+    batch: Batch,
+    window: int,
+    alibi: bool,
+    queries: range,
+    keys: range,
+    past: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """Evaluates the rules into one tensor, (1 or B, 1 or H, S, T), for S ``queries`` and T ``keys`` of a sequence.
 
-    A forbidden key gets the lowest finite number instead of -inf, so that a query without any key (a padding token)
-    gives a finite average that nobody reads, and no NaN, on every kernel and in its backward.
+    ``past`` is the number of keys before query 0. A forbidden key gets the lowest finite number instead of -inf, so
+    that a query without any key (a padding token) gives a finite average that nobody reads, and no NaN, on every kernel
+    and in its backward.
     """
-    past = T - S
+    q = torch.arange(queries.start, queries.stop, device=device)[:, None]  # (S, 1)
+    k = torch.arange(keys.start, keys.stop, device=device)  # (T,)
     per_sample = [t for t in (batch.key_padding, batch.sequence_id) if t is not None]
-    if not (alibi or per_sample or window != -1) and (past == 0 or S == 1):
-        return None
-    q = torch.arange(S, device=device)[:, None]  # (S, 1)
-    k = torch.arange(T, device=device)  # (T,)
     B = per_sample[0].shape[0] if per_sample else 1
     b = torch.arange(B, device=device)[:, None, None, None]  # (B, 1, 1, 1)
     seen = key_rule(batch, window, past, device)(b, None, q, k)  # (S, T) or (B, 1, S, T)
@@ -167,3 +172,47 @@ def additive_bias(
         bias = score_rule(batch.slopes, None, past, device)(bias, None, h, q, k)  # (H, S, T)
     bias = torch.where(seen, bias.to(dtype), torch.finfo(dtype).min)
     return bias[(None,) * (4 - bias.dim())]  # (1 or B, 1 or H, S, T)
+
+
+def needs_bias(batch: Batch, window: int, alibi: bool, S: int, T: int) -> bool:
+    """Whether there is anything that torch's own ``is_causal`` does not say."""
+    per_sample = batch.key_padding is not None or batch.sequence_id is not None
+    return alibi or per_sample or window != -1 or (T > S > 1)
+
+
+def bands(
+    batch: Batch, window: int, alibi: bool, S: int, T: int, rows: int, dtype: torch.dtype, device: torch.device
+) -> list[tuple[slice, slice, Tensor]]:
+    """Cuts causal attention into bands of ``rows`` queries, each with the keys that it can see and their bias.
+
+    A band ends at the key of its last query, so that the half of the scores that is masked is not computed. Without
+    padding or documents a bias depends on the distance to a key alone: all bands are views of the last one's,
+    (1, H, rows, T), and memory is linear in S.
+    """
+    past = T - S
+    per_sample = batch.key_padding is not None or batch.sequence_id is not None
+    last = range(max(0, S - rows), S)
+    shared = None if per_sample else additive_bias(batch, window, alibi, last, range(T), past, dtype, device)
+    cut = []
+    for begin in range(0, S, rows):
+        end = min(begin + rows, S)
+        first = max(0, past + begin - window) if window != -1 else 0
+        keys = range(first, past + end)
+        if shared is None:
+            bias = additive_bias(batch, window, alibi, range(begin, end), keys, past, dtype, device)
+        else:
+            bias = shared[:, :, len(last) - (end - begin) :, T - len(keys) :]
+        cut.append((slice(begin, end), slice(keys.start, keys.stop), bias))
+    return cut
+
+
+def segments(batch: Batch, S: int) -> Tensor:
+    """Where sequences begin in B rows of S tokens laid end to end, and where the last one ends: int32, for flash-attn.
+
+    A sequence ends with its row, and where the document or being a token changes; padding becomes one of its own.
+    """
+    rows = [t for t in (batch.key_padding, batch.sequence_id) if t is not None]
+    changes = torch.stack([row[:, 1:] != row[:, :-1] for row in rows]).any(0)  # (B, S - 1)
+    begins = F.pad(changes, (1, 0), value=True).flatten().nonzero()[:, 0]
+    end = begins.new_tensor([rows[0].shape[0] * S])
+    return torch.cat([begins, end]).to(torch.int32)

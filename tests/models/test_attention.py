@@ -5,8 +5,11 @@ the joint graph) with torch's dense reference in place of the kernel; the kernel
 """
 
 import itertools
+import sys
+import types
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +17,8 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.profiler import profile
 
-from recipes.models import attention
-from recipes.models.attention import Layer, attend, flex, math, sdpa
+from recipes.models import attention, backends
+from recipes.models.attention import Layer, attend, flash2, flash4, flex, math, sdpa
 from recipes.models.masks import Batch
 
 B, H, D = 2, 4, 16
@@ -106,6 +109,16 @@ def test_cpu_kernels_compute_attention(case: str, G: int) -> None:
         check(sdpa, 13, 13, G, layer, layout)
 
 
+@pytest.mark.parametrize("case", [case for case, (layer, _) in CASES.items() if layer.softcap is None])
+@pytest.mark.parametrize("rows", [4, 5, 13])
+def test_bands_of_queries_compute_attention(case: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(attention.BAND, "cpu", rows)
+    layer, layout = CASES[case]
+    check(sdpa, 13, 13, 2, layer, layout)
+    if "documents" not in layout:
+        check(sdpa, 6, 13, 2, layer, layout)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_flex_rules_compute_attention(case: str, flex_on_cpu: None) -> None:
     layer, layout = CASES[case]
@@ -118,6 +131,63 @@ def test_continuing_from_a_cache(S: int, flex_on_cpu: None) -> None:
         check(sdpa, S, 12, 2, layer, layout)
         check(flex, S, 12, 2, layer, layout)
     check(flex, 1, 12, 2, replace(PLAIN, softcap=0.7), "")
+
+
+@pytest.fixture
+def flash_attn_by_its_documentation(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """flash-attn 2's two functions as its documentation has them, in plain torch; gives the names of those called."""
+    called: list[str] = []
+
+    def one(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:  # (S, H, D), (T, G, D)
+        assert options["causal"]
+        assert options["dropout_p"] == 0.0
+        left, right = options["window_size"]
+        assert right == (0 if left != -1 else -1)
+        S, T = q.shape[0], k.shape[0]
+        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
+        scores = torch.einsum("shd,thd->hst", q, k) * options["softmax_scale"]
+        if options["softcap"]:
+            scores = options["softcap"] * torch.tanh(scores / options["softcap"])
+        distance = torch.arange(S)[:, None] + T - S - torch.arange(T)  # queries at the end of the keys
+        if options["alibi_slopes"] is not None:
+            scores = scores - options["alibi_slopes"][:, None, None] * distance.abs()
+        seen = (distance >= 0) & ((distance <= left) if left != -1 else True)
+        return torch.einsum("hst,thd->shd", scores.masked_fill(~seen, -torch.inf).softmax(-1), v)
+
+    def flash_attn_func(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+        called.append("flash_attn_func")
+        return torch.stack([one(*rows, **options) for rows in zip(q, k, v, strict=True)])
+
+    def flash_attn_varlen_func(
+        q: Tensor, k: Tensor, v: Tensor, q_at: Tensor, k_at: Tensor, longest_q: int, longest_k: int, **options: Any
+    ) -> Tensor:
+        called.append("flash_attn_varlen_func")
+        assert torch.equal(q_at, k_at)
+        cuts = list(itertools.pairwise(q_at.tolist()))
+        assert max(end - begin for begin, end in cuts) <= min(longest_q, longest_k)
+        return torch.cat([one(q[begin:end], k[begin:end], v[begin:end], **options) for begin, end in cuts])
+
+    module = types.ModuleType("flash_attn.flash_attn_interface")
+    vars(module).update(flash_attn_func=flash_attn_func, flash_attn_varlen_func=flash_attn_varlen_func)
+    monkeypatch.setitem(sys.modules, "flash_attn", types.ModuleType("flash_attn"))
+    monkeypatch.setitem(sys.modules, "flash_attn.flash_attn_interface", module)
+    monkeypatch.setattr(attention, "_check_half", lambda *_: None)
+    return called
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_flash2_is_asked_for_the_same_attention(case: str, flash_attn_by_its_documentation: list[str]) -> None:
+    layer, layout = CASES[case]
+    check(flash2, 13, 13, 2, layer, layout)
+    assert flash_attn_by_its_documentation == ["flash_attn_varlen_func" if layout else "flash_attn_func"]
+    if not layout:
+        check(flash2, 4, 13, 2, layer, layout)  # continuing from a cache
+
+
+def test_flash2_and_flash4_refuse_fp32() -> None:
+    for kernel in (flash2, flash4):
+        with pytest.raises(ValueError, match=r"takes 16-bit numbers only, got torch.float32; set precision: amp_bf16"):
+            kernel(*make_qkv(4, 4, 2, torch.float32), Batch(), PLAIN, 0.0)
 
 
 def test_flex_compiles_for_new_kinds_of_mask_only(flex_on_cpu: None) -> None:
@@ -203,6 +273,25 @@ def test_flex_kernel_on_a_gpu(case: str, S: int, dtype: torch.dtype) -> None:
         for a, b in zip(got, want, strict=True):
             assert not a.isnan().any()
             assert (a.double() - b).norm() <= (0.02 if dtype == torch.bfloat16 else 2e-3) * b.norm()
+
+
+@needs_gpu
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", ["flash2", "flash4"])
+@pytest.mark.parametrize("case", CASES)
+def test_flash_attn_kernels_on_a_gpu(case: str, name: str) -> None:
+    layer, layout = CASES[case]
+    wanted = ["softcap"] if layer.softcap is not None else []
+    reasons = backends.refusals(name, "cuda", wanted, D)
+    if reasons:
+        pytest.skip(" ".join(reasons))
+    kernel = attention.KERNELS[name]
+    for S, G in ((48, 4), (200, 2)):
+        batch, qkv = make_batch(S, S, layout, "cuda"), make_qkv(S, S, G, torch.bfloat16, "cuda")
+        got = outputs_and_gradients(kernel(*qkv, batch, layer, 0.0), qkv, batch)
+        exact = [t.detach().double().requires_grad_() for t in qkv]
+        for a, b in zip(got, outputs_and_gradients(math(*exact, batch, layer, 0.0), exact, batch), strict=True):
+            assert (a.double() - b).norm() <= 0.02 * b.norm()
 
 
 @needs_gpu

@@ -34,7 +34,12 @@ def test_a_named_backend_is_that_backend() -> None:
         ("sdpa", None, ["softcap"], None, "sdpa cannot do soft-capped scores"),
         ("flex", "cpu", [], None, "flex does not run on cpu, only on cuda"),
         ("flash", "cuda", [], 8, "heads of at least 16 dimensions, got 8"),
-        ("flsh", None, [], None, "expected one of flash, flex, sdpa, torch. Did you mean 'flash'?"),
+        ("flsh", None, [], None, "expected one of flash, flex, flash2, flash4, sdpa, torch. Did you mean 'flash'?"),
+        ("flash2", "cpu", [], None, "flash2 does not run on cpu, only on cuda"),
+        ("flash2", "cuda", [], None, "flash2 needs the module flash_attn.flash_attn_interface, which is not installed"),
+        ("flash4", "cuda", [], None, "flash4 needs the module flash_attn.cute, which is not installed"),
+        ("flash4", None, ["dropout"], None, "flash4 cannot do attention dropout"),
+        ("flash4", None, [], 256, "flash4 takes heads of at most 128 dimensions, got 256"),
     ],
 )
 def test_refusals_say_why(attn_impl: str, device: str | None, wanted: list[str], head_dim: int, words: str) -> None:
@@ -42,6 +47,11 @@ def test_refusals_say_why(attn_impl: str, device: str | None, wanted: list[str],
     assert words in " ".join(reasons)
     with pytest.raises(ValueError, match=words[:20]):
         backends.resolve(attn_impl, device or "cpu", wanted, head_dim)
+
+
+def test_half_precision_kernels_refuse_fp32() -> None:
+    assert "flash2 takes 16-bit numbers only" in backends.precision_refusals("flash2", "fp32")[0]
+    assert backends.precision_refusals("flash2", "amp_bf16") == backends.precision_refusals("flex", "fp32") == []
 
 
 def test_features_are_read_from_llm_foundrys_keys() -> None:

@@ -1,10 +1,10 @@
-"""The block mask against torch's own, and against the rule it stands for; the bias tensor's size and its None."""
+"""The block mask against torch's own, and against the rule it stands for; the bias, whole and in bands."""
 
 import pytest
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-from recipes.models.masks import BLOCK, Batch, additive_bias, block_mask, key_rule
+from recipes.models.masks import BLOCK, Batch, additive_bias, bands, block_mask, key_rule, needs_bias, segments
 
 CPU = torch.device("cpu")
 DOCUMENTS = ("", "sorted", "shuffled")
@@ -82,9 +82,32 @@ def test_sorted_documents_list_no_block_too_many() -> None:
 def test_bias_is_no_larger_than_it_must_be(
     batch: Batch, window: int, alibi: bool, S: int, T: int, shape: tuple[int, ...] | None
 ) -> None:
-    bias = additive_bias(batch, window, alibi, S, T, torch.float32, CPU)
-    assert (None if bias is None else tuple(bias.shape)) == shape
-    assert bias is None or bool(bias.isfinite().all())
+    assert needs_bias(batch, window, alibi, S, T) == (shape is not None)
+    if shape is not None:
+        bias = additive_bias(batch, window, alibi, range(S), range(T), T - S, torch.float32, CPU)
+        assert tuple(bias.shape) == shape
+        assert bool(bias.isfinite().all())
+
+
+@pytest.mark.parametrize("rows", [1, 4, 7, 50])
+@pytest.mark.parametrize("window", [-1, 6])
+@pytest.mark.parametrize("documents", ["", "sorted"])
+@pytest.mark.parametrize("past", [0, 9])
+def test_bands_are_the_whole_bias(rows: int, window: int, documents: str, past: int) -> None:
+    """What a band leaves out is forbidden, what it has is the whole bias's, and without documents it is one tensor."""
+    S, T = 20, 20 + past
+    if documents and past:
+        return  # refused: packed documents have no cache
+    batch = make_batch(S, T, documents, "")
+    batch.slopes = torch.tensor([0.5, 0.25])
+    lowest = torch.finfo(torch.float64).min
+    whole = additive_bias(batch, window, True, range(S), range(T), past, torch.float64, CPU)
+    rebuilt = torch.full_like(whole, lowest)
+    cut = bands(batch, window, True, S, T, rows, torch.float64, CPU)
+    for queries, keys, bias in cut:
+        rebuilt[:, :, queries, keys] = bias
+    assert torch.equal(rebuilt, whole)
+    assert documents or len({bias.untyped_storage().data_ptr() for _, _, bias in cut}) == 1
 
 
 def test_masks_that_do_not_fit_are_refused() -> None:
@@ -92,3 +115,13 @@ def test_masks_that_do_not_fit_are_refused() -> None:
         Batch(key_padding=torch.ones(2, 5, dtype=torch.bool)).check(2, 6, 6)
     with pytest.raises(ValueError, match="cannot be continued from a key/value cache"):
         Batch(sequence_id=torch.zeros(2, 1)).check(2, 1, 6)
+
+
+def test_segments_begin_where_documents_and_padding_do() -> None:
+    ids = torch.tensor([[0, 0, 1, 1, 1, 2], [0, 0, 0, 0, 0, 0]])
+    tokens = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1]]).bool()
+    both = segments(Batch(sequence_id=ids, key_padding=tokens), 6)
+    assert both.tolist() == [0, 2, 5, 6, 8, 12]
+    assert both.dtype == torch.int32
+    assert segments(Batch(sequence_id=ids), 6).tolist() == [0, 2, 5, 6, 12]
+    assert segments(Batch(key_padding=tokens), 6).tolist() == [0, 6, 8, 12]
