@@ -33,6 +33,7 @@ from recipes.callbacks.metrics_file import MetricsFile
 from recipes.config import Recipe
 from recipes.keys import Problem, RecipeError
 from recipes.lora import add_lora, reset_lora
+from recipes.models.compiling import checkpoint_by_operation, compile_blocks
 from recipes.preferences import PreferenceModel, build_preference_loader
 from recipes.pretrained import load_pretrained
 from recipes.processes import parallelism, prepare_process
@@ -103,13 +104,16 @@ class Run:
 @functools.cache
 def register_components() -> None:
     """Put this project's models, callbacks and loggers into LLM Foundry's registries."""
-    from recipes.callbacks import budget, cost
+    from recipes import optimizers
+    from recipes.callbacks import budget, cost, recompiles
     from recipes.models import mpt
 
     mpt.register()
     registry.dataloaders.register("preferences", func=build_preference_loader)
     cost.register()
     budget.register()
+    recompiles.register()
+    optimizers.register()
     registry.loggers.register("metrics_file", func=MetricsFile)
 
 
@@ -145,6 +149,10 @@ def build(recipe: Recipe) -> Run:
     if recipe.get("dpo"):
         with reporting(recipe, "dpo"):
             model = PreferenceModel(model, **recipe["dpo"])
+    if settings.get("selective_checkpointing"):
+        checkpoint_by_operation(model)
+    if settings.get("compile"):
+        compile_blocks(model)
     with reporting(recipe, "optimizer"):
         optimizer = builders.build_optimizer(model, settings["optimizer"].pop("name"), settings["optimizer"])
     with reporting(recipe, "scheduler"):
@@ -304,6 +312,8 @@ def build_model(config: dict[str, Any], tokenizer: Any, fsdp: dict[str, Any] | N
 
 def _callbacks(recipe: Recipe, settings: Mapping[str, Any], folder: Path) -> tuple[list[Callback], CostMonitor]:
     wanted = dict(settings["callbacks"] or {})
+    if settings.get("compile"):
+        wanted.setdefault("recompile_counter", {})
     meter: dict[str, Any] = {"ledger": str(folder / "ledger.jsonl"), "started_at": psutil.Process().create_time()}
     meter |= {**(settings.get("cost") or {}), **(wanted.pop("cost_monitor", None) or {})}
     with reporting(recipe, "cost"):

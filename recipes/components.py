@@ -13,7 +13,7 @@ from llmfoundry.data.finetuning import dataloader as finetuning
 from llmfoundry.data.finetuning.tasks import DatasetConstructor, StreamingFinetuningDataset
 from llmfoundry.data.text_data import StreamingTextDataset
 from llmfoundry.models.hf import ComposerHFCausalLM
-from llmfoundry.models.mpt import ComposerMPTCausalLM, MPTConfig
+from llmfoundry.models.mpt import MPTConfig
 from llmfoundry.models.utils import config_defaults
 from llmfoundry.utils.config_utils import EvalConfig, TrainConfig
 from streaming import Stream
@@ -33,6 +33,8 @@ from recipes.grammar import (
     type_of,
 )
 from recipes.models.backends import CHOICES as ATTENTION_CHOICES
+from recipes.models.loss import CHOICES as LOSSES
+from recipes.models.mpt import ComposerMPTCausalLM
 
 ANYTHING: Schema = {}
 STRINGS: Schema = {"type": ["array", "null"], "items": {"type": "string"}}
@@ -114,6 +116,9 @@ def train_recipe() -> Schema:
         save_ignore_keys=STRINGS,
         cost=_ref("cost"),
         dry_run={"type": "boolean"},
+        # this project's own: what is done to the model's blocks
+        compile={"type": "boolean"},
+        selective_checkpointing={"type": "boolean"},
         # this project's own: weights to start from, keys that differ from theirs on purpose, preference tuning
         pretrained={"type": ["string", "null"]},
         pretrained_changes=STRINGS,
@@ -297,7 +302,7 @@ def _mpt() -> Schema:
     # what transformers' PretrainedConfig takes from MPTConfig's **kwargs
     passed_on: Schema = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), INTEGER_OR_NULL)
     config = from_signature(MPTConfig, without={"kwargs"})
-    composer = from_signature(ComposerMPTCausalLM, without={"tokenizer"})
+    composer = from_signature(ComposerMPTCausalLM, without={"tokenizer"}, loss_fn={"enum": list(LOSSES)})
     master: Schema = {"master_weights_dtype": {"enum": ["bf16", "bfloat16", "f16", "float16", None]}}
     lora = section(
         {

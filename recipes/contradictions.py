@@ -15,7 +15,7 @@ from recipes.cost.parameters import count_parameters
 from recipes.file_names import names_of_files
 from recipes.keys import KeyPath, Place, Problem, RecipeError
 from recipes.lora import target_problems
-from recipes.models.backends import CHOICES, features, refusals
+from recipes.models.backends import CHOICES, features, precision_refusals, refusals
 
 Finding = tuple[KeyPath, str]
 MOST_LAYERS = 10_000
@@ -298,6 +298,32 @@ def _sharding(recipe: Mapping[str, Any]) -> Iterator[Finding]:
         yield ("precision",), "amp_fp8 works on Transformer Engine layers only: set model.fc_type: te"
 
 
+def _kernels(recipe: Mapping[str, Any]) -> Iterator[Finding]:
+    model = _section(recipe, "model")
+    if model.get("name") != "mpt_causal_lm":
+        return
+    implementation = _section(model, "attn_config").get("attn_impl", "flash")
+    for text in precision_refusals(implementation, recipe.get("precision", "fp32")):
+        yield ("model", "attn_config", "attn_impl"), text
+    if "loss_perp_v_len" in _section(recipe, "callbacks") and model.get("loss_fn") != "torch_crossentropy":
+        text = "loss_perp_v_len reads the logits of training: set model.loss_fn: torch_crossentropy, which keeps them"
+        yield ("callbacks", "loss_perp_v_len"), text
+
+
+def _blocks(recipe: Mapping[str, Any]) -> Iterator[Finding]:
+    compiled, selective = recipe.get("compile") is True, recipe.get("selective_checkpointing") is True
+    for key, on in (("compile", compiled), ("selective_checkpointing", selective)):
+        if on and _section(recipe, "model").get("name") != "mpt_causal_lm":
+            yield (key,), f"works on the blocks of mpt_causal_lm, not on {_section(recipe, 'model').get('name')}"
+    if compiled and recipe.get("compile_config") is not None:
+        yield ("compile_config",), "compile: true compiles the blocks, compile_config the whole model: keep one"
+    if compiled and selective:
+        yield ("selective_checkpointing",), "cannot see the operations inside compiled blocks: turn off this or compile"
+    if selective and _section(recipe, "fsdp_config").get("activation_checkpointing"):
+        text = "true recomputes whole blocks: set it to false for selective_checkpointing, or leave that out"
+        yield ("fsdp_config", "activation_checkpointing"), text
+
+
 def _lora(model: Mapping[str, Any]) -> Iterator[Finding]:
     if model.get("peft_config"):
         for text in target_problems(model):
@@ -325,5 +351,7 @@ TRAIN_RULES: tuple[Rule, ...] = (
     _checkpoints,
     _evaluation,
     _sharding,
+    _kernels,
+    _blocks,
     _preferences,
 )

@@ -39,7 +39,6 @@ FREE: Schema = {"type": ["object", "null"]}
 # What signatures do not say: the values that the code behind a key accepts.
 CHOICES: dict[str, list[Any]] = {
     "init_device": ["cpu", "meta", "mixed"],
-    "loss_fn": ["fused_crossentropy", "torch_crossentropy"],
     "master_weights_dtype": ["bf16", "bfloat16", "f16", "float16", None],
     "rope_impl": ["dail", "hf"],
     "clipping_type": ["norm", "value", "adaptive"],
@@ -66,6 +65,8 @@ RANGES: dict[str, Schema] = {
         ("alibi_bias_max", "clip_qkv", "clipping_threshold", "dist_timeout", "download_timeout"), _POSITIVE
     ),
     **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping", "rope_theta", "softmax_scale"), _POSITIVE),
+    "label_smoothing": {"minimum": 0, "exclusiveMaximum": 1},
+    "z_loss": _NOT_NEGATIVE,
     "save_num_checkpoints_to_keep": {"minimum": -1},
     "seed": {"minimum": 0, "maximum": 2**32 - 1},
     "eval_subset_num_batches": _SUBSET,

@@ -309,6 +309,16 @@ def _device(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
         device = "cuda" if has_gpu() else "cpu"
         for text in refusals(attention.get("attn_impl", "flash"), device, features(attention), head_dim=width):
             yield ("model", "attn_config", "attn_impl"), text
+        if recipe.get("model.loss_fn") == "liger_crossentropy" and not (
+            has_gpu() and importlib.util.find_spec("liger_kernel")
+        ):
+            text = "needs a CUDA GPU and the package liger-kernel (`pip install liger-kernel`)"
+            yield ("model", "loss_fn"), f"liger_crossentropy {text}; fused_crossentropy takes the best that is here"
+    if recipe.get("compile") and not any(shutil.which(c) for c in (os.environ.get("CXX") or "g++", "clang++")):
+        yield ("compile",), "needs a C++ compiler, and this machine has none: install g++, or leave compile out"
+    if recipe.get("precision") == "amp_fp8" and has_gpu() and not importlib.util.find_spec("transformer_engine"):
+        text = "amp_fp8 needs the package transformer-engine (`pip install transformer-engine[pytorch]`) and a GPU of"
+        yield ("precision",), f"{text} the Hopper generation or newer; use amp_bf16 without it"
     if has_gpu():
         return
     if recipe.get("precision") in ("amp_fp16", "amp_fp8"):

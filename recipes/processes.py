@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import gc
 import os
@@ -29,9 +30,24 @@ def prepare_process(settings: Mapping[str, Any]) -> None:
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", ",".join(options))
     if settings["cuda_load_lazy"]:
         os.environ["CUDA_MODULE_LOADING"] = "LAZY"
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     _tell_nodes_apart()
     dist.initialize_dist(get_device(None), timeout=settings["dist_timeout"])
     reproducibility.seed_all(settings["seed"])
+
+
+def keep_freed_memory() -> None:
+    """Tell the C library to keep what is freed, for the next step: training asks for the same sizes again and again.
+
+    glibc otherwise gives large tensors back to the system at once, which then hands out and clears every page anew; on
+    a CPU that took more of a step than the optimizer (`bench/train.py`). Other C libraries are left as they are.
+    """
+    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)  # bytes; the largest int
+        mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # bytes; the most that glibc takes
 
 
 @functools.cache

@@ -1,0 +1,68 @@
+"""Blocks compiled one by one, and activation checkpointing by operation: what is done to a model before it trains."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from llmfoundry.models.layers.attention import GroupedQueryAttention
+from llmfoundry.models.layers.blocks import MPTBlock
+from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+# What selective checkpointing keeps: products and attention. The rest (norms, activations, residuals) is cheap again.
+_aten = torch.ops.aten
+KEPT = {
+    _aten.mm.default,
+    _aten.addmm.default,
+    _aten.bmm.default,
+    _aten._scaled_dot_product_flash_attention.default,
+    _aten._scaled_dot_product_flash_attention_for_cpu.default,
+    _aten._scaled_dot_product_efficient_attention.default,
+    _aten._scaled_dot_product_cudnn_attention.default,
+}
+
+
+def blocks(model: nn.Module) -> list[MPTBlock]:
+    """The MPT blocks of a model, in order."""
+    return [module for module in model.modules() if isinstance(module, MPTBlock)]
+
+
+def compile_blocks(model: nn.Module, backend: str = "inductor") -> int:
+    """Compiles each block's forward pass, and so its backward; gives how many there are.
+
+    All blocks share what is compiled once. Attention stays outside: it has kernels of its own (FlexAttention's is
+    compiled by itself), and masks that differ from batch to batch would be reasons to compile again. FSDP's and
+    checkpointing's hooks stay outside as well; names of parameters do not change.
+    """
+    found = blocks(model)
+    for block in found:
+        for layer in block.modules():
+            if isinstance(layer, GroupedQueryAttention):
+                layer.attn_fn = torch.compiler.disable(layer.attn_fn)
+        block.forward = torch.compile(block.forward, backend=backend)  # type: ignore[method-assign]
+    return len(found)
+
+
+def checkpoint_by_operation(model: nn.Module) -> int:
+    """Keeps only the outputs of ``KEPT`` operations of each block for the backward pass; gives how many blocks.
+
+    Between no checkpointing and a whole block's: the memory of norms and activations is saved, and recomputing them
+    costs no matrix product. FlexAttention's compiled kernel cannot be seen from here and runs again.
+    """
+    found = blocks(model)
+    for block in found:
+        block.forward = functools.partial(_checkpointed, block.forward)  # type: ignore[method-assign]
+    return len(found)
+
+
+def _checkpointed(forward: Any, *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    contexts = functools.partial(create_selective_checkpoint_contexts, _policy)
+    return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+
+
+def _policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operation in KEPT else CheckpointPolicy.PREFER_RECOMPUTE

@@ -1,0 +1,33 @@
+"""Optimizers beside LLM Foundry's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from llmfoundry import registry
+
+
+class FusedAdamW(torch.optim.AdamW):
+    """Composer's `decoupled_adamw`, same hyper-parameters and updates, as torch's fused kernel.
+
+    Decoupled weight decay shrinks a weight by weight_decay · lr / (first lr) a step; torch's by weight_decay · lr. So
+    torch is given weight_decay / (first lr).
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-5,
+    ) -> None:
+        if lr <= 0:
+            raise ValueError(f"fused_adamw: lr: got {lr}, expected more than 0; weight decay is relative to it")
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay / lr, fused=True)
+
+
+def register() -> None:
+    registry.optimizers.register("fused_adamw", func=FusedAdamW)

@@ -1,0 +1,139 @@
+"""Compiled and selectively checkpointed blocks: same numbers, one compilation for all blocks, fewer tensors kept."""
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from composer import Trainer
+from composer.loggers import InMemoryLogger
+from composer.optim import DecoupledAdamW
+from torch import Tensor
+
+from recipes.callbacks import recompiles
+from recipes.callbacks.recompiles import RecompileCounter, compiled_graphs
+from recipes.models.compiling import checkpoint_by_operation, compile_blocks
+from recipes.models.mpt import ComposerMPTCausalLM
+from recipes.optimizers import FusedAdamW
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+VOCAB = 60
+
+
+def make_model(**more: Any) -> ComposerMPTCausalLM:
+    torch.manual_seed(0)
+    config: dict[str, Any] = {"d_model": 32, "n_heads": 2, "n_layers": 3, "expansion_ratio": 2, "max_seq_len": 64}
+    config |= {"vocab_size": VOCAB, "use_train_metrics": False, "no_bias": True, "attn_config": {"alibi": True}}
+    return ComposerMPTCausalLM(tokenizer=None, **(config | more)).train()
+
+
+def make_batch(length: int = 32, seed: int = 0) -> dict[str, Tensor]:
+    ids = torch.randint(VOCAB, (2, length), generator=torch.Generator().manual_seed(seed))
+    return {"input_ids": ids, "labels": ids.clone(), "attention_mask": torch.ones_like(ids, dtype=torch.bool)}
+
+
+def loss_and_gradients(model: ComposerMPTCausalLM, batch: dict[str, Tensor]) -> list[Tensor]:
+    loss = model.loss(model(batch), batch)
+    return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
+
+
+def test_compiled_blocks_give_the_same_numbers_and_compile_once() -> None:
+    torch._dynamo.reset()
+    plain, compiled = make_model(), make_model()
+    names = [name for name, _ in compiled.named_parameters()]
+    assert compile_blocks(compiled, backend="aot_eager") == 3
+    assert [name for name, _ in compiled.named_parameters()] == names
+    want = loss_and_gradients(plain, make_batch())
+    for got, expected in zip(loss_and_gradients(compiled, make_batch()), want, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
+    graphs = compiled_graphs()
+    for seed in range(1, 4):
+        loss_and_gradients(compiled, make_batch(seed=seed))
+    assert compiled_graphs() == graphs  # other tokens and masks are no reason to compile
+    compiled.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(make_batch()).logits, plain.eval()(make_batch()).logits)
+    torch._dynamo.reset()
+
+
+def test_selective_checkpointing_keeps_less_and_gives_the_same_numbers() -> None:
+    plain, selective = make_model(), make_model()
+    assert checkpoint_by_operation(selective) == 3
+    kept: dict[str, int] = {}
+    results = {}
+    for name, model in (("plain", plain), ("selective", selective)):
+        sizes: list[int] = []
+
+        def pack(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = model.loss(model(make_batch()), make_batch())
+        kept[name] = sum(sizes)
+        results[name] = [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
+    for got, expected in zip(results["selective"], results["plain"], strict=True):
+        assert torch.equal(got, expected)
+    assert kept["selective"] < kept["plain"] / 2
+    calls = []
+
+    class Seen(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            calls.append(function)
+            return function(*args, **(kwargs or {}))
+
+    counts = []
+    for model in (plain, selective):
+        calls.clear()
+        with Seen():
+            loss_and_gradients(model, make_batch())
+        counts.append((calls.count(torch.ops.aten.mm.default), calls.count(torch.ops.aten.gelu.default)))
+    assert counts[1][0] == counts[0][0]  # no product is computed twice
+    assert counts[1][1] == 2 * counts[0][1]  # activations are
+
+
+def test_fused_adamw_takes_the_steps_of_decoupled_adamw() -> None:
+    ours, theirs = make_model(), make_model()
+    settings: dict[str, Any] = {"lr": 3e-3, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 1e-2}
+    steps = [
+        (ours, FusedAdamW(ours.parameters(), **settings)),
+        (theirs, DecoupledAdamW(theirs.parameters(), **settings)),
+    ]
+    for step in range(4):
+        for model, optimizer in steps:
+            for group in optimizer.param_groups:
+                group["lr"] = 3e-3 * (1 - step / 8)  # a schedule
+            optimizer.zero_grad()
+            model.loss(model(make_batch(seed=step)), make_batch(seed=step)).backward()
+            optimizer.step()
+    for mine, its in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="expected more than 0"):
+        FusedAdamW(ours.parameters(), lr=0.0)
+
+
+def test_late_compilations_are_counted_and_warned_about(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    graphs = iter([2, 3, 3, 3, 5, 5])
+    monkeypatch.setattr(recompiles, "compiled_graphs", lambda: next(graphs))
+    logged = InMemoryLogger()
+    model = make_model()
+    counter = RecompileCounter(warm_up=2)
+    trainer = Trainer(
+        model=model,
+        train_dataloader=torch.utils.data.DataLoader([{k: v[0] for k, v in make_batch().items()}] * 6, batch_size=1),
+        optimizers=FusedAdamW(model.parameters()),
+        max_duration="6ba",
+        callbacks=[counter],
+        loggers=[logged],
+        device="cpu",
+        progress_bar=False,
+    )
+    with caplog.at_level(logging.WARNING, logger="recipes.callbacks.recompiles"):
+        trainer.fit()
+    assert counter.late == 2
+    assert [record.message for record in caplog.records if "graphs again" in record.message] == [
+        "step 5 compiled 2 graphs again, 2 since the first 2 steps; TORCH_LOGS=recompiles says why"
+    ]
+    assert [value for _, value in logged.data["compile/late_graphs"]] == [0, 0, 0, 0, 2, 2]
