@@ -214,16 +214,16 @@ out = Path(sys.argv[2])
 (out / "warm").mkdir(parents=True)
 with trained.tensors() as files:
     targets = plan(trained, files)
-    write_shards(files, targets[:2], out / "warm", "BF16", 64 * 2**20)  # brings the libraries into memory
+    write_shards(files, targets[:2], out / "warm", "BF16", 160 * 2**20)  # brings the libraries into memory
     before = peak()
-    write_shards(files, targets, out, "BF16", 64 * 2**20)
+    write_shards(files, targets, out, "BF16", 160 * 2**20)
 print(peak() - before)
 """
 
 
 @pytest.mark.parametrize("kind", ["full", "sharded"])
 def test_memory_is_bounded_by_a_shard(kind: str, shards: Path, tmp_path: Path) -> None:
-    """A checkpoint of 400 MB and its export in shards of 64 MB: how much the rest takes after the first tensors."""
+    """A checkpoint of 400 MB and its export in shards of 160 MB: how much the rest takes after the first tensors."""
     model = with_changes(MPT, d_model=1024, n_heads=8, n_layers=8, vocab_size=1024)
     torch.manual_seed(0)
     from recipes.models.mpt import MPTConfig, MPTForCausalLM
@@ -240,6 +240,6 @@ def test_memory_is_bounded_by_a_shard(kind: str, shards: Path, tmp_path: Path) -
         [sys.executable, "-c", PEAK, str(run), str(tmp_path / "out")], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 64  # MiB: a shard
+    assert int(done.stdout) < 160  # MiB: less than a shard, whatever the model
     with safetensors_folder(tmp_path / "out") as files:
         assert sum(entry.bytes for entry in files.entries.values()) == 2 * sum(p.numel() for p in module.parameters())
