@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +53,7 @@ def evaluate(lm: Any, loaded: Any, limit: int | None = None) -> tuple[list[dict[
     """Entries for results.json, groups included, and one record an example. Raises ScoringError."""
     from lm_eval.evaluator import evaluate as run
 
-    random.seed(SEED)
-    np.random.seed(FEWSHOT_SEED)
-    with torch.random.fork_rng():
-        torch.manual_seed(FEWSHOT_SEED)
+    with _seeded():
         found: Any = run(lm=lm, task_dict=loaded, limit=limit, log_samples=True)
     results, examples = [], []
     for name, scores in found["results"].items():
@@ -70,6 +68,21 @@ def evaluate(lm: Any, loaded: Any, limit: int | None = None) -> tuple[list[dict[
         results.append(_task(label, name, scores, of_filter, filters[0], getattr(lm, "truncated", {}).get(name, 0)))
         examples += [_example(label, results[-1]["metric"].partition(",")[0], s) for s in of_filter]
     return results, examples
+
+
+@contextlib.contextmanager
+def _seeded() -> Iterator[None]:
+    """The harness's seeds, and afterwards the numbers that a training run would have drawn without it."""
+    python, numbers = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        random.seed(SEED)
+        np.random.seed(FEWSHOT_SEED)
+        torch.manual_seed(FEWSHOT_SEED)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numbers)
 
 
 def prompts(loaded: Any, limit: int = 1) -> list[tuple[str, str, str]]:
