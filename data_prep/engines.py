@@ -47,17 +47,21 @@ class EngineSettings:
     allow_special: bool  # text that spells a special token becomes that token
     add_special_tokens: bool  # the tokenizer's own template is applied to each document
 
-    def make(self) -> Engine:
+    def make(self, reference: Engine | None = None) -> Engine:
         """The engine.
+
+        Args:
+            reference: what it takes for documents that it is not exact on; made when it is needed, if None.
 
         Raises:
             PrepError: this engine is not installed or cannot do what the tokenizer wants; says which.
         """
         if self.name == "tokenizers":
             return HuggingFaceEngine(Tokenizer.from_file(self.path), self.allow_special, self.add_special_tokens)
-        make = GigatokenEngine if self.name == "gigatoken" else FastokensEngine
         try:
-            return make(self.path, self.allow_special, self.add_special_tokens)
+            if self.name == "gigatoken":
+                return GigatokenEngine(self.path, self.allow_special, self.add_special_tokens, reference)
+            return FastokensEngine(self.path, self.allow_special, self.add_special_tokens)
         except ImportError as error:
             raise PrepError(f"not installed here ({error})") from error
         except PrepError:
@@ -77,17 +81,21 @@ class GigatokenEngine:
 
     name = "gigatoken"
 
-    def __init__(self, path: str, allow_special: bool, add_special_tokens: bool):
+    def __init__(self, path: str, allow_special: bool, add_special_tokens: bool, reference: Engine | None = None):
         from gigatoken.gigatoken_rs import load_hf_json  # only here: not on every platform
 
         if add_special_tokens:
             raise PrepError("applies no template (--add-special-tokens)")
         content = Path(path).read_bytes()
+        if b"\\p{P" in content or b"\\p{S" in content:
+            raise PrepError(
+                "knows newer punctuation and symbols than tokenizers (\\p{P} or \\p{S} in the pre-tokenizer)"
+            )
         if not allow_special:
             content = without_special_tokens(content)
         self._load: Callable[[], Any] = lambda: load_hf_json(content)
         self._make_reference = lambda: EngineSettings("tokenizers", path, allow_special, add_special_tokens).make()
-        self._reference: Engine | None = None
+        self._reference = reference
         self._process = psutil.Process()
         self._renew()
 
@@ -160,7 +168,7 @@ def choose_engine(
         if name == reference.name:
             break
         try:
-            engine = candidate.make()
+            engine = candidate.make(reference)
         except PrepError as error:
             _report(name, f"cannot be used: {error}", strict and asked != "auto", loud=asked != "auto")
             continue

@@ -32,6 +32,8 @@ def describe_os_error(error: OSError) -> str:
         errno.EDQUOT: "your quota is used up: free some space, or give an --out elsewhere",
         errno.ENOENT: "put it back, and run the same command again",
         errno.EACCES: "check the permissions, or give another path",
+        errno.ENAMETOOLONG: "file systems take 255 bytes a name",
+        errno.EFBIG: "a limit on the size of files (ulimit -f) was reached",
         errno.EROFS: "give an --out that can be written to",
         errno.ENOLCK: "this file system has no locks: give an --out on a local disk, and upload it afterwards",
     }.get(error.errno or 0)

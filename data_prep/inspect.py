@@ -155,7 +155,15 @@ def _turns(entries: list[ShardEntry], samples: int) -> list[list[dict[str, list[
     names = {name for name, _, _ in entries[0].columns}
     if "turns" not in names:
         raise PrepError(f"{entries[0].path}: columns {', '.join(sorted(names))}; expected tokens or turns.")
-    return [json.loads(next(read_samples(entry, number, 1))["turns"]) for entry, number in _places(entries, samples)]
+    places = _places(entries, samples)
+    try:
+        return [json.loads(next(read_samples(entry, number, 1))["turns"]) for entry, number in places]
+    except ValueError as error:
+        if isinstance(error, PrepError):
+            raise
+        raise PrepError(
+            f"{entries[0].path.parent}: a sample is damaged ({error}); data_prep.verify tells more."
+        ) from error
 
 
 def _places(entries: list[ShardEntry], samples: int) -> list[tuple[ShardEntry, int]]:

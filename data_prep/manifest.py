@@ -4,8 +4,11 @@ Standard library only, so that a launcher can ask in milliseconds whether shards
 """
 
 import dataclasses
+import errno
 import json
 import os
+import types
+import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,31 +98,74 @@ def load_manifest(folder: str | Path) -> Manifest | None:
     """
     path = Path(folder) / MANIFEST
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return parse_manifest(text, str(path))
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return None
+        raise ValueError(f"{path}: cannot be read ({error.strerror}).") from error
+    return parse_manifest(content, str(path))
 
 
-def parse_manifest(text: str, path: str) -> Manifest:
+def parse_manifest(content: bytes, path: str) -> Manifest:
     """The manifest that a file of this content is.
 
     Raises:
         ValueError: it cannot be read or is of another version.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(content)
+        if not isinstance(value, dict):
+            raise ValueError("expected a JSON object")
         if value.get("version") != VERSION:
             raise ValueError(f"version {value.get('version')}, expected {VERSION}")
-        value["tokenizer"] = TokenizerRecord(**value["tokenizer"])
-        value["sources"] = [SourceRecord(**record) for record in value["sources"]]
-        value["shards"] = [FileRecord(**record) for record in value["shards"]]
-        value["files"] = [FileRecord(**record) for record in value["files"]]
-        return Manifest(**value)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        value["tokenizer"] = _record(TokenizerRecord, value["tokenizer"], "tokenizer")
+        for name, kind in (("sources", SourceRecord), ("shards", FileRecord), ("files", FileRecord)):
+            value[name] = [_record(kind, record, name) for record in _checked(value[name], list[Any], name)]
+        manifest: Manifest = _record(Manifest, value, "")
+        if not manifest.splits or manifest.seq_len < 1:
+            raise ValueError("expected splits, and a seq_len above 0")
+        return manifest
+    except KeyError as error:
+        raise ValueError(
+            f"{path}: not a manifest this version can read (no {error}); prepare the shards again."
+        ) from error
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path}: not a manifest this version can read ({error}); prepare the shards again."
         ) from error
+
+
+def _record(kind: Any, value: Any, where: str) -> Any:
+    """A dataclass from a JSON object, whose fields must be of the types that the dataclass says."""
+    fields = _checked(value, dict[str, Any], where)
+    hints = typing.get_type_hints(kind)
+    for name, field_value in fields.items():
+        if name in hints:
+            _checked(field_value, hints[name], f"{where}.{name}".lstrip("."))
+    return kind(**fields)
+
+
+def _checked(value: Any, hint: Any, where: str) -> Any:
+    """`value`, if it is of a type such as int, int | None, list[str] or dict[str, int].
+
+    Raises:
+        ValueError: otherwise.
+    """
+    origin, of = typing.get_origin(hint), typing.get_args(hint)
+    if origin is list and isinstance(value, list):
+        for item in value:
+            _checked(item, of[0], where)
+    elif origin is dict and isinstance(value, dict):
+        for item in value.values():
+            _checked(item, of[1], where)
+    elif hint is not Any:
+        kinds = of if origin is types.UnionType else (origin or hint,)
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            expected = " or ".join("null" if kind is types.NoneType else kind.__name__ for kind in kinds)
+            raise ValueError(f"{where}: got {json.dumps(value, default=repr)[:40]}, expected {expected}")
+    return value
 
 
 def shard_problems(folder: str | Path, manifest: Manifest) -> list[str]:

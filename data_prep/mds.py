@@ -41,12 +41,19 @@ def read_index(folder: Path) -> list[ShardEntry]:
     except ValueError as error:
         raise PrepError(f"{folder / INDEX}: not JSON ({error}).") from error
     entries = []
-    for shard in index["shards"]:
-        if shard["format"] != "mds" or shard["compression"]:
-            kind = f"{shard['format']}, compression {shard['compression']}"
-            raise PrepError(f"{folder}: shards are {kind}; expected mds without compression.")
-        columns = zip(shard["column_names"], shard["column_encodings"], shard["column_sizes"], strict=True)
-        entries.append(ShardEntry(folder / shard["raw_data"]["basename"], shard["samples"], list(columns)))
+    try:
+        for shard in index["shards"]:
+            if shard["format"] != "mds" or shard["compression"]:
+                kind = f"{shard['format']}, compression {shard['compression']}"
+                raise PrepError(f"{folder}: shards are {kind}; expected mds without compression.")
+            columns = zip(shard["column_names"], shard["column_encodings"], shard["column_sizes"], strict=True)
+            path = folder / shard["raw_data"]["basename"]
+            entries.append(ShardEntry(path, int(shard["samples"]), list(columns)))
+    except PrepError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise PrepError(f"{folder / INDEX}: not an index of MDS shards ({what}); prepare the shards again.") from error
     return entries
 
 
@@ -55,19 +62,41 @@ def read_samples(entry: ShardEntry, first: int = 0, count: int | None = None) ->
     last = entry.samples if count is None else min(first + count, entry.samples)
     with open(entry.path, "rb") as file:
         file.seek(4 + 4 * first)
-        offsets = np.frombuffer(file.read(4 * (last - first + 1)), dtype="<u4").tolist()
+        head = file.read(4 * (last - first + 1))
+        offsets = np.frombuffer(head[: len(head) // 4 * 4], dtype="<u4").tolist()
+        if len(offsets) != last - first + 1:
+            raise PrepError(_damaged(entry, "its list of samples is cut short"))
         for start, end in itertools.pairwise(offsets):
             file.seek(start)
-            yield _split(file.read(end - start), entry.columns)
+            content = file.read(max(end - start, 0))
+            try:
+                sample = _split(content, entry.columns)
+            except (ValueError, StopIteration) as error:
+                raise PrepError(_damaged(entry, "a sample has no columns")) from error
+            if len(content) != end - start:
+                raise PrepError(_damaged(entry, "a sample is cut short"))
+            yield sample
+
+
+def _damaged(entry: ShardEntry, what: object) -> str:
+    return f"{entry.path} is damaged ({what}); `python -m data_prep.verify` tells which files are."
 
 
 def decode_array(content: bytes, encoding: str) -> Ids:
-    """An `ndarray:<dtype>` column."""
-    dtype = np.dtype(encoding.split(":")[1]).newbyteorder("<")
-    axes, width = content[0] >> 2, _WIDTHS[content[0] & 3]
-    head = 1 + axes * width.itemsize
-    shape = np.frombuffer(content[1:head], dtype=width)
-    return np.frombuffer(content, dtype=dtype, offset=head).reshape(shape.tolist())
+    """An `ndarray:<dtype>` column.
+
+    Raises:
+        PrepError: it is damaged.
+    """
+    try:
+        dtype = np.dtype(encoding.split(":")[1]).newbyteorder("<")
+        axes, width = content[0] >> 2, _WIDTHS[content[0] & 3]
+        head = 1 + axes * width.itemsize
+        shape = np.frombuffer(content[1:head], dtype=width)
+        return np.frombuffer(content, dtype=dtype, offset=head).reshape(shape.tolist())
+    except (ValueError, IndexError, TypeError) as error:
+        what = f"a sample is no {encoding} ({error})"
+        raise PrepError(f"a shard is damaged: {what}; `python -m data_prep.verify` tells which.") from error
 
 
 def token_stream(entries: list[ShardEntry]) -> Iterator[Ids]:

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from data_prep.sources import Source, sha256_of_file
 from data_prep.tokenising import Separators, TokenizerFacts
 
 MAIN, HELD_OUT = "main", "held-out"  # roles of a split
+_MOST_NAME_BYTES = 200  # of a split: file systems take 255, and some of its files' names begin with it
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,10 @@ def checked_options(arguments: argparse.Namespace) -> dict[str, Any]:
     if not 0 <= arguments.max_rejected <= 1:
         raise PrepError(f"--max-rejected {arguments.max_rejected:g}: expected a share of the rows, 0 to 1 (0.01).")
     checked_split_names(arguments)
-    if not arguments.part_mb > 0:
-        raise PrepError(f"--part-mb {arguments.part_mb:g}: expected megabytes of input, above 0 (33).")
+    if not 0.001 <= arguments.part_mb <= 1e9:
+        raise PrepError(f"--part-mb {arguments.part_mb:g}: expected megabytes of input, 0.001 or more (33).")
+    if arguments.usd_per_hour is not None and not 0 <= arguments.usd_per_hour < float("inf"):
+        raise PrepError(f"--usd-per-hour {arguments.usd_per_hour:g}: expected dollars, 0 or more.")
     if arguments.min_chars < 0 or arguments.max_chars < 0 or 0 < arguments.max_chars < arguments.min_chars:
         limits = f"--min-chars {arguments.min_chars} --max-chars {arguments.max_chars}"
         raise PrepError(f"{limits}: expected 0 or more characters, and the first not above the second.")
@@ -91,6 +95,8 @@ def checked_split_names(arguments: argparse.Namespace) -> None:
     for option, name in (("--split", arguments.split), ("--holdout-split", arguments.holdout_split)):
         if not name or name.startswith(".") or Path(name).name != name:
             raise PrepError(f"{option} {name!r}: expected the name of a folder, such as train.")
+        if len(os.fsencode(name)) > _MOST_NAME_BYTES:
+            raise PrepError(f"{option} {name[:20]}...: expected a name of at most {_MOST_NAME_BYTES} bytes.")
     if arguments.split == arguments.holdout_split and arguments.holdout:
         raise PrepError(f"--split and --holdout-split are both {arguments.split!r}; expected two names.")
 

@@ -16,7 +16,7 @@ from data_prep.tokenising import Engine
 from data_prep.writing import ShardFormat, WrittenShard, shard_name, write_durably
 
 PARTS, RECORDS, UNFINISHED, ORDERS = "parts", "records", "unfinished", "orders"  # folders in the staging folder
-_BLOCK_BYTES = 4 << 20  # of ids read at once for a shard
+_BLOCK_BYTES = 512 << 10  # of ids read at once for a shard: packed, hashed and written they stay in a core's cache
 
 
 class Worker:

@@ -129,11 +129,11 @@ class RemoteOutput:
         with remote_errors(self.url):
             self._filesystem.invalidate_cache()
             try:
-                text = self._filesystem.cat_file(path).decode("utf-8")
+                content = self._filesystem.cat_file(path)
             except FileNotFoundError:
                 return None
         try:
-            return parse_manifest(text, f"{self.url}/{name}/{MANIFEST}")
+            return parse_manifest(content, f"{self.url}/{name}/{MANIFEST}")
         except ValueError as error:
             raise PrepError(str(error)) from error
 

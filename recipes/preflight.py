@@ -146,7 +146,7 @@ def _data(key: KeyPath, loader: Mapping[str, Any], recipe: Recipe) -> Iterator[t
 
 
 def _unlisted_shards(folder: Path) -> Iterator[str]:
-    """What is wrong with shards that have no manifest, by their index alone."""
+    """What is wrong with an index and its shards, without a manifest."""
     try:
         shards = json.loads((folder / "index.json").read_text())["shards"]
         for shard in shards:
@@ -161,8 +161,8 @@ def _unlisted_shards(folder: Path) -> Iterator[str]:
 
 
 def _shards(key: KeyPath, folder: Path, loader: Mapping[str, Any], recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
-    if not (folder / "index.json").is_file():
-        state = "has no index.json" if folder.is_dir() else "does not exist"
+    if not os.path.isfile(folder / "index.json"):  # unlike Path's, false also for a name that is too long
+        state = "has no index.json" if os.path.isdir(folder) else "does not exist"
         kind = "finetune" if loader.get("name") == "finetuning" else "pretrain"
         length, tokenizer = recipe["max_seq_len"], recipe.get("tokenizer.name", "TOKENIZER")
         command = f"python -m data_prep.{kind} YOUR.jsonl --out {folder.parent} --split {folder.name}"
@@ -177,7 +177,7 @@ def _shards(key: KeyPath, folder: Path, loader: Mapping[str, Any], recipe: Recip
         for text in _unlisted_shards(folder):
             yield key, text
         return
-    for text in shard_problems(folder, manifest):
+    for text in shard_problems(folder, manifest) or _unlisted_shards(folder):
         yield key, text
     length = (loader.get("dataset") or {}).get("max_seq_len") or recipe["max_seq_len"]
     if manifest.seq_len < length:

@@ -127,7 +127,7 @@ def test_a_wrong_engine_is_found_out(
     loaded = Tokenizer.from_file(path)
     wanted = EngineSettings("", path, False, False)
     make = EngineSettings.make
-    monkeypatch.setattr(EngineSettings, "make", lambda self: Wrong(make(self)))
+    monkeypatch.setattr(EngineSettings, "make", lambda self, reference=None: Wrong(make(self, reference)))
     assert choose_engine("auto", wanted, loaded, ["plain"], strict=False)[0].name == "tokenizers"
     said = capsys.readouterr().err
     assert "note: gigatoken gives other ids than tokenizers: [" in said

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from data_prep.inspect import BORDER, decode_with_borders, document_lengths, shorten
+from data_prep.inspect import BORDER, decode_with_borders, document_lengths, main, shorten
 from data_prep.mds import read_index, token_stream
 from tests.conftest import Command
 
@@ -79,3 +79,31 @@ def test_refusals_are_words(finished: Path, tokenizer: Path, tmp_path: Path, run
     other = Path(shutil.copytree(tokenizer, tmp_path / "other"))
     (other / "tokenizer.json").write_text((other / "tokenizer.json").read_text() + "\n")
     assert "and the shards were made with" in said(finished, "--tokenizer", other)
+
+
+def test_damage_in_words(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shards = tmp_path / "shards"
+    index, shard = shards / "val" / "index.json", shards / "val" / "shard.00000.mds"
+    whole = json.loads((finished / "val" / "index.json").read_text())
+    entry = whole["shards"][0]
+    for content in (
+        b"\xff\x00",
+        b"[1]",
+        b"{}",
+        b'{"shards": [3]}',
+        json.dumps({"shards": [{**entry, "samples": "x"}]}).encode(),
+    ):
+        shutil.copytree(finished, shards, dirs_exist_ok=True)
+        index.write_bytes(content)
+        assert main([str(shards / "val")]) == 1
+        assert f"error: {index}: not " in capsys.readouterr().err
+    for start in (0, 4, 100, 300, 600, 5000):
+        shutil.copytree(finished, shards, dirs_exist_ok=True)
+        content = bytearray(shard.read_bytes())
+        content[start : start + 400] = b"\xff" * 400
+        shard.write_bytes(content)
+        status, said = main([str(shards / "val"), "--samples", "99"]), capsys.readouterr().err
+        assert status == 0 or "damaged" in said  # ids alone can be any
+    shard.write_bytes(shard.read_bytes()[:40])
+    assert main([str(shards / "val")]) == 1
+    assert f"error: {shard} is damaged (its list of samples is cut short)" in capsys.readouterr().err

@@ -198,6 +198,11 @@ def test_special_tokens_in_text_stay_text(jsonl: Any, prepare: Prepare, tmp_path
         (["{corpus}", "--out", "out", "--seq-len", "999999"], "fewer than one sequence of 999,999"),
         (["{corpus}", "--out", "out", "--holdout", "1e-9"], "split 'val': 0 documents with 0 tokens"),
         (["{corpus}", "--out", "out", "--split", "../x"], "--split '../x': expected the name of a folder"),
+        (["{corpus}", "--out", "out", "--split", "x" * 256], "expected a name of at most 200 bytes"),
+        (["{corpus}", "--out", "x" * 256], "File name too long; file systems take 255 bytes a name"),
+        (["x" * 256, "--out", "out"], "x: no such file or folder"),
+        (["{corpus}", "--out", "out", "--part-mb", "inf"], "--part-mb inf: expected megabytes"),
+        (["{corpus}", "--out", "out", "--usd-per-hour", "nan"], "--usd-per-hour nan: expected dollars"),
         (["{corpus}", "--out", "out", "--eos-text", ""], "nothing would separate one document from the next"),
         (["{corpus}", "--out", "out", "--text-key", "body"], "documents.jsonl:1: no key 'body'"),
     ],
@@ -220,7 +225,10 @@ def test_full_disk_is_words(corpus: Path, tokenizer: Path, tmp_path: Path) -> No
     words = [sys.executable, "-m", "data_prep.pretrain", str(corpus), "--out", str(tmp_path / "out")]
     command = " ".join([*words, "--tokenizer", str(tokenizer), "--seq-len", "64"])
     result = subprocess.run(["bash", "-c", f"ulimit -f 8; {command}"], cwd=ROOT, capture_output=True, text=True)
-    assert (result.returncode, result.stderr) == (1, "error: File too large.\n")
+    assert (result.returncode, result.stderr) == (
+        1,
+        "error: File too large; a limit on the size of files (ulimit -f) was reached.\n",
+    )
     assert not (tmp_path / "out").exists()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -101,6 +103,48 @@ def test_no_manifest_and_unknown_ones(tmp_path: Path, shards: Path) -> None:
         (shards / "train" / MANIFEST).write_text(json.dumps(changed))
         with pytest.raises(ValueError, match="not a manifest this version can read"):
             load_manifest(shards / "train")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seq_len": "abc"}, 'seq_len: got "abc", expected int'),
+        ({"tokens": None}, "tokens: got null, expected int"),
+        ({"documents": True}, "documents: got true, expected int"),
+        ({"splits": 3}, "splits: got 3, expected list"),
+        ({"splits": [1]}, "splits: got 1, expected str"),
+        ({"sources": "x"}, 'sources: got "x", expected list'),
+        ({"shards": [3]}, "shards: got 3, expected dict"),
+        ({"shards": [{"name": "a", "bytes": "many", "sha256": "", "samples": 1}]}, "shards.bytes: got"),
+        ({"separators": {"before": [], "after": ["x"]}}, 'separators: got "x", expected int'),
+        ({"left_out": {"too short": 1.5}}, "left_out: got 1.5, expected int"),
+        ({"tokenizer": None}, "tokenizer: got null, expected dict"),
+        ({"loss_tokens": []}, "loss_tokens: got [], expected int or null"),
+        ({"seq_len": 0}, "a seq_len above 0"),
+    ],
+)
+def test_fields_of_other_types(changes: dict[str, Any], said: str, shards: Path) -> None:
+    path = shards / "train" / MANIFEST
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(ValueError, match=re.escape(f"{path}: not a manifest this version can read (")) as error:
+        load_manifest(shards / "train")
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("module", ["verify", "inspect", "mixture"])
+@pytest.mark.parametrize("content", [b"\xff\x00" * 500, b"", b"[" * 100_000, b"null"])
+def test_garbage_in_words(
+    module: str, content: bytes, shards: Path, run_command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (shards / "train" / MANIFEST).write_bytes(content)
+    main = importlib.import_module(f"data_prep.{module}").main
+    words = {"mixture": [f"{shards}=1", "--out", str(shards / "m.yaml")]}.get(module, [str(shards / "train")])
+    assert main(words) == 1
+    assert f"{shards / 'train' / MANIFEST}: not a manifest this version can read (" in capsys.readouterr().err
+    long_name = "x" * 300
+    words = {"mixture": [f"{long_name}=1", "--out", str(shards / "m.yaml")]}.get(module, [long_name])
+    assert main(words) == 1
+    assert "x" * 300 in capsys.readouterr().err
 
 
 def test_manifest_and_commands_import_nothing_heavy() -> None:
