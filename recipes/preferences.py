@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from composer import ComposerModel, DataSpec
 from composer.utils import dist
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric, Metric
@@ -104,6 +103,8 @@ class adapters_off:
 
 
 def _adapters(model: Any) -> Iterable[Any]:
+    from peft.tuners.tuners_utils import BaseTunerLayer  # only here: a second that other runs need not wait
+
     return (module for module in model.modules() if isinstance(module, BaseTunerLayer))
 
 

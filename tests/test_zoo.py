@@ -92,6 +92,15 @@ def test_recipes_are_sound_and_fit_a_screen(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=IDS)
+def test_a_dry_run_passes(path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import train
+
+    monkeypatch.chdir(ROOT)
+    assert train.main([str(path.relative_to(ROOT)), "dry_run=true"]) == 0
+    assert "The recipe is sound" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=IDS)
 def test_parameters_are_the_published_ones_to_the_last(path: Path) -> None:
     recipe = load(path)
     model = json.loads(json.dumps({k: v for k, v in recipe["model"].items() if k not in ("name", "peft_config")}))
