@@ -4,10 +4,11 @@
     python -m bench.train --suite cuda       # MPT-125M, 1B, 3B and 7B shapes on one GPU
 
 All train the same model (same seed, same first weights) on the same random tokens through Composer's Trainer, with the
-same optimizer and callbacks; "compiled" is `compile: true` with `fused_adamw`, which takes the same steps. Stock is LLM Foundry's model class with `attn_impl: torch`, the only one it has without a
-source build of flash-attn, and `loss_fn: torch_crossentropy`. Each measurement is a process of its own; the sides
-alternate; a step's time is the median of all steps after the first two, over all rounds. On a GPU that runs out of
-memory the micro-batch is halved, then (7B) layers are taken away; what ran is in the table.
+same callbacks and optimizer; "compiled" is `compile: true` with `fused_adamw`, which takes the same steps. Stock is LLM
+Foundry's model class with `attn_impl: torch`, the only one it has without a source build of flash-attn, and `loss_fn:
+torch_crossentropy`. Each measurement is a process of its own; the sides alternate; a step's time is the median of all
+steps after the first two, over all rounds. On a GPU that runs out of memory the micro-batch is halved, then (7B) layers
+are taken away; what ran is in the table.
 """
 
 import argparse
@@ -167,6 +168,7 @@ def measure(suite: str, name: str, shape: dict[str, int], seq_len: int, sequence
                 if not result.get("oom"):
                     found[side].append(result)
                     break
+                found[side].clear()
                 job[side] = _smaller(name, job[side])
     for side in SIDES[suite]:
         if not found[side]:
