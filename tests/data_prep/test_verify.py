@@ -15,6 +15,9 @@ from typing import Any
 import pytest
 
 from data_prep.manifest import MANIFEST, load_manifest, shard_problems
+from recipes.check import load_checked
+from recipes.keys import RecipeError
+from recipes.preflight import preflight
 from tests.conftest import ROOT, Command
 
 
@@ -145,6 +148,30 @@ def test_garbage_in_words(
     words = {"mixture": [f"{long_name}=1", "--out", str(shards / "m.yaml")]}.get(module, [long_name])
     assert main(words) == 1
     assert "x" * 300 in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("train/index.json", None, "index.json cannot be read ("),  # of the same size, so that only reading tells
+        ("train/manifest.json", b"\xff\x00" * 500, "manifest.json: not a manifest this version can read ("),
+        (
+            "train/manifest.json",
+            b'{"version": 1, "seq_len": "x"}',
+            "manifest.json: not a manifest this version can read (",
+        ),
+        ("train/shard.00000.mds", b"", "missing or truncated shard"),
+    ],
+)
+def test_training_hears_it_before_it_begins(name: str, content: bytes | None, said: str, shards: Path) -> None:
+    path = shards / name
+    path.write_bytes(b"\xfe" * path.stat().st_size if content is None else content)
+    where = [f"train_loader.dataset.local={shards}", "train_loader.dataset.split=train", "max_seq_len=64"]
+    texts = [problem.text for problem in preflight(load_checked(ROOT / "yamls/pretrain/mpt-quickstart.yaml", where))]
+    assert any(str(path) in text and said in text for text in texts), texts
+    where[0] = f"train_loader.dataset.local={'x' * 300}"
+    with pytest.raises(RecipeError, match="255 are possible"):
+        load_checked(ROOT / "yamls/pretrain/mpt-quickstart.yaml", where)
 
 
 def test_manifest_and_commands_import_nothing_heavy() -> None:
