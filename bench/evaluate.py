@@ -32,7 +32,9 @@ import torch
 from bench.machine import machine_and_versions, write_result
 from eval import harness_tasks
 from eval.backbone import Backbone
+from eval.batching import padded, plan
 from eval.harness_lm import ScoringLM
+from eval.scoring import ENOUGH_TOKENS
 from eval.suite import run_tasks, tasks_of
 
 ROUND_UP = 64  # tokens: the context is the longest prompt, rounded up; LLM Foundry pads everything to it
@@ -164,6 +166,20 @@ def longest_prompt(task: dict[str, Any], tokenizer: Any, work: Path) -> int:
     return max(len(r.context) + len(r.continuation) for t in tasks for e in t.examples for r in e.requests)
 
 
+def computed_tokens(task: dict[str, Any], tokenizer: Any, work: Path, rows: int) -> str:
+    """What bounds the gain: the tokens that go through the model, with padding, one way and the other."""
+    (built,) = tasks_of([task["icl"]], tokenizer, 10**6, 1, work, None)
+    requests = list(dict.fromkeys(request for example in built.examples for request in example.requests))
+    lengths = sorted((len(request.inputs) for request in requests), reverse=True)
+    theirs = sum(lengths[i] * len(lengths[i : i + rows]) for i in range(0, len(lengths), rows))
+    ours = sum(padded(batch, requests)[1] for batch in plan(requests, rows, 10**6, ENOUGH_TOKENS["cpu"]))
+    scored = sum(len(request.continuation) for request in requests)
+    return (
+        f"Tokens through the model: {theirs:,} with logits for each (`hf`'s batches), here {ours:,}, with logits for "
+        f"{scored:,}."
+    )
+
+
 def measure(arguments: argparse.Namespace, work: Path) -> list[str]:
     import transformers
 
@@ -185,7 +201,7 @@ def measure(arguments: argparse.Namespace, work: Path) -> list[str]:
     wide = task_files(arguments.data, few, max(1, arguments.examples // FEWER))
     measured += [(title, wide[title], WIDE) for title in list(wide)[:1]]
     for title, task, vocabulary in measured:
-        longest = longest_prompt(task, words, work)
+        longest, tokens = longest_prompt(task, words, work), computed_tokens(task, words, work, arguments.batch_size)
         context = -(-(longest + 1) // ROUND_UP) * ROUND_UP
         ours, theirs, tokenizer = models(arguments.run, context, None if vocabulary == small else vocabulary)
         rivals = contenders(task, ours, theirs, tokenizer, context, arguments.batch_size, work)
@@ -209,7 +225,7 @@ def measure(arguments: argparse.Namespace, work: Path) -> list[str]:
         largest = max(map(abs, answers[HF][1]))
         notes.append(
             f"{title}, {vocabulary:,} embeddings: {task['examples']} examples, context {context} tokens; the largest "
-            f"difference of a log-likelihood to `hf` is {gap:.1e}, of {largest:,.0f} nats."
+            f"difference of a log-likelihood to `hf` is {gap:.1e}, of {largest:,.0f} nats. {tokens}"
         )
     return [*lines, "", *notes]
 
