@@ -47,7 +47,7 @@ class Backbone:
         with torch.no_grad(), self.autocast():
             if not self._checked:
                 self._checked = True
-                self._within_root(self._check_halves)
+                self._check_halves()
             return self._within_root(work)
 
     def hidden(
@@ -89,9 +89,11 @@ class Backbone:
     def generate(self, **arguments: Any) -> Tensor:
         """transformers' `generate`; where the weights are sharded, every process must call it with as many steps."""
         with torch.no_grad(), self.autocast():
-            if self.root is self.causal:  # its own forward pass gathers what it needs
-                return self.causal.generate(**arguments)
-            return self._within_root(lambda: self.causal.generate(**arguments))
+            return self._whole_pass(lambda: self.causal.generate(**arguments))
+
+    def _whole_pass(self, work: Callable[[], Any]) -> Any:
+        """Call `work`, which uses the causal model's own forward pass: that gathers the weights where it is the root."""
+        return work() if self.root is self.causal else self._within_root(work)
 
     def _within_root(self, work: Callable[[], Any]) -> Any:
         if self.root is None:
@@ -103,8 +105,8 @@ class Backbone:
     def _check_halves(self) -> None:
         """Compare the two halves with the whole on a few tokens; where they differ, the whole is used."""
         ids = torch.arange(1, PROBE_TOKENS + 1, device=self.device)[None]
-        whole = self.causal(input_ids=ids, use_cache=False).logits.float()
-        halves = self.logits(self.hidden(ids, None)[0])
+        whole = self._whole_pass(lambda: self.causal(input_ids=ids, use_cache=False).logits.float())
+        halves = self._within_root(lambda: self.logits(self.hidden(ids, None)[0]))
         scale = max(1.0, float(whole.abs().nan_to_num(0).max()))
         equal = whole.shape == halves.shape and torch.allclose(
             whole, halves, rtol=0, atol=PROBE_DIFFERENCE * scale, equal_nan=True

@@ -107,7 +107,7 @@ def strip(result: dict[str, object]) -> dict[str, object]:
 def test_a_hugging_face_folder_scores_as_its_checkpoint(
     evaluated: str, shards: Path, whole: Path, task: Path, run_command: Command, tmp_path: Path
 ) -> None:
-    exported = run_command("python", "-m", "recipes", "export", whole, tmp_path / "folder")
+    exported = run_command("python", "-m", "recipes", "export", whole, tmp_path / "folder", "--dtype", "fp32")
     assert exported.returncode == 0, exported.stderr
     models = f"models=[{{folder: {tmp_path}/folder}}, {{run: {whole}}}]"
     more = [models, f"results={tmp_path}/r.json", "samples=null"]
@@ -141,8 +141,8 @@ def test_a_task_with_a_bad_row_is_refused(
 ) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"query": "a", "choices": ["b", "c"], "gold": 7}\n')
-    more = [f"icl_tasks.0.dataset_uri={bad}", f"results={tmp_path}/r.json"]
-    result = run_command("python", "eval/evaluate.py", *arguments(shards, whole, task), *more)
+    asked = [a.replace(f"{task}/cloze.jsonl", str(bad)) for a in arguments(shards, whole, task)]
+    result = run_command("python", "eval/evaluate.py", *asked, f"results={tmp_path}/r.json")
     assert result.returncode == 1
     assert f"{bad}:1: 'gold': got 7, expected an index from 0 to 1" in result.stderr
     assert "Traceback" not in result.stderr
