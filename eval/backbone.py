@@ -92,7 +92,7 @@ class Backbone:
             return self._whole_pass(lambda: self.causal.generate(**arguments))
 
     def _whole_pass(self, work: Callable[[], Any]) -> Any:
-        """Call `work`, which uses the causal model's own forward pass: that gathers the weights where it is the root."""
+        """Call `work`, which uses the causal model's own forward pass; as the root, that gathers the weights itself."""
         return work() if self.root is self.causal else self._within_root(work)
 
     def _within_root(self, work: Callable[[], Any]) -> Any:
