@@ -5,7 +5,7 @@ SHELL := bash
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON := $(BIN)/python
-SOURCES := train.py recipes data_prep eval tests relaxed
+SOURCES := train.py recipes data_prep eval bench tests relaxed
 CORPUS := data_prep/sotu/addresses.jsonl
 SHARDS := shards/sotu
 CHAT := shards/sotu-chat
@@ -71,4 +71,4 @@ lock: ## after a change in pyproject.toml: lock, export, and describe the recipe
 	$(PYTHON) -m recipes.schema
 
 clean: ## remove the environment, the shards and the runs
-	rm -rf $(VENV) $(VENV)-uv shards runs
+	rm -rf $(VENV) $(VENV)-uv shards runs exports
