@@ -40,8 +40,8 @@ def prepare_process(settings: Mapping[str, Any]) -> None:
 def keep_freed_memory() -> None:
     """Tell the C library to keep what is freed, for the next step: training asks for the same sizes again and again.
 
-    glibc otherwise gives large tensors back to the system at once, which then hands out and clears every page anew; on
-    a CPU that took more of a step than the optimizer (`bench/train.py`). Other C libraries are left as they are.
+    glibc otherwise gives large tensors back to the system at once, which then hands out and clears every page anew.
+    Other C libraries are left as they are.
     """
     M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
