@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +11,8 @@ from typing import Any
 
 from eval import metrics
 from recipes.config import Recipe
-from recipes.report import EVALUATION
+from recipes.report import EVALUATION, SUMMARY
+from recipes.report_page import write_page
 from recipes.runs import write_whole
 
 EXAMPLES = "examples.jsonl"  # beside the results: one line an example
@@ -82,10 +84,13 @@ def finished(path: Path, wanted: str) -> dict[str, Any] | None:
 
 
 def write(path: Path, content: Mapping[str, Any], examples: Iterable[Mapping[str, Any]]) -> None:
-    """The examples first: where results.json is whole, all is."""
+    """The examples first: where results.json is whole, all is. A finished run's report is made anew with them."""
     lines = (json.dumps(example, ensure_ascii=False) for example in examples)
     write_whole(examples_path(path), "".join(f"{line}\n" for line in lines))
     write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    if path.name == EVALUATION and (path.parent / SUMMARY).is_file():
+        with contextlib.suppress(ValueError):  # the files of the run are damaged: the results are not
+            write_page([path.parent])
 
 
 def show(path: Path, results: Mapping[str, Any]) -> None:
