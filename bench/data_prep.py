@@ -34,6 +34,8 @@ from typing import Any
 
 import psutil
 
+from bench.machine import processor
+
 ROOT = Path(__file__).resolve().parent.parent
 SEQ_LEN = 2048
 EOS = "<|endoftext|>"
@@ -413,13 +415,10 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
 
 def machine() -> dict[str, str]:
     """What the figures depend on, beside the code."""
-    with contextlib.suppress(OSError):
-        models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-        name = models[0].partition(": ")[2] if models else platform.machine()
     memory = f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
     versions = ", ".join(f"{package} {metadata.version(package)}" for package in PACKAGES)
     return {
-        "machine": f"{name}, {os.cpu_count()} cores, {memory}",
+        "machine": f"{processor()}, {os.cpu_count()} cores, {memory}",
         "versions": f"{platform.python_version()}; {versions}",
     }
 

@@ -1,6 +1,6 @@
 """How fast an export is, against copying the same checkpoint with cp.
 
-    python bench/export.py --gb 8 --folder /tmp        # writes bench/results/export.md
+    python -m bench.export --gb 8 --folder /tmp        # writes bench/results/export.md
 
 Makes a checkpoint shaped like MPT-7B, with as many layers as come to --gb (weights alone, fp32), then runs in turn and
 three times each: `cp` of the checkpoint with its bytes brought to the disk, and `python -m recipes export` to fp32 and
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -22,6 +21,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from bench.machine import machine_and_versions, write_result
 from recipes.cost.parameters import count_parameters
 from recipes.hf_names import links
 
@@ -127,12 +127,12 @@ def main() -> int:
     lines = [
         "# Export against cp",
         "",
-        f"    python bench/export.py --gb {arguments.gb:g} --folder {arguments.folder}",
+        f"    python -m bench.export --gb {arguments.gb:g} --folder {arguments.folder}",
         "",
         f"A checkpoint of {size / 1e9:.2f} GB, MPT-7B's widths, {layers} layers; {ROUNDS} rounds in turn, medians.",
         "All written bytes are brought to the disk. The command is the weights, and the start of Python, its libraries",
         "and the tokenizer, which does not grow with the model.",
-        f"{os.cpu_count()} CPU cores ({platform.machine()}), {platform.system()}, torch {torch.__version__}.",
+        machine_and_versions("torch", "transformers"),
         "",
         "| | seconds | spread | GB read a second |",
         "|---|---|---|---|",
@@ -141,10 +141,8 @@ def main() -> int:
         middle = statistics.median(times[key])
         spread = f"{min(times[key]):.1f} – {max(times[key]):.1f}"
         lines.append(f"| {name} | {middle:.1f} | {spread} | {size / middle / 1e9:.2f} |")
-    lines += ["", f"Peak memory of an export: {peak / 2**20:,.0f} MiB, torch and transformers included.", ""]
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text("\n".join(lines))
-    print("\n".join(lines))
+    lines += ["", f"Peak memory of an export: {peak / 2**20:,.0f} MiB, torch and transformers included."]
+    write_result(lines, RESULTS)
     return 0
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 def machine_and_versions(*packages: str) -> str:
     """One line: processor, cores, GPU if there is one, Python, and these packages' versions."""
-    parts = [f"{_processor()}, {os.cpu_count()} cores", *_gpus(), f"Python {platform.python_version()}"]
+    parts = [f"{processor()}, {os.cpu_count()} cores", *_gpus(), f"Python {platform.python_version()}"]
     return ", ".join([*parts, *(f"{package} {version(package)}" for package in packages)])
 
 
@@ -25,7 +25,8 @@ def write_result(lines: list[str], out: Path | None) -> None:
     print(f"wrote {out}")
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name."""
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()

@@ -148,7 +148,7 @@ def _evaluate(
     if "losses" in result:
         result["loss"] = next(iter(result["losses"].values()))
         result["perplexity"] = math.exp(result["loss"])
-    cache = functools.partial(_answers, folder, digest, dist.get_global_rank())
+    cache = functools.partial(AnswerCache, folder, digest, rank=dist.get_global_rank())
     judged = run_tasks(tasks, lambda: loaded().backbone, tokenizer, length, batch, cache, bar)
     result["tasks"] = [j.result for j in judged]
     numbers |= logged(judged)
@@ -201,10 +201,6 @@ def _tokenizer(recipe: Recipe, entry: Mapping[str, Any]) -> Any:
 
     with reporting(recipe, "models"):
         return builders.build_tokenizer(entry["tokenizer"]["name"], entry["tokenizer"].get("kwargs") or {})
-
-
-def _answers(folder: Path, model: str, rank: int, task: str) -> AnswerCache:
-    return AnswerCache(folder, model, task, rank)
 
 
 def _checkpoint(entry: Mapping[str, Any]) -> str | None:

@@ -101,7 +101,7 @@ def _run(chosen: argparse.Namespace) -> int:
         chosen.max_length or model.max_seq_len,
         chosen.batch_size,
         chosen.precision,
-        functools.partial(_answers, out.parent, digest, rank),
+        functools.partial(AnswerCache, out.parent, digest, rank=rank),
     )
     tasks, examples = harness_tasks.evaluate(lm, loaded, chosen.limit)
     if is_first_rank():
@@ -191,10 +191,6 @@ def _version() -> str:
         return f"lm_eval {version('lm_eval')}"
     except PackageNotFoundError:
         return "lm_eval is not installed"
-
-
-def _answers(folder: Path, model: str, rank: int, task: str) -> AnswerCache:
-    return AnswerCache(folder, model, task, rank)
 
 
 def _join_processes() -> int:

@@ -14,7 +14,6 @@ A recipe may also have `model`, `tokenizer` and `load_path` at the top, as for t
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from recipes.check import check
 from recipes.checkpoints import find_checkpoints
 from recipes.config import Recipe, load, merge
 from recipes.keys import KeyPath, Place, Problem, RecipeError
+from recipes.trained import folder_config_of
 
 HF_MODEL = "hf_causal_lm"  # LLM Foundry's name for any causal model of transformers
 
@@ -65,6 +65,10 @@ def _from_folder(entry: Mapping[str, Any], place: Place, key: KeyPath) -> dict[s
     if not (folder / "config.json").is_file():
         text = f"{folder} is no Hugging Face folder: it has no config.json; make one with `python -m recipes export`"
         raise RecipeError([Problem(place, (*key, "folder"), text)])
+    try:
+        folder_config_of(folder)
+    except ValueError as error:
+        raise RecipeError([Problem(place, (*key, "folder"), str(error))]) from None
     its_own = {
         "model_name": folder.name,
         "model": {"name": HF_MODEL, "pretrained_model_name_or_path": str(folder)},
@@ -83,7 +87,7 @@ def longest(entry: Mapping[str, Any], wanted: int) -> int:
     """Tokens that the model reads at most: what the recipe wants, or less where the model has less."""
     if is_folder(entry):
         folder = Path(entry["model"]["pretrained_model_name_or_path"])
-        section = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        section: Any = folder_config_of(folder)
     else:
         section = entry["model"]
     has = section.get("max_seq_len") or section.get("max_position_embeddings") or wanted

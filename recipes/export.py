@@ -215,21 +215,18 @@ def _move(source: TensorFiles, chunk: Chunk, dtype: str, to: int) -> None:
 
 
 def save_tokenizer(trained: Trained, folder: Path, other: str | None = None) -> Mapping[str, int | None]:
-    """Write the recipe's tokenizer (or the other) into the folder; ids of its special tokens.
-
-    A model that was tuned on conversations gets the chat template that they were written with. Raises ValueError where
-    there is no tokenizer, or it has more tokens than the model has embeddings.
-    """
+    """Write load_tokenizer's tokenizer into the folder; ids of its special tokens."""
     tokenizer = load_tokenizer(trained, other)
-    if trained.recipe.get("train_loader.name") == "finetuning" and tokenizer.chat_template is None:
-        from data_prep.conversations import DEFAULT_TEMPLATE
-
-        tokenizer.chat_template = DEFAULT_TEMPLATE
     tokenizer.save_pretrained(str(folder))
     return {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
 
 
 def load_tokenizer(trained: Trained, other: str | None = None) -> Any:
+    """The recipe's tokenizer, or the other.
+
+    For a model that was tuned on conversations it has the chat template that they were written with. Raises ValueError
+    where there is no tokenizer, or it has more tokens than the model has embeddings.
+    """
     from transformers import AutoTokenizer
 
     name = other or str(trained.recipe.get("tokenizer.name"))
@@ -242,6 +239,10 @@ def load_tokenizer(trained: Trained, other: str | None = None) -> Any:
     if len(tokenizer) > embeddings:
         text = f"tokenizer {name} has {len(tokenizer):,} tokens, the model {embeddings:,} embeddings"
         raise ValueError(f"{text}: ids beyond them mean nothing; name the tokenizer it was trained with")
+    if trained.recipe.get("train_loader.name") == "finetuning" and tokenizer.chat_template is None:
+        from data_prep.conversations import DEFAULT_TEMPLATE
+
+        tokenizer.chat_template = DEFAULT_TEMPLATE
     return tokenizer
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.lora import Merged, has_adapters, scaling
-from recipes.trained import Trained, find_trained, is_hf_folder
+from recipes.trained import Trained, find_trained, folder_config_of, is_hf_folder
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,7 @@ def _from_folder(path: Path, tokenizer: str | None) -> Loaded:
     from recipes.hf_architecture import architecture_of_folder
     from recipes.tensor_files import safetensors_folder
 
-    try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path / 'config.json'} cannot be read: {error}") from None
+    config: Any = folder_config_of(path)
     try:
         architecture_of_folder(config)
     except ValueError as error:
@@ -71,10 +68,6 @@ def _from_checkpoint(trained: Trained, path: Path, tokenizer: str | None) -> Loa
     from recipes.export import load_tokenizer
 
     words = load_tokenizer(trained, tokenizer)
-    if trained.recipe.get("train_loader.name") == "finetuning" and words.chat_template is None:
-        from data_prep.conversations import DEFAULT_TEMPLATE
-
-        words.chat_template = DEFAULT_TEMPLATE
     return Loaded(path.name, build_for_generation(trained), words, int(trained.recipe["max_seq_len"]))
 
 

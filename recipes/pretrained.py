@@ -7,7 +7,6 @@ of the old ones, Hewitt 2021) or shorter. Weights are read row by row, each proc
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from recipes.hf_names import Link, links
 from recipes.keys import RecipeError
 from recipes.lora import BASE, Merged, has_adapters, scaling
 from recipes.tensor_files import TensorFiles, safetensors_folder
-from recipes.trained import RECIPE, find_trained, is_hf_folder
+from recipes.trained import RECIPE, find_trained, folder_config_of, is_hf_folder
 
 VOCABULARY = ("transformer.wte.weight", "lm_head.weight")
 
@@ -74,11 +73,7 @@ def differences(model: Mapping[str, Any], path: Path, changes: set[str]) -> Iter
 
 def _architecture_at(path: Path) -> dict[str, Any]:
     if is_hf_folder(path):
-        try:
-            config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path / 'config.json'} cannot be read: {error}") from None
-        return architecture_of_folder(config)
+        return architecture_of_folder(folder_config_of(path))
     return architecture(find_trained(path).model)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,14 @@ class Trained:
 
 def is_hf_folder(path: Path) -> bool:
     return (path / "config.json").is_file()
+
+
+def folder_config_of(path: Path) -> dict[str, Any]:
+    """config.json of a Hugging Face folder. Raises ValueError where it is no JSON."""
+    try:
+        return json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path / 'config.json'} cannot be read: {error}") from None
 
 
 def find_trained(path: Path, recipe: Path | None = None) -> Trained:
