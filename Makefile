@@ -55,8 +55,8 @@ check: setup ## format, lint, types, and generated files that are out of date
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
-	$(PYTHON) -m recipes.schema --check
-	$(PYTHON) -m recipes.listing --check
+	$(PYTHON) -m recipes.config.schema --check
+	$(PYTHON) -m recipes.planning.listing --check
 	$(UV) lock --check
 	$(PYTHON) relaxed/make.py $(UV) --check
 
@@ -68,7 +68,7 @@ lock: ## after a change in pyproject.toml: lock, export, and describe the recipe
 	$(UV) lock
 	$(MAKE) setup
 	$(PYTHON) relaxed/make.py $(UV)
-	$(PYTHON) -m recipes.schema
+	$(PYTHON) -m recipes.config.schema
 
 clean: ## remove the environment, the shards and the runs
 	rm -rf $(VENV) $(VENV)-uv shards runs exports

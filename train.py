@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import sys
 
-from recipes import report
-from recipes.batches import plan_batches
-from recipes.budget import refusal
-from recipes.check import load_checked
-from recipes.contradictions import world_size
-from recipes.keys import RecipeError
-from recipes.preflight import preflight
-from recipes.report_page import write_page
-from recipes.runs import run_folder, write_whole
+from recipes.config.check import load_checked
+from recipes.config.contradictions import world_size
+from recipes.config.keys import RecipeError
+from recipes.config.preflight import preflight
+from recipes.planning.budget import refusal
+from recipes.reports.page import write_page
+from recipes.reports.runs import run_folder, write_whole
+from recipes.reports.summary import is_finished, print_summary, write_summary
 from recipes.screen import is_first_rank, print_plan, print_problems, print_recipe, print_stop, usage
+from recipes.training.batches import plan_batches
 
 
 def main(arguments: list[str]) -> int:
@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
         recipe = load_checked(arguments[0], arguments[1:])
         missing = preflight(recipe)
         folder = run_folder(recipe)
-        finished = report.is_finished(folder, recipe)
+        finished = is_finished(folder, recipe)
         too_dear = None if finished else refusal(recipe, folder, world_size())
     except RecipeError as error:
         return print_problems("this recipe cannot be trained", error.problems)
@@ -47,11 +47,11 @@ def main(arguments: list[str]) -> int:
     if finished:
         if is_first_rank():
             print(f"\nfinished before, nothing to do (delete {folder} to train anew)")
-            report.print_summary(folder)
+            print_summary(folder)
         return 0
 
     from recipes.build import build
-    from recipes.processes import free_memory, quiet
+    from recipes.training.processes import free_memory, quiet
 
     quiet()
     try:
@@ -66,8 +66,8 @@ def main(arguments: list[str]) -> int:
     run.trainer.close()
 
     if is_first_rank():
-        report.write_summary(folder, recipe, run.cost.summary(), *run.end(), stopped=run.stopped)
-        report.print_summary(folder)
+        write_summary(folder, recipe, run.cost.summary(), *run.end(), stopped=run.stopped)
+        print_summary(folder)
         write_page([folder])
     if run.stopped:
         run.wait_for_all()

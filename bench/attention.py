@@ -166,7 +166,7 @@ def render(suite: str, found: Mapping[str, Any] | None) -> list[str]:
 
 def plot(suite: str, rows: list[dict[str, Any]]) -> str:
     """TFLOP/s against the logarithm of the length, as an SVG that stands alone."""
-    from recipes.charts import Line, line_chart
+    from recipes.reports.charts import Line, line_chart
 
     lines = []
     for colour, kernel in enumerate(KERNELS[suite]):

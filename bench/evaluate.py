@@ -89,7 +89,7 @@ def models(run: Path, context: int, vocabulary: int | None) -> tuple[Any, Any, A
     from transformers import MptConfig, MptForCausalLM
 
     from recipes import build
-    from recipes.trained import find_trained
+    from recipes.weights.trained import find_trained
 
     trained = find_trained(run)
     with trained.tensors() as files:
@@ -183,7 +183,7 @@ def computed_tokens(task: dict[str, Any], tokenizer: Any, work: Path, rows: int)
 def measure(arguments: argparse.Namespace, work: Path) -> list[str]:
     import transformers
 
-    from recipes.trained import find_trained
+    from recipes.weights.trained import find_trained
 
     transformers.logging.set_verbosity_error()
     lines = [

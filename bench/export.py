@@ -23,7 +23,7 @@ import yaml
 
 from bench.machine import machine_and_versions, write_result
 from recipes.cost.parameters import count_parameters
-from recipes.hf_names import links
+from recipes.weights.hf_names import links
 
 RESULTS = Path(__file__).parent / "results" / "export.md"
 ROUNDS = 3

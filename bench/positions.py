@@ -89,7 +89,7 @@ def sequences(data: Path, length: int, most: int) -> Iterator[Tensor]:
 
 
 def plot(found: list[tuple[int, int, float]], trained: int) -> str:
-    from recipes.charts import Line, line_chart
+    from recipes.reports.charts import Line, line_chart
 
     points = [((first + last) / 2, perplexity) for first, last, perplexity in found]
     low, high = min(p for _, p in points), max(p for _, p in points)
@@ -109,8 +109,8 @@ def main() -> None:
     parser.add_argument("--rope", help="scale a RoPE model's angles: linear:FACTOR or dynamic:FACTOR")
     parser.add_argument("--out", type=Path, help="Markdown file, with an SVG beside it; default: the screen")
     arguments = parser.parse_args()
-    from recipes.loading import build_for_generation
-    from recipes.trained import find_trained
+    from recipes.talking.loading import build_for_generation
+    from recipes.weights.trained import find_trained
 
     if not (arguments.data / "index.json").exists():
         sys.exit(f"error: --data: {arguments.data} has no index.json; expected a folder of shards")

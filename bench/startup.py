@@ -52,7 +52,7 @@ def prepare(folder: Path) -> dict[str, list[str]]:
     """The recipe for both, and the commands."""
     import yaml
 
-    from recipes.config import load
+    from recipes.config.load import load
 
     (folder / "stopwatch.py").write_text(STOPWATCH)
     (folder / "foundry.py").write_text(FOUNDRY)

@@ -75,7 +75,7 @@ def work(job: Mapping[str, Any]) -> dict[str, Any]:
     on_gpu = torch.cuda.is_available()
     if job["side"] != "stock":
         from recipes.models.mpt import ComposerMPTCausalLM as Model
-        from recipes.processes import keep_freed_memory
+        from recipes.training.processes import keep_freed_memory
 
         keep_freed_memory()
     else:
@@ -109,7 +109,7 @@ def work(job: Mapping[str, Any]) -> dict[str, Any]:
     optimizer: type[torch.optim.Optimizer] = DecoupledAdamW
     if job["side"] == "ours, compiled":
         from recipes.models.compiling import compile_blocks
-        from recipes.optimizers import FusedAdamW
+        from recipes.training.optimizers import FusedAdamW
 
         compile_blocks(model)
         optimizer = FusedAdamW

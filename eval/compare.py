@@ -20,7 +20,7 @@ from typing import Any
 
 from eval.metrics import Z_95, standard_error
 from eval.results import examples_path
-from recipes.report import EVALUATION
+from recipes.reports.summary import EVALUATION
 
 SHOWN = 3  # flipped examples a task
 WIDTH = 100  # characters of a prompt that are shown, its end

@@ -20,7 +20,7 @@ import numpy as np
 from eval.results import contamination_line
 from eval.tasks.icl import Task
 from eval.tasks.rows import TaskError
-from recipes.keys import RecipeError
+from recipes.config.keys import RecipeError
 
 TOKENS = 13  # in a row; GPT-3 (arXiv:2005.14165, appendix C) took 13 words
 SHOWN = 3  # examples
@@ -115,7 +115,7 @@ def main(arguments: Sequence[str]) -> int:
     from transformers import AutoTokenizer
 
     from eval.suite import tasks_of
-    from recipes.config import load
+    from recipes.config.load import load
 
     try:
         if chosen.tokens < 1:

@@ -30,12 +30,12 @@ from eval.digests import digest_of
 from eval.models import longest, spell_out_models
 from eval.questions import ScoringError
 from eval.tasks.rows import TaskError
-from recipes.batches import shard_folders
-from recipes.check import check
-from recipes.config import Recipe, load
-from recipes.keys import Place, Problem, RecipeError
-from recipes.preflight import preflight_evaluation
+from recipes.config.check import check
+from recipes.config.keys import Place, Problem, RecipeError
+from recipes.config.load import Recipe, load
+from recipes.config.preflight import preflight_evaluation
 from recipes.screen import is_first_rank, print_problems, usage
+from recipes.training.batches import shard_folders
 
 if TYPE_CHECKING:
     from eval.backbone import Backbone
@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> int:
             results.show(path, found)
         return 0
 
-    from recipes.processes import quiet
+    from recipes.training.processes import quiet
 
     quiet()
     try:
@@ -186,7 +186,7 @@ def _show_prompts(recipe: Recipe, scratch: Path) -> int:
 
 def _settings(recipe: Recipe, entry: Mapping[str, Any]) -> dict[str, Any]:
     from recipes import build
-    from recipes.processes import prepare_process
+    from recipes.training.processes import prepare_process
 
     build.register_components()
     settings: dict[str, Any] = {**build.EVAL_DEFAULTS, **copy.deepcopy(dict(recipe.values)), "model": entry["model"]}

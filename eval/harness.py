@@ -26,9 +26,9 @@ from eval.cache import SCORING, AnswerCache
 from eval.digests import file_digest, model_digest
 from eval.questions import ScoringError
 from eval.tasks.rows import TaskError
-from recipes.keys import RecipeError
+from recipes.config.keys import RecipeError
 from recipes.screen import is_first_rank
-from recipes.trained import find_trained, is_hf_folder
+from recipes.weights.trained import find_trained, is_hf_folder
 
 PRECISIONS = ("fp32", "amp_bf16", "amp_fp16")
 
@@ -84,7 +84,7 @@ def _run(chosen: argparse.Namespace) -> int:
         return 0
 
     from eval import harness_tasks
-    from recipes.loading import load_model
+    from recipes.talking.loading import load_model
 
     _quiet()
     loaded = harness_tasks.load_tasks(chosen.tasks, chosen.include, chosen.num_fewshot)

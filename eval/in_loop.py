@@ -22,7 +22,7 @@ from eval.backbone import Backbone
 from eval.questions import ScoringError
 from eval.suite import gauntlet_scores, logged, run_tasks, tasks_of
 from recipes.callbacks.cost import CostMonitor
-from recipes.run_record import TASKS
+from recipes.reports.run_record import TASKS
 
 log = logging.getLogger("recipes")
 

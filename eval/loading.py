@@ -11,8 +11,8 @@ from typing import Any
 from eval.backbone import Backbone
 from eval.models import is_folder, longest
 from recipes import build
-from recipes.config import Recipe
-from recipes.trained import Trained
+from recipes.config.load import Recipe
+from recipes.weights.trained import Trained
 
 
 class LoadedModel:
@@ -23,7 +23,7 @@ class LoadedModel:
         from composer.core.precision import Precision, get_precision_context
         from composer.utils import dist
 
-        from recipes.processes import parallelism
+        from recipes.training.processes import parallelism
 
         fsdp = settings["fsdp_config"] if dist.get_world_size() > 1 and not is_folder(entry) else None
         path = entry.get("load_path")

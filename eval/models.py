@@ -18,11 +18,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from recipes.check import check
-from recipes.checkpoints import find_checkpoints
-from recipes.config import Recipe, load, merge
-from recipes.keys import KeyPath, Place, Problem, RecipeError
-from recipes.trained import folder_config_of
+from recipes.config.check import check
+from recipes.config.keys import KeyPath, Place, Problem, RecipeError
+from recipes.config.load import Recipe, load, merge
+from recipes.training.checkpoints import find_checkpoints
+from recipes.weights.trained import folder_config_of
 
 HF_MODEL = "hf_causal_lm"  # LLM Foundry's name for any causal model of transformers
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from eval import metrics
-from recipes.config import Recipe
-from recipes.report import EVALUATION, SUMMARY
-from recipes.report_page import write_page
-from recipes.runs import write_whole
+from recipes.config.load import Recipe
+from recipes.reports.page import write_page
+from recipes.reports.runs import write_whole
+from recipes.reports.summary import EVALUATION, SUMMARY
 
 EXAMPLES = "examples.jsonl"  # beside the results: one line an example
 

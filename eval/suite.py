@@ -15,7 +15,7 @@ from eval.results import task_result
 from eval.scoring import Model, Progress, score
 from eval.tasks.icl import Outcome, Task, Tokens, build_tasks, judge
 from eval.tasks.rows import TaskError
-from recipes.config import load
+from recipes.config.load import load
 
 
 @dataclass(frozen=True)

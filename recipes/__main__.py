@@ -122,11 +122,11 @@ def _model_arguments(commands: Any) -> None:
 
 
 def _check(chosen: argparse.Namespace) -> int:
-    from recipes.batches import plan_batches
-    from recipes.check import load_checked
-    from recipes.keys import RecipeError
-    from recipes.preflight import preflight
+    from recipes.config.check import load_checked
+    from recipes.config.keys import RecipeError
+    from recipes.config.preflight import preflight
     from recipes.screen import print_plan, print_problems
+    from recipes.training.batches import plan_batches
 
     try:
         recipe = load_checked(chosen.recipe, [*chosen.overrides, "dry_run=true"])
@@ -137,9 +137,9 @@ def _check(chosen: argparse.Namespace) -> int:
 
 
 def _plan(chosen: argparse.Namespace) -> int:
-    from recipes.keys import RecipeError
-    from recipes.plan import load_recipe, make_plans, options_from
-    from recipes.plan_json import to_json
+    from recipes.config.keys import RecipeError
+    from recipes.planning.plan import load_recipe, make_plans, options_from
+    from recipes.planning.plan_json import to_json
     from recipes.screen import print_problems
 
     overrides = list(chosen.overrides)
@@ -158,7 +158,7 @@ def _plan(chosen: argparse.Namespace) -> int:
         objects = [to_json(plan) for plan in plans]
         print(json.dumps(objects[0] if len(objects) == 1 else objects, indent=2))
         return 0
-    from recipes.plan_text import print_comparison, print_plan
+    from recipes.planning.plan_text import print_comparison, print_plan
 
     if len(plans) == 1:
         print_plan(plans[0])
@@ -168,14 +168,14 @@ def _plan(chosen: argparse.Namespace) -> int:
 
 
 def _summary(chosen: argparse.Namespace) -> int:
-    from recipes.report import print_summary
+    from recipes.reports.summary import print_summary
 
     print_summary(chosen.run_folder)
     return 0
 
 
 def _bill(chosen: argparse.Namespace) -> int:
-    from recipes.bill import print_bills, read_bill, to_json
+    from recipes.reports.bill import print_bills, read_bill, to_json
 
     bills = [read_bill(run) for run in chosen.runs]
     if chosen.json:
@@ -187,21 +187,21 @@ def _bill(chosen: argparse.Namespace) -> int:
 
 
 def _report(chosen: argparse.Namespace) -> int:
-    from recipes.report_page import write_page
+    from recipes.reports.page import write_page
 
     print(f"report: {write_page(chosen.runs, chosen.out)}")
     return 0
 
 
 def _list(chosen: argparse.Namespace) -> int:
-    from recipes.listing import print_list
+    from recipes.planning.listing import print_list
 
     print_list(chosen.words, chosen.json)
     return 0
 
 
 def _export(chosen: argparse.Namespace) -> int:
-    from recipes.export import export
+    from recipes.weights.export import export
 
     more = {"shard_gb": chosen.shard_gb, "unmerged": chosen.unmerged, "overwrite": chosen.overwrite}
     print(export(chosen.model, chosen.out, chosen.dtype, chosen.recipe, chosen.tokenizer, **more))
@@ -209,14 +209,14 @@ def _export(chosen: argparse.Namespace) -> int:
 
 
 def _chat(chosen: argparse.Namespace) -> int:
-    from recipes.chat import chat
+    from recipes.talking.chat import chat
 
     chat(chosen.model, _sampling(chosen), chosen.system, chosen.tokenizer, chosen.recipe)
     return 0
 
 
 def _generate(chosen: argparse.Namespace) -> int:
-    from recipes.generate import generate, read_prompts
+    from recipes.talking.generate import generate, read_prompts
 
     prompts = read_prompts(chosen.prompts)
     more = {"chat": chosen.chat, "tokenizer": chosen.tokenizer, "recipe": chosen.recipe, "out": chosen.out}
@@ -225,7 +225,7 @@ def _generate(chosen: argparse.Namespace) -> int:
 
 
 def _sampling(chosen: argparse.Namespace) -> Any:
-    from recipes.generate import Sampling
+    from recipes.talking.generate import Sampling
 
     names = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed")
     return Sampling(**{name: getattr(chosen, name) for name in names}).checked()

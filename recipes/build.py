@@ -26,19 +26,19 @@ from llmfoundry.utils import builders
 from llmfoundry.utils.config_utils import EvalConfig, TrainConfig, process_init_device
 from llmfoundry.utils.registry_utils import import_file
 
-from recipes.batches import plan_batches
 from recipes.callbacks.budget import BudgetGuard, BudgetReached
 from recipes.callbacks.cost import CostMonitor
 from recipes.callbacks.metrics_file import MetricsFile
-from recipes.config import Recipe
-from recipes.keys import Problem, RecipeError
-from recipes.lora import add_lora, reset_lora
+from recipes.config.keys import Problem, RecipeError
+from recipes.config.load import Recipe
 from recipes.models.compiling import checkpoint_by_operation, compile_blocks
-from recipes.preferences import PreferenceModel, build_preference_loader
-from recipes.pretrained import load_pretrained
-from recipes.processes import parallelism, prepare_process
-from recipes.resuming import how_it_starts, latest_filename, resume_point, resumes, save_filename
-from recipes.runs import run_folder, run_name
+from recipes.reports.runs import run_folder, run_name
+from recipes.training.batches import plan_batches
+from recipes.training.lora import add_lora, reset_lora
+from recipes.training.preferences import PreferenceModel, build_preference_loader
+from recipes.training.processes import parallelism, prepare_process
+from recipes.training.resuming import how_it_starts, latest_filename, resume_point, resumes, save_filename
+from recipes.weights.pretrained import load_pretrained
 
 log = logging.getLogger("recipes")
 
@@ -104,9 +104,9 @@ class Run:
 @functools.cache
 def register_components() -> None:
     """Put this project's models, callbacks and loggers into LLM Foundry's registries."""
-    from recipes import optimizers
     from recipes.callbacks import budget, cost, recompiles
     from recipes.models import mpt
+    from recipes.training import optimizers
 
     mpt.register()
     registry.dataloaders.register("preferences", func=build_preference_loader)

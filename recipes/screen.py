@@ -6,13 +6,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from recipes.batches import Batches
-from recipes.budget import EXIT_BUDGET
-from recipes.config import Recipe
+from recipes.config.keys import Problem
+from recipes.config.load import Recipe
+from recipes.config.preflight import has_gpu
 from recipes.cost.parameters import count_parameters
-from recipes.keys import Problem
-from recipes.preflight import has_gpu
-from recipes.runs import run_folder, run_name
+from recipes.planning.budget import EXIT_BUDGET
+from recipes.reports.runs import run_folder, run_name
+from recipes.training.batches import Batches
 
 
 def is_first_rank() -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.runs import read_metrics
+from recipes.reports.runs import read_metrics
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from recipes.config import load
+from recipes.config.load import load
 
 RATE = 2.99
 TOKENS_PER_STEP = 256 * 2048

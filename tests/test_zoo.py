@@ -12,14 +12,14 @@ import pytest
 import yaml
 from llmfoundry.models.mpt import MPTConfig, MPTForCausalLM
 
-from recipes import listing
 from recipes.build import build
-from recipes.check import check
-from recipes.config import Recipe, load
+from recipes.config.check import check
+from recipes.config.load import Recipe, load
 from recipes.cost.parameters import count_parameters
-from recipes.hf_architecture import refusals
-from recipes.lora import target_problems
-from recipes.runs import read_metrics
+from recipes.planning import listing
+from recipes.reports.runs import read_metrics
+from recipes.training.lora import target_problems
+from recipes.weights.hf_architecture import refusals
 
 from .conftest import ROOT, Command
 from .tiny import VOCAB, write_run

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from recipes.runs import write_whole
+from recipes.reports.runs import write_whole
 
 CHOICES = 4
 CONTEXT_WORDS = 60

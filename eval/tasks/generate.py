@@ -17,7 +17,7 @@ from pathlib import Path
 from eval.tasks.cloze import make_cloze, read_documents
 from eval.tasks.dates import make_dates
 from eval.tasks.sentences import make_next_sentences
-from recipes.runs import write_whole
+from recipes.reports.runs import write_whole
 
 EXAMPLES = 500  # of each task; dates: as many as there are
 Maker = Callable[[Sequence[str], int, int], list[dict[str, object]]]

@@ -11,7 +11,7 @@ that no step waits for (at most once a second while the limit is far), so it dec
 limit. At a stop Composer saves its usual last
 checkpoint, no evaluation is begun, and one that is going on is broken off, so a run spends one step and one checkpoint
 beyond its limit at most. Started again with a larger limit it goes on where it stopped. Whether the plan exceeds the
-budget is judged before anything is built, by recipes/budget.py.
+budget is judged before anything is built, by recipes/planning/budget.py.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from composer.loggers import Logger
 from composer.utils import dist
 from llmfoundry import registry
 
-from recipes.budget import WARN_AT, check_limits, deadline_unix_s
 from recipes.callbacks.cost import CostMonitor
 from recipes.cost.ledger import first_start_unix_s
+from recipes.planning.budget import WARN_AT, check_limits, deadline_unix_s
 
 log = logging.getLogger(__name__)
 

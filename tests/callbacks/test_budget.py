@@ -16,11 +16,11 @@ from composer.core import Event
 from composer.loggers import InMemoryLogger
 from torch.utils.data import DataLoader
 
-from recipes.budget import deadline_unix_s, refusal
 from recipes.callbacks.budget import BudgetGuard, BudgetReached, usd_per_hundredth_loss
 from recipes.callbacks.cost import CostMonitor
-from recipes.config import load
-from recipes.keys import RecipeError
+from recipes.config.keys import RecipeError
+from recipes.config.load import load
+from recipes.planning.budget import deadline_unix_s, refusal
 from tests.callbacks.test_cost import BATCH, SEQ_LEN, Tiny, Tokens
 from tests.conftest import Command, losses, recipe_arguments
 

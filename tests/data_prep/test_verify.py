@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from data_prep.manifest import MANIFEST, load_manifest, shard_problems
-from recipes.check import load_checked
-from recipes.keys import RecipeError
-from recipes.preflight import preflight
+from recipes.config.check import load_checked
+from recipes.config.keys import RecipeError
+from recipes.config.preflight import preflight
 from tests.conftest import ROOT, Command
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.report import print_summary
+from recipes.reports.summary import print_summary
 
 from ..conftest import ROOT, Command, summary
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.runs import read_metrics
+from recipes.reports.runs import read_metrics
 
 from ..conftest import ROOT, Command, losses, recipe_arguments
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from eval import results
-from recipes.report import EVALUATION
+from recipes.reports.summary import EVALUATION
 from tests.run_folders import crashed_run
 
 TASK = {"label": "riddles/0-shot", "score": 0.75, "interval_95": 0.3, "examples": 8, "chance": 0.25}

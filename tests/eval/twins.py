@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from recipes import build
-from recipes.trained import find_trained
+from recipes.weights.trained import find_trained
 
 CONTEXT = 256  # tokens; ALiBi reads on where training ended
 

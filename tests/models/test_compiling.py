@@ -14,7 +14,7 @@ from recipes.callbacks import recompiles
 from recipes.callbacks.recompiles import RecompileCounter, compiled_graphs
 from recipes.models.compiling import checkpoint_by_operation, compile_blocks
 from recipes.models.mpt import ComposerMPTCausalLM
-from recipes.optimizers import FusedAdamW
+from recipes.training.optimizers import FusedAdamW
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 VOCAB = 60

@@ -1,0 +1,180 @@
+"""Judging a recipe before anything is built: every unknown, missing, ill-typed and contradictory key, at once.
+
+The grammar is schema.json (see schema.py); what one key demands of another stands in contradictions.py.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from recipes.config.contradictions import contradictions, world_size
+from recipes.config.keys import KeyPath, Problem, RecipeError, dotted, walk
+from recipes.config.load import Recipe, load
+
+# Keys and values that older recipes carry, and what has become of them.
+RETIRED_KEYS = {
+    "device_mesh": "Composer 0.24 replaced it by data_parallel_shard_degree and data_parallel_replicate_degree",
+    "prefix_lm": "LLM Foundry removed prefix language models",
+    "include": "include: stands at the top of a recipe only",
+}
+RETIRED_VALUES = {
+    ("attn_impl", "triton"): "the Triton kernel was removed; flash is the best kernel on the device, ALiBi included",
+}
+LIMITS = {"minimum": "at least", "exclusiveMinimum": "more than", "maximum": "at most"}
+SHOWN = 40  # allowed names listed in one message
+
+
+def load_checked(path: str | Path, overrides: Iterable[str] = (), kind: str = "train") -> Recipe:
+    """Load a recipe and raise RecipeError with everything that is wrong with it.
+
+    kind: `train` for train.py, `eval` for eval/evaluate.py.
+    """
+    world_size()
+    recipe = load(path, overrides)
+    problems = check(recipe, kind)
+    if problems:
+        raise RecipeError(problems)
+    return recipe
+
+
+def check(recipe: Recipe, kind: str = "train") -> list[Problem]:
+    """Everything wrong with a loaded recipe; empty when it is sound."""
+    own_code = bool(recipe.get("code_paths"))  # it may register names that the schema cannot know
+    found: dict[tuple[KeyPath, str], Problem] = {}
+    validator = _validator(kind)
+    holders = recipe.variables - set(validator.schema["properties"])
+    for error in validator.iter_errors({k: v for k, v in recipe.values.items() if k not in holders}):
+        for key, text in _explain(error, own_code):
+            found.setdefault((key, text), Problem(recipe.place(key), key, text))
+    for key, value in walk(recipe.values):
+        if isinstance(value, float) and not math.isfinite(value):
+            found[key, ""] = Problem(recipe.place(key), key, f"got {value}, expected a finite number")
+    broken = {p.key for p in found.values()}
+    for key, text in contradictions(recipe.values, kind):
+        if not any(key[: len(b)] == b and b for b in broken):
+            found.setdefault((key, text), Problem(recipe.place(key), key, text))
+    return list(found.values())
+
+
+@functools.cache
+def _validator(kind: str) -> Any:
+    from jsonschema import Draft202012Validator, validators
+
+    def is_whole(_: Any, value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool)  # 100.0 is no whole number to torch
+
+    schema = json.loads(Path(__file__).with_name("schema.json").read_text())
+    if kind == "eval":
+        schema = {"$schema": schema["$schema"], "$defs": schema["$defs"], **schema["$defs"]["eval_recipe"]}
+    types = Draft202012Validator.TYPE_CHECKER.redefine("integer", is_whole)
+    return validators.extend(Draft202012Validator, type_checker=types)(schema)
+
+
+def _explain(error: Any, own_code: bool) -> Iterator[tuple[KeyPath, str]]:
+    """Turn one jsonschema error into (key, words)."""
+    key: KeyPath = tuple(error.absolute_path)
+    value = error.instance
+    if error.validator == "additionalProperties":
+        if not (own_code and key in {("callbacks",), ("algorithms",), ("loggers",)}):
+            allowed = sorted(error.schema["properties"])
+            unknown = [name for name in value if name not in error.schema["properties"]]
+            for name in unknown[:SHOWN]:
+                yield (*key, name), _unknown(str(name), allowed)
+            if len(unknown) > SHOWN:
+                yield (*key, unknown[SHOWN]), f"unknown key, and so are {len(unknown) - SHOWN - 1:,} more"
+    elif error.validator == "required":
+        for name in error.validator_value:
+            if name not in value:
+                yield (*key, name), f"missing; {dotted(key) or 'the recipe'} needs it"
+    elif error.validator == "anyOf":
+        yield from _best_branch(error, own_code)
+    elif error.validator in ("enum", "const"):
+        choices = error.validator_value if error.validator == "enum" else [error.validator_value]
+        if own_code and error.validator == "enum":
+            return  # names that the recipe's own code may register
+        retired = RETIRED_VALUES.get((str(key[-1]) if key else "", str(value)))
+        yield (
+            key,
+            f"got {_show(value)}, expected {_choices(choices)}{_did_you_mean(str(value), choices)}"
+            + (f" ({retired})" if retired else ""),
+        )
+    elif error.validator == "type":
+        yield key, f"got {_show(value)}, expected {_types(error.validator_value)}"
+    elif error.validator in ("pattern", "not"):
+        yield key, f"got {_show(value)}, expected {error.schema['description']}"
+    elif error.validator in LIMITS:
+        yield key, f"got {_show(value)}, expected {LIMITS[error.validator]} {error.validator_value}"
+    elif error.validator == "minItems":
+        yield key, "got an empty list, expected at least one"
+    else:
+        yield key, error.message
+
+
+def _best_branch(error: Any, own_code: bool) -> Iterator[tuple[KeyPath, str]]:
+    """Of several alternatives, explain the one whose type the value has; else name them all."""
+    depth = len(error.absolute_path)
+    branches: dict[int, list[Any]] = {}
+    for inner in error.context:
+        branches.setdefault(inner.schema_path[0], []).append(inner)
+    for errors in branches.values():
+        wrong_type = any(e.validator in ("type", "const", "enum") and len(e.absolute_path) == depth for e in errors)
+        if not wrong_type:
+            for inner in errors:
+                yield from _explain(inner, own_code)
+            return
+    wanted = []
+    for inner in error.context:
+        if inner.validator == "type":
+            wanted.append(_types(inner.validator_value))
+        elif inner.validator in ("enum", "const"):
+            wanted.append(_choices(inner.validator_value if inner.validator == "enum" else [inner.validator_value]))
+    yield tuple(error.absolute_path), f"got {_show(error.instance)}, expected {' or '.join(dict.fromkeys(wanted))}"
+
+
+def _unknown(name: str, allowed: list[str]) -> str:
+    retired = f" ({RETIRED_KEYS[name]})" if name in RETIRED_KEYS else ""
+    guess = _did_you_mean(name, allowed)
+    return f"unknown key{guess}{retired}{'' if guess.endswith('?') else '.'} Allowed: {_list(allowed)}"
+
+
+def _did_you_mean(name: str, allowed: Iterable[Any]) -> str:
+    names = [str(a) for a in allowed]
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    near = near or [a for a in names if len(name) > 2 and a.startswith(name)][:1]
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def _choices(choices: Iterable[Any]) -> str:
+    names = ["null" if c is None else str(c) for c in choices]
+    return names[0] if len(names) == 1 else f"one of {_list(names)}"
+
+
+def _types(types: str | list[str]) -> str:
+    words = {
+        "integer": "a whole number",
+        "number": "a number",
+        "string": "text",
+        "boolean": "true or false",
+        "array": "a list",
+        "object": "a section of keys",
+        "null": "null",
+    }
+    return " or ".join(words[t] for t in ([types] if isinstance(types, str) else types))
+
+
+def _show(value: Any) -> str:
+    kind = "text " if isinstance(value, str) else ""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    text = repr(dict(value)) if isinstance(value, Mapping) else repr(value)
+    return kind + (text if len(text) <= 80 else text[:77] + "...")

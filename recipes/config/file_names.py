@@ -1,0 +1,58 @@
+"""What the names of files and folders in a recipe may look like."""
+
+from __future__ import annotations
+
+import os
+import string
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from recipes.config.keys import KeyPath, walk
+
+LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes, of Linux
+# Where checkpoints can be read and written: Composer's object stores.
+CHECKPOINT_SCHEMES = ("s3", "gs", "oci", "azure", "dbfs", "mlflow", "wandb")
+PATHS = {
+    *("cache_dir", "data_dir", "dataset_uri", "local", "load_path", "prices_file", "pretrained_model_name_or_path"),
+    *("remote", "results", "run_name", "save_folder", "save_filename", "save_latest_filename", "split"),
+}
+_PLACEHOLDERS = {"run_name", "rank", "local_rank", "world_size", "local_world_size", "node_rank"}
+_TIMES = {"epoch", "batch", "sample", "token", "iteration", "total_wct", "epoch_wct", "batch_wct"}
+_TIMES |= {f"{name}_in_epoch" for name in ("batch", "sample", "token")}
+
+
+def names_of_files(recipe: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
+    """Names that no file can have, and places that no checkpoint can be put in."""
+    for key, value in walk(recipe):
+        if isinstance(value, str) and (key[-1] in PATHS or key[-2:] == ("tokenizer", "name")):
+            yield from ((key, text) for text in _impossible(value))
+    for name in ("save_folder", "load_path"):
+        scheme, is_uri, rest = str(recipe.get(name) or "").partition(":/")
+        if is_uri and (scheme not in CHECKPOINT_SCHEMES or not (rest.startswith("/") or scheme == "dbfs")):
+            schemes = ", ".join(f"{known}://" for known in CHECKPOINT_SCHEMES)
+            yield (name,), f"got {recipe[name]!r}, expected a folder of this machine, or one of {schemes}"
+    if ".." in str(recipe.get("run_name")).split("/"):
+        yield ("run_name",), f"got {recipe['run_name']!r}, which would leave the folder of the runs"
+    for name, known in (("save_folder", _PLACEHOLDERS), ("save_filename", _PLACEHOLDERS | _TIMES)):
+        if isinstance(recipe.get(name), str):
+            yield from (((name,), text) for text in _placeholders(recipe[name], known))
+
+
+def _impossible(path: str) -> Iterator[str]:
+    if path.startswith("~"):
+        yield f"got {path!r}: ~ is the shell's; write the whole path"
+    if "\0" in path:
+        yield f"got {path!r}: no file name has a zero byte"
+    longest = max((len(os.fsencode(part)) for part in path.split("/")), default=0)
+    if longest > LONGEST_NAME or len(os.fsencode(path)) > LONGEST_PATH:
+        yield f"got a name of {longest:,} bytes in a path of {len(os.fsencode(path)):,}; {LONGEST_NAME} are possible"
+
+
+def _placeholders(name: str, known: set[str]) -> Iterator[str]:
+    try:
+        used = {field for _, field, _, _ in string.Formatter().parse(name) if field is not None}
+    except ValueError as error:
+        yield f"got {name!r}: {error}"
+        return
+    for unknown in sorted(used - known):
+        yield f"{{{unknown}}} is no placeholder; {', '.join(f'{{{k}}}' for k in sorted(known))} are"

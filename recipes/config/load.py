@@ -1,0 +1,225 @@
+"""Reading a recipe: fragments, the recipe, the command line, interpolation; and where every key was written.
+
+Order of precedence: `include:` files in order < the recipe < `key=value` on the command line. Nothing here knows what
+a key means (see check.py) and nothing imports torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from recipes.config.keys import COMMAND_LINE, KeyPath, Place, Problem, RecipeError, walk
+from recipes.config.yaml_files import Dumper, Layer, Loader, read_layer, refuse_bombs
+
+DEEPEST = 20  # sections in sections
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A resolved recipe: plain nested dicts and lists, and the place of each key. Not to be changed after loading."""
+
+    path: Path
+    values: Mapping[str, Any]
+    places: Mapping[KeyPath, Place]
+    # Top-level keys that others refer to by `${key}` or by a YAML anchor. LLM Foundry's older files keep their
+    # variables there instead of under `variables:`.
+    variables: frozenset[str] = frozenset()
+
+    def __getitem__(self, key: str) -> Any:
+        return self.values[key]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Value at a dotted key such as `model.attn_config.alibi`; `default` where it or a parent is absent or null."""
+        value: Any = self.values
+        for part in key.split("."):
+            if not isinstance(value, Mapping) or value.get(part) is None:
+                return default
+            value = value[part]
+        return value
+
+    def place(self, key: KeyPath) -> Place:
+        """Place of a key, or of the nearest section above it that was written down."""
+        while key and key not in self.places:
+            key = key[:-1]
+        return self.places.get(key, Place(str(self.path), 1))
+
+    def to_yaml(self) -> str:
+        return yaml.dump(dict(self.values), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def load(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe with its fragments and overrides.
+
+    Raises RecipeError naming file and line: a file that is missing or is no YAML mapping, a key given twice, an
+    override that is not `key=value`, an interpolation that leads nowhere.
+    """
+    path = Path(path)
+    layers, problems = _layers(path)
+    command_line, more = _overrides(overrides)
+    if problems or more:
+        raise RecipeError([*problems, *more])
+    layers.append(command_line)
+
+    places: dict[KeyPath, Place] = {}
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged = merge(merged, layer.values)
+        places.update(layer.places)
+    referred = {name.split(".")[0] for _, value in walk(merged) for name in _names_in(value)}
+    variables = frozenset(referred.union(*(layer.anchored for layer in layers)))
+    return Recipe(path, _resolve(merged, places, path), places, variables)
+
+
+def _layers(path: Path) -> tuple[list[Layer], list[Problem]]:
+    recipe = read_layer(path)
+    included = recipe.values.pop("include", None) or []
+    where = recipe.places.pop(("include",), Place(str(path), 1))
+    layers: list[Layer] = []
+    problems: list[Problem] = []
+    names = [included] if isinstance(included, str) else included
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        problems.append(Problem(where, ("include",), f"got {included!r}, expected a path or a list of paths"))
+        names = []
+    for name in names:
+        fragment = Path(os.path.normpath(path.parent / str(name)))
+        if not fragment.is_file():
+            problems.append(
+                Problem(where, ("include",), f"no such file: {fragment} (paths are relative to the recipe)")
+            )
+            continue
+        try:
+            layer = read_layer(fragment)
+        except RecipeError as error:
+            problems += error.problems
+            continue
+        if "include" in layer.values:
+            text = "a fragment may not include others: include it from the recipe, so that one file shows all of them"
+            problems.append(Problem(layer.places[("include",)], ("include",), text))
+        layers.append(layer)
+    layers.append(recipe)
+    return layers, problems
+
+
+def _overrides(arguments: Iterable[str]) -> tuple[Layer, list[Problem]]:
+    values: dict[str, Any] = {}
+    places: dict[KeyPath, Place] = {}
+    problems: list[Problem] = []
+    for argument in arguments:
+        name, equals, text = argument.partition("=")
+        keys = tuple(name.strip().lstrip("-").split("."))
+        if not equals or not all(keys) or len(keys) > DEEPEST:
+            problems.append(
+                Problem(COMMAND_LINE, (), f"got {argument!r}, expected key=value, such as optimizer.lr=2e-4")
+            )
+            continue
+        try:
+            value = _value(text)
+        except ValueError as error:
+            problems.append(Problem(COMMAND_LINE, keys, str(error)))
+            continue
+        section = values
+        for index, key in enumerate(keys):
+            places[keys[: index + 1]] = COMMAND_LINE
+            if index + 1 == len(keys):
+                section[key] = value
+            else:
+                inner = section.get(key)
+                section[key] = inner if isinstance(inner, dict) else {}
+                section = section[key]
+        for path, _ in walk(value, keys):
+            places[path] = COMMAND_LINE
+    # a section that only leads to the overridden key keeps its place in the file
+    for way in [k for k in places if any(len(o) > len(k) and o[: len(k)] == k for o in places)]:
+        del places[way]
+    return Layer(values, places), problems
+
+
+def _value(text: str) -> Any:
+    """What the right side of an override means: YAML, or plain text where it is none. Raises ValueError in words."""
+    try:
+        node = yaml.compose(text, Loader)
+        refuse_bombs(node)
+        value = yaml.load(text, Loader) if text else None
+    except (yaml.YAMLError, RecursionError):
+        return text
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"got {text[:80]!r}, which is no value: {error}") from None
+    if any(not isinstance(v, (str, int, float, bool, list, dict, type(None))) for _, v in [((), value), *walk(value)]):
+        raise ValueError(f"got {text[:80]!r}, expected a number, text, list or section")
+    return value
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Mappings are merged key by key; anything else replaces what was there.
+
+    A list is replaced whole, unless every key over it is an index: `models.0.run=…` changes one entry.
+    """
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        if (
+            isinstance(below, list)
+            and isinstance(value, Mapping)
+            and value
+            and all(i.isdigit() for i in map(str, value))
+        ):
+            by_index = merge({str(i): entry for i, entry in enumerate(below)}, value)
+            merged[key] = list(by_index.values())
+        elif isinstance(below, Mapping) and isinstance(value, Mapping):
+            merged[key] = merge(below, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+OUTSIDE = "which would be saved with it: write the value, or give it on the command line"
+_INTERPOLATION = re.compile(r"\$\{([^{}]*)\}")
+
+
+def _resolve(merged: Mapping[str, Any], places: Mapping[KeyPath, Place], path: Path) -> dict[str, Any]:
+    """Replace every `${key}` by its value; raise RecipeError naming all that cannot be."""
+
+    def problem(key: KeyPath, text: str) -> Problem:
+        return Problem(places.get(key, Place(str(path), 1)), key, text)
+
+    problems = []
+    for key, value in walk(merged):
+        if value == "???":
+            problems.append(problem(key, "missing: ??? stands for a value that must be given"))
+        if isinstance(value, str) and value.count("${") != len(_names_in(value)):
+            problems.append(problem(key, f"got {value!r}, expected ${{key}} wherever ${{ stands"))
+        outside = [name for name in _names_in(value) if ":" in name]
+        problems += [problem(key, f"${{{name}}} reads something outside the recipe, {OUTSIDE}") for name in outside]
+    try:
+        config = OmegaConf.create(dict(merged))
+        for key, value in walk(merged):
+            for name in _names_in(value):
+                found, reason = (True, "") if ":" in name else _lookup(config, name)
+                if not found:
+                    problems.append(problem(key, f"${{{name}}} {reason}"))
+        if not problems:
+            return dict(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+    except OmegaConfBaseException as error:
+        problems = problems or [Problem(Place(str(path), 1), (), str(error).splitlines()[0])]
+    raise RecipeError(problems)
+
+
+def _names_in(value: Any) -> list[str]:
+    return _INTERPOLATION.findall(value) if isinstance(value, str) else []
+
+
+def _lookup(config: Any, name: str) -> tuple[bool, str]:
+    missing = object()
+    try:
+        return OmegaConf.select(config, name, default=missing) is not missing, "is not a key of this recipe"
+    except OmegaConfBaseException as error:
+        return False, f"cannot be resolved: {str(error).splitlines()[0]}"

@@ -1,0 +1,136 @@
+"""One YAML file of a recipe: its keys, the line of each, and what hostile or mistaken files are refused for."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recipes.config.keys import KeyPath, Place, Problem, RecipeError, walk
+
+LARGEST_FILE = 1_000_000  # bytes
+MOST_KEYS = 20_000  # with every alias spelled out
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """One file, or the command line: its keys, where they stand, and top-level keys that only hold a YAML anchor."""
+
+    values: dict[str, Any]
+    places: dict[KeyPath, Place]
+    anchored: frozenset[str] = frozenset()
+
+
+class Loader(yaml.SafeLoader):
+    """YAML as its users mean it: `1e-4` is a number, and a date stays text."""
+
+
+class Dumper(yaml.SafeDumper):
+    """Writes what Loader reads back the same: text that looks like `1e3` is quoted."""
+
+
+for _class in (Loader, Dumper):
+    _class.yaml_implicit_resolvers = {
+        first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
+        list("-+0123456789."),
+    )
+
+
+def read_layer(path: Path) -> Layer:
+    """Read one file. Raises RecipeError: it is missing, too large, no YAML mapping, or has a key twice."""
+    try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is not a file")
+        if path.stat().st_size > LARGEST_FILE:
+            raise OSError(f"{path.stat().st_size:,} bytes are more than a recipe's {LARGEST_FILE:,}")
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        hint = f"; {path.parent} has {', '.join(near)}" if near else ""
+        raise RecipeError([Problem(Place(str(path)), (), f"no such recipe{hint}")]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError([Problem(Place(str(path)), (), f"cannot be read: {error}")]) from None
+    try:
+        loader = Loader(text)
+        node = loader.get_single_node()
+        refuse_bombs(node)
+        problems = list(_duplicates(node, (), str(path)))
+        values = loader.construct_document(node) if node is not None else {}
+        problems += [
+            Problem(Place(str(path), 1), key, f"got {type(value).__name__}, which no key of a recipe takes")
+            for key, value in walk(values)
+            if not isinstance(value, (str, int, float, bool, list, dict, type(None)))
+            or not isinstance(key[-1], (str, int))
+        ]
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = Place(str(path), mark.line + 1 if mark else 1)
+        raise RecipeError([Problem(place, (), f"not valid YAML: {error.problem}")]) from None
+    except RecursionError:
+        raise RecipeError(
+            [Problem(Place(str(path), 1), (), "not a recipe: it contains itself, or nests too deep")]
+        ) from None
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise RecipeError(
+            [Problem(Place(str(path), 1), (), f"not valid YAML: {' '.join(str(error).split())}")]
+        ) from None
+    if problems:
+        raise RecipeError(problems)
+    if not isinstance(values, dict):
+        raise RecipeError(
+            [Problem(Place(str(path), 1), (), f"a recipe is a mapping of keys, got {type(values).__name__}")]
+        )
+    anchored = frozenset(re.findall(r"^([\w-]+):[ \t]*&", text, re.MULTILINE))
+    return Layer(values, {(): Place(str(path), 1), **dict(_marks(node, (), str(path)))}, anchored)
+
+
+def refuse_bombs(node: yaml.Node | None) -> None:
+    """Raise ValueError where aliases stand for more than MOST_KEYS keys."""
+    waiting, seen = [node], 0
+    while waiting:
+        current = waiting.pop()
+        seen += 1
+        if seen > MOST_KEYS:
+            raise ValueError(f"more than {MOST_KEYS:,} keys and values, aliases spelled out")
+        if isinstance(current, yaml.MappingNode):
+            waiting += [inner for pair in current.value for inner in pair]
+        elif isinstance(current, yaml.SequenceNode):
+            waiting += current.value
+
+
+def _duplicates(node: yaml.Node | None, prefix: KeyPath, file: str) -> Iterator[Problem]:
+    """Keys that stand twice in one mapping: YAML would silently keep the last."""
+    if isinstance(node, yaml.MappingNode):
+        first: dict[Any, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if key.value in first and key.tag != "tag:yaml.org,2002:merge":
+                yield Problem(
+                    Place(file, line), (*prefix, key.value), f"stands twice, first on line {first[key.value]}"
+                )
+            first.setdefault(key.value, line)
+            yield from _duplicates(value, (*prefix, key.value), file)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield from _duplicates(value, (*prefix, index), file)
+
+
+def _marks(node: yaml.Node | None, prefix: KeyPath, file: str) -> Iterator[tuple[KeyPath, Place]]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            path = (*prefix, key.value)
+            yield path, Place(file, key.start_mark.line + 1)
+            yield from _marks(value, path, file)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield (*prefix, index), Place(file, value.start_mark.line + 1)
+            yield from _marks(value, (*prefix, index), file)

@@ -1,0 +1,1 @@
+"""Before a run: what it will take (plan, plan_text, plan_json), may it start (budget), which are there (listing)."""

@@ -1,0 +1,142 @@
+"""Whether a run may start under its budget guard: what was spent, what the plan says is to come. No torch.
+
+Judged before anything is built, so that a run which cannot be paid for costs nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from recipes.config.keys import Problem, RecipeError
+from recipes.config.load import Recipe
+from recipes.cost.duration import hours_of, in_words
+from recipes.cost.estimate import Estimate, estimate
+from recipes.cost.hardware import Gpu, find_gpu, gpu_from_device_name
+from recipes.cost.ledger import Ledger, first_start_unix_s, usd_of
+from recipes.cost.rate import choose_rate
+from recipes.training.batches import samples_per_epoch
+
+EXIT_BUDGET = 3  # of train.py: refused or stopped by the guard
+WARN_AT = (0.5, 0.8, 0.95)  # shares of the budget
+
+NVIDIA = Path("/proc/driver/nvidia/gpus")
+
+
+def check_limits(budget_usd: float | None, deadline: str | None, max_usd_per_hundredth_loss: float | None) -> None:
+    """Raise ValueError for limits that cannot be kept."""
+    if budget_usd is None and deadline is None and max_usd_per_hundredth_loss is None:
+        raise ValueError("budget_guard: got no limit, expected budget_usd, deadline or max_usd_per_hundredth_loss.")
+    for name, value in (("budget_usd", budget_usd), ("max_usd_per_hundredth_loss", max_usd_per_hundredth_loss)):
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"budget_guard.{name}: got {value}, expected dollars above 0.")
+    if deadline is not None:
+        deadline_unix_s(deadline, time.time())
+
+
+def deadline_unix_s(deadline: str, first_start: float) -> float:
+    """Unix time of a deadline that is a length from the first start, or a date of this machine's clock."""
+    if re.match(r"\d{4}-\d\d-\d\d", str(deadline)):
+        try:
+            return datetime.fromisoformat(str(deadline)).timestamp()
+        except ValueError:
+            raise ValueError(f"deadline: got {deadline!r}, expected a date such as 2027-01-31T08:00.") from None
+    return first_start + hours_of(deadline) * 3600
+
+
+def refusal(recipe: Recipe, folder: Path, devices: int) -> str | None:
+    """Why the recipe's budget guard does not let it start, in words; None when it may, or has no guard.
+
+    Compared is the middle of the plan's range, less what the ledger says is done, plus what was spent. Without a row
+    in the hardware table for the device there is no plan, and only what was spent counts.
+
+    Raises:
+        RecipeError: a limit that cannot be kept, or a rate or GPU that cannot be right.
+    """
+    guard = recipe.get("callbacks.budget_guard")
+    if guard is None:
+        return None
+    try:
+        return _refusal(recipe, guard, folder, devices)
+    except ValueError as error:
+        key = ("callbacks", "budget_guard")
+        raise RecipeError([Problem(recipe.place(key), key, str(error))]) from None
+
+
+def _refusal(recipe: Recipe, guard: Mapping[str, Any], folder: Path, devices: int) -> str | None:
+    budget, deadline = guard.get("budget_usd"), guard.get("deadline")
+    check_limits(budget, deadline, guard.get("max_usd_per_hundredth_loss"))
+    gpu = _gpu(recipe)
+    cost = recipe.get("cost", {})
+    keys = ("usd_per_device_hour", "prices_file")
+    price = {key: cost.get(key) for key in keys}
+    rate = choose_rate(gpu.name if gpu else None, **price, price_kind=cost.get("price_kind") or "on_demand")
+    if budget is not None and rate.usd_per_device_hour is None:
+        return f"a budget cannot be kept without a rate: {rate.source}"
+    ledger = folder / "ledger.jsonl"
+    segments = Ledger(ledger).read()
+    spent = usd_of(segments.values(), rate.usd_per_device_hour) or 0.0
+    if budget is not None and spent >= budget:
+        return f"${spent:.4g} of ${budget:g} is spent already ({ledger}): give callbacks.budget_guard.budget_usd more"
+    left_s = None
+    if deadline is not None:
+        left_s = deadline_unix_s(deadline, first_start_unix_s(ledger) or time.time()) - time.time()
+        if left_s <= 0:
+            return f"the deadline {deadline} has passed: give callbacks.budget_guard.deadline more"
+    plan = None if gpu is None or guard.get("start_over_budget") else _plan(recipe, gpu, devices)
+    if plan is None:
+        return None
+    to_do = 1.0
+    if plan.tokens:
+        done = [s.tokens_from + s.tokens for s in segments.values() if s.tokens]
+        to_do = max(0.0, 1 - (done[-1] if done else 0) / plan.tokens)
+    return _compare(plan, to_do, spent, budget, left_s)
+
+
+def _compare(plan: Estimate, to_do: float, spent: float, budget: float | None, left_s: float | None) -> str | None:
+    anyway = "shorten it, change the limit, or set callbacks.budget_guard.start_over_budget: true"
+    on = f"on {plan.gpus} × {plan.gpu}"
+    if budget is not None and plan.usd is not None and spent + plan.usd.mid * to_do > budget:
+        gone = f"${spent:,.4g} is spent and " if spent else ""
+        low, mid, high = (usd * to_do for usd in (plan.usd.low, plan.usd.mid, plan.usd.high))
+        return f"{gone}the plan is ${mid:,.0f} (${low:,.0f} to ${high:,.0f}) {on}, the budget ${budget:,g}: {anyway}"
+    if left_s is not None and plan.hours is not None and plan.hours.mid * to_do * 3600 > left_s:
+        takes = in_words(plan.hours.mid * to_do * 3600)
+        return f"the plan takes {takes} {on}, the deadline leaves {in_words(left_s)}: {anyway}"
+    return None
+
+
+def _plan(recipe: Recipe, gpu: Gpu, devices: int) -> Estimate | None:
+    samples = samples_per_epoch(recipe.get("train_loader.dataset", {}))
+    tokens = None if samples is None else samples * int(recipe["max_seq_len"])
+    try:
+        return estimate(recipe.values, gpu.name, devices, dataset_tokens=tokens)
+    except ValueError:  # a model or precision that the estimator does not count
+        return None
+
+
+def _gpu(recipe: Recipe) -> Gpu | None:
+    """The row of the device here, else of the one that the recipe names for its bill; None where neither is known."""
+    for name in _device_names():
+        if (row := gpu_from_device_name(name)) is not None:
+            return row
+    named = recipe.get("cost.gpu")
+    return None if named is None or str(named).lower() == "cpu" else find_gpu(str(named))
+
+
+def _device_names() -> Iterable[str]:
+    """What the NVIDIA driver calls the GPUs here, without torch."""
+    names = []
+    for file in sorted(NVIDIA.glob("*/information")):
+        try:
+            match = re.search(r"^Model:\s*(.+)$", file.read_text(), re.MULTILINE)
+        except OSError:
+            continue
+        if match:
+            names.append(match[1].strip())
+    return names

@@ -1,0 +1,269 @@
+"""What a recipe will take before anything is paid for: the numbers behind `python -m recipes plan`. No torch.
+
+The estimate itself is recipes/cost; this module chooses what to estimate (which GPUs, how many), compares it with a
+budget and a deadline, and names every figure with its unit for `--json`. plan_text.py prints it for a person.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recipes.config.check import load_checked
+from recipes.config.load import Recipe
+from recipes.cost.estimate import (
+    KG_CO2E_PER_KWH,
+    POWER_USAGE_EFFECTIVENESS,
+    WHOLE_RUN_MID,
+    Estimate,
+    estimate,
+)
+from recipes.cost.flops import FlopsPerToken, causal_flops_per_token, flops_per_token
+from recipes.cost.hardware import find_gpu, load_hardware
+from recipes.cost.memory import MemoryEstimate, largest_microbatch, memory
+from recipes.cost.scaling import DEFAULT_LAW, optimal_with_inference, scaling_law
+from recipes.cost.spend import Purchase, best_for
+from recipes.training.batches import samples_per_epoch
+
+GPUS = 8  # one node, where neither --gpus nor --deadline says how many
+MOST_GPUS = 4096
+DEFAULT_RECIPE = Path(__file__).parents[2] / "yamls" / "pretrain" / "mpt-7b.yaml"  # what --budget starts from
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says besides the recipe. None: not said."""
+
+    gpu: str | None = None
+    gpus: int | None = None
+    usd_per_gpu_hour: float | None = None
+    prices_file: str | None = None
+    price_kind: str | None = None
+    budget_usd: float | None = None
+    deadline_hours: float | None = None
+    inference_tokens: float | None = None
+    inference_mfu: float | None = None
+    dataset_tokens: int | None = None
+    law: str = DEFAULT_LAW
+    power_usage_effectiveness: float | None = None
+    kg_co2e_per_kwh: float | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One GPU type's plan, and what a budget, a deadline and tokens to serve make of it."""
+
+    recipe: str
+    estimate: Estimate
+    flops: FlopsPerToken  # of a forward pass, by part
+    flops_causal_per_token: float
+    memory_by_checkpointing: Mapping[bool, tuple[MemoryEstimate, int]]  # and the largest micro-batch
+    options: Options
+    power_usage_effectiveness: float
+    kg_co2e_per_kwh: float
+    assumed: tuple[str, ...]  # what the plan took for granted because nobody said
+    within_budget: bool | None = None
+    tokens_for_budget: int | None = None  # that the money buys for this very model
+    meets_deadline: bool | None = None
+    gpus_for_deadline: int | None = None  # fewest that divide the batch, fit and finish in time
+    best: Purchase | None = None  # for the budget, nothing to serve
+    best_serving: Purchase | None = None  # for the budget, training and serving
+    same_loss_serving: tuple[float, float] | None = None  # (parameters, tokens) of least FLOPs with serving
+
+
+def options_from(said: Any, deadline_hours: float | None) -> Options:
+    """Options from parsed arguments.
+
+    Raises:
+        ValueError: a number that cannot be right, such as a negative rate.
+    """
+    for name, value, least in (
+        ("--gpus", said.gpus, 1),
+        ("--rate", said.rate, 0),
+        ("--inference-tokens", said.inference_tokens, 0),
+        ("--dataset-tokens", said.dataset_tokens, 1),
+        ("--pue", said.pue, 1),
+        ("--kg-co2e-per-kwh", said.kg_co2e_per_kwh, 0),
+    ):
+        if value is not None and not least <= value < math.inf:
+            raise ValueError(f"{name}: got {value:g}, expected a finite number of at least {least}.")
+    if said.budget is not None and not 0 < said.budget < math.inf:
+        raise ValueError(f"--budget: got {said.budget:g}, expected a finite number of dollars above 0.")
+    if said.inference_mfu is not None and not 0 < said.inference_mfu <= 1:
+        raise ValueError(f"--inference-mfu: got {said.inference_mfu:g}, expected a share above 0 and up to 1.")
+    scaling_law(said.law)
+    return Options(
+        gpu=said.gpu,
+        gpus=said.gpus,
+        usd_per_gpu_hour=said.rate,
+        prices_file=said.prices,
+        price_kind=said.price_kind,
+        budget_usd=said.budget,
+        deadline_hours=deadline_hours,
+        inference_tokens=said.inference_tokens,
+        inference_mfu=said.inference_mfu,
+        dataset_tokens=None if said.dataset_tokens is None else int(said.dataset_tokens),
+        law=said.law,
+        power_usage_effectiveness=said.pue,
+        kg_co2e_per_kwh=said.kg_co2e_per_kwh,
+    )
+
+
+def load_recipe(path: str | None, overrides: list[str]) -> Recipe:
+    """The recipe with train.py's overrides, checked as there; without a path, the one that --budget starts from."""
+    return load_checked(path or os.path.relpath(DEFAULT_RECIPE), overrides)
+
+
+def make_plans(recipe: Recipe, options: Options) -> tuple[list[Plan], list[str]]:
+    """Plans for the named GPU, or for every GPU of the hardware table; and why some have none.
+
+    Raises:
+        ValueError: a GPU, price, batch or budget that cannot be used.
+    """
+    if str(options.gpu).lower() == "cpu":
+        raise ValueError(
+            "--gpu: got cpu, expected a GPU: no CPU has a row in the hardware table, so none is predicted."
+        )
+    named = options.gpu or _recipe_gpu(recipe)
+    if named is not None:
+        return [_plan(recipe, find_gpu(named).name, options)], []
+    plans, left_out = [], []
+    for name in load_hardware():
+        try:
+            plans.append(_plan(recipe, name, options))
+        except ValueError as error:
+            if "has no published" not in str(error):  # one GPU lacks the precision; anything else is wrong for all
+                raise
+            left_out.append(str(error).partition(";")[0].removeprefix("precision: "))
+    return plans, left_out
+
+
+def _first(*values: float | None) -> float:
+    return next(float(value) for value in values if value is not None)
+
+
+def _recipe_gpu(recipe: Recipe) -> str | None:
+    gpu = recipe.get("cost.gpu")
+    return None if gpu is None or str(gpu).lower() == "cpu" else str(gpu)
+
+
+def _plan(recipe: Recipe, gpu: str, options: Options) -> Plan:
+    assumed: list[str] = []
+    values = _rate_of_this_gpu(recipe, gpu, options, assumed)
+    dataset_tokens = options.dataset_tokens
+    if dataset_tokens is None:
+        samples = samples_per_epoch(recipe.get("train_loader.dataset", {}))
+        dataset_tokens = None if samples is None else samples * int(recipe["max_seq_len"])
+
+    pue = _first(
+        options.power_usage_effectiveness, recipe.get("cost.power_usage_effectiveness"), POWER_USAGE_EFFECTIVENESS
+    )
+    carbon = _first(options.kg_co2e_per_kwh, recipe.get("cost.kg_co2e_per_kwh"), KG_CO2E_PER_KWH)
+
+    def on(gpus: int) -> Estimate:
+        return estimate(
+            values,
+            gpu,
+            gpus,
+            usd_per_gpu_hour=options.usd_per_gpu_hour,
+            prices_file=options.prices_file,
+            price_kind=options.price_kind,
+            dataset_tokens=dataset_tokens,
+            law=options.law,
+            power_usage_effectiveness=pue,
+            kg_co2e_per_kwh=carbon,
+        )
+
+    in_time = None
+    if options.deadline_hours is not None:
+        batch = int(recipe["global_train_batch_size"])
+        in_time = next((n for n in _divisors(batch) if _in_time(on(n), options.deadline_hours)), None)
+    gpus = options.gpus
+    if gpus is None:
+        gpus = in_time or min(GPUS, int(recipe["global_train_batch_size"]))
+        why = "the fewest that meet the deadline" if in_time else "one node"
+        assumed.append(f"{gpus} GPUs, {why}: --gpus N for others")
+    plan = on(gpus)
+    made = Plan(
+        recipe=str(recipe.path),
+        estimate=plan,
+        flops=flops_per_token(plan.setup.model, plan.setup.seq_len),
+        flops_causal_per_token=causal_flops_per_token(plan.setup.model, plan.setup.seq_len),
+        memory_by_checkpointing={on: _memory(plan, on) for on in (False, True)},
+        options=options,
+        power_usage_effectiveness=pue,
+        kg_co2e_per_kwh=carbon,
+        assumed=tuple(assumed),
+        gpus_for_deadline=in_time,
+    )
+    if options.deadline_hours is not None and plan.hours is not None:
+        made = dataclasses.replace(made, meets_deadline=plan.hours.mid <= options.deadline_hours)
+    if options.budget_usd is not None:
+        made = _with_budget(made, values, options)
+    if options.inference_tokens and plan.predicted_loss is not None:
+        same = optimal_with_inference(plan.predicted_loss, options.inference_tokens, options.law)
+        made = dataclasses.replace(made, same_loss_serving=same)
+    return made
+
+
+def _rate_of_this_gpu(recipe: Recipe, gpu: str, options: Options, assumed: list[str]) -> dict[str, Any]:
+    """The recipe's values; without its own rate where that was stated for another device."""
+    values = dict(recipe.values)
+    section = dict(values.get("cost") or {})
+    stated_for = section.get("gpu")
+    other = stated_for is not None and (str(stated_for).lower() == "cpu" or find_gpu(str(stated_for)).name != gpu)
+    compared = options.gpu is None and _recipe_gpu(recipe) is None
+    rate = section.get("usd_per_device_hour")
+    if rate is not None and options.usd_per_gpu_hour is None:
+        if other or compared:
+            del section["usd_per_device_hour"]
+            device = stated_for or "one kind of device"
+            assumed.append(f"cost.usd_per_device_hour {rate:g} of the recipe is for {device}: --rate for {gpu}")
+        elif stated_for is None:
+            assumed.append(f"the recipe's cost.usd_per_device_hour {rate:g} is taken for {gpu}: --rate for another")
+    values["cost"] = section
+    return values
+
+
+def _with_budget(plan: Plan, values: Mapping[str, Any], options: Options) -> Plan:
+    rate, budget = plan.estimate.rate.usd_per_device_hour, options.budget_usd
+    assert budget is not None
+    if not rate:
+        return dataclasses.replace(
+            plan, assumed=(*plan.assumed, f"no budget without a rate: {plan.estimate.rate.source}")
+        )
+
+    def best(inference_tokens: float) -> Purchase | None:
+        hardware, gpus = plan.estimate.hardware, plan.estimate.gpus
+        more = (options.inference_mfu, options.deadline_hours, options.law)
+        return best_for(values, hardware, gpus, budget, rate, inference_tokens, *more)
+
+    tokens = int(budget / rate * 3600 * plan.estimate.tokens_per_s_per_gpu * WHOLE_RUN_MID)
+    usd = plan.estimate.usd
+    return dataclasses.replace(
+        plan,
+        within_budget=None if usd is None else usd.mid <= budget,
+        tokens_for_budget=tokens,
+        best=best(0.0),
+        best_serving=best(options.inference_tokens) if options.inference_tokens else None,
+    )
+
+
+def _memory(plan: Estimate, recompute: bool) -> tuple[MemoryEstimate, int]:
+    setup = dataclasses.replace(plan.setup, recompute=recompute)
+    return memory(setup, plan.hardware), largest_microbatch(setup, plan.hardware)
+
+
+def _in_time(plan: Estimate, deadline_hours: float) -> bool:
+    return (
+        plan.hours is not None and plan.hours.mid <= deadline_hours and (plan.fits or plan.max_microbatch_sequences > 0)
+    )
+
+
+def _divisors(batch: int) -> list[int]:
+    return [n for n in range(1, min(batch, MOST_GPUS) + 1) if batch % n == 0]

@@ -1,0 +1,266 @@
+"""A plan for a person: where each figure comes from stands beside it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from recipes.cost.duration import in_words
+from recipes.cost.estimate import WHOLE_RUN_HIGH, WHOLE_RUN_LOW, WHOLE_RUN_MID, Range
+from recipes.cost.memory import parts_gib
+from recipes.cost.scaling import FITTED_PARAMETERS, FITTED_TOKENS, SCALING_LAWS, is_extrapolated, scaling_law
+from recipes.cost.spend import Purchase
+from recipes.planning.plan import Plan
+
+Row = tuple[str, str]
+
+
+def print_plan(plan: Plan) -> None:
+    """One GPU type in full."""
+    console = _console()
+    e = plan.estimate
+    console.print(f"[bold]{plan.recipe}[/bold] on {e.gpus} × {e.hardware.title}")
+    for title, rows in (
+        ("model", _model(plan)),
+        ("time and money", [*_time(plan), *_money(plan)]),
+        ("memory of a GPU", _memory(plan)),
+        ("scaling law", _law(plan)),
+        ("budget and deadline", [*_deadline(plan), *_budget(plan)]),
+        ("assumed", [("", note) for note in (*plan.assumed, *e.notes)]),
+    ):
+        if rows:
+            console.print(f"\n[bold]{title}[/bold]")
+            console.print(_grid(rows))
+
+
+def print_comparison(plans: Sequence[Plan], left_out: Sequence[str]) -> None:
+    """A row a GPU type, cheapest first, under what they have in common."""
+    console = _console()
+    first = plans[0]
+    with_budget = first.options.budget_usd is not None
+    console.print(f"[bold]{first.recipe}[/bold]")
+    console.print(_grid([*_model(first), *_law(first)]))
+    table = Table("GPU", "fits", box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for column in ("GPUs", "micro", "MFU", "tokens/s", "hours", "GPU-hours", "USD", "USD/h", "kWh"):
+        table.add_column(column, justify="right", no_wrap=True)
+    if with_budget:
+        table.add_column("best for the budget")
+    for plan in sorted(plans, key=_price_order):
+        e = plan.estimate
+        row = [e.gpu, "yes" if e.fits else "[red]no[/red]", f"{e.gpus}"]
+        row += [f"{e.microbatch_sequences}/{e.max_microbatch_sequences}", f"{e.mfu:.0%}"]
+        row += [f"{e.tokens_per_s_per_gpu:,.0f}", _mid(e.hours), _mid(e.gpu_hours), _mid(e.usd)]
+        rate = e.rate.usd_per_device_hour
+        row += ["?" if rate is None else f"{rate:.2f}", _mid(e.kwh)]
+        if with_budget:
+            row.append("nothing fits" if plan.best is None else _bought_briefly(plan.best))
+        table.add_row(*row)
+    console.print()
+    console.print(table)
+    console.print(
+        "\nmicro: sequences of a micro-batch, of the most that fit. tokens/s: of one GPU. MFU and tokens/s are of the "
+        "steady state; hours and dollars are the middle: whole runs keep "
+        f"{WHOLE_RUN_MID:.0%} of it ({WHOLE_RUN_LOW:.0%} to {WHOLE_RUN_HIGH:.0%}). USD/h: the median of list prices "
+        "unless a rate is given; ? is not known. A step that does not fit as the recipe has it says no: name its GPU "
+        "to see what would, such as --gpu h100."
+    )
+    notes = dict.fromkeys([n for plan in plans for n in plan.assumed if "--rate for" not in n])
+    if any("--rate for" in n for plan in plans for n in plan.assumed):
+        notes["the recipe's own cost.usd_per_device_hour is for one kind of device and is not used here: --rate"] = None
+    for text in [*notes, *left_out]:
+        console.print(f"  {text}")
+
+
+def _console() -> Console:
+    """As wide as the terminal; a file or a pipe gets lines of 120."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+
+
+def _grid(rows: Sequence[Row]) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, text in rows:
+        grid.add_row(f"  {name}", text)
+    return grid
+
+
+def _model(plan: Plan) -> list[Row]:
+    e, f = plan.estimate, plan.flops
+    p = e.setup.parameters
+    rows = [
+        (
+            "parameters",
+            f"{e.params_total:,} in all, {e.params_active:,} active, {p.embedding:,} of them embeddings",
+        ),
+        (
+            "FLOPs/token",
+            f"{e.flops_per_token:.4g} = 6 N + 12 L d S, N active parameters (LLM Foundry's flops_per_batch; PaLM, "
+            "arXiv 2204.02311, appendix B)",
+        ),
+        (
+            "  by part",
+            f"matrix products {3 * f.matrix:.3g}, attention {3 * f.attention_full:.3g}, head {3 * f.head:.3g}: "
+            "forward and backward, 2 FLOPs a multiply-add; "
+            f"with the causal half of attention {plan.flops_causal_per_token:.4g}",
+        ),
+    ]
+    if e.tokens is None:
+        rows.append(("tokens", "not known: max_duration is not in tokens and the data is not here; --dataset-tokens N"))
+    else:
+        batch = e.setup.global_batch_sequences
+        rows.append(("tokens", f"{e.tokens:,} = {e.steps:,} steps × {batch:,} sequences × {e.setup.seq_len:,}"))
+    return rows
+
+
+def _time(plan: Plan) -> list[Row]:
+    e = plan.estimate
+    rows = [
+        (
+            "MFU",
+            f"{e.mfu:.1%} in the steady state of {e.step.peak_flops_per_s / 1e12:g} TFLOP/s ({e.setup.precision}, "
+            "dense); "
+            f"a whole run {e.mfu_low:.1%} to {e.mfu_high:.1%}",
+        ),
+        ("speed", f"{e.tokens_per_s_per_gpu:,.0f} tokens/s a GPU, {e.tokens_per_s_per_gpu * e.gpus:,.0f} in all"),
+    ]
+    if e.hours and e.gpu_hours:
+        low, mid, high = (in_words(h * 3600) for h in (e.hours.low, e.hours.mid, e.hours.high))
+        rows.append(("time", f"{mid} ({low} to {high})"))
+        rows.append(("GPU-hours", _span(e.gpu_hours)))
+    return rows
+
+
+def _money(plan: Plan) -> list[Row]:
+    e = plan.estimate
+    rows = []
+    if e.usd:
+        rows.append(("dollars", f"${_span(e.usd)}"))
+    rows.append(("  rate", e.rate.source))
+    if e.kwh and e.kg_co2e:
+        watts = f"{e.hardware.watts:g} W a GPU (board power limit)"
+        rows.append(("energy", f"{_span(e.kwh)} kWh: {watts} × {plan.power_usage_effectiveness:g} PUE"))
+        carbon = f"{plan.kg_co2e_per_kwh:g} kg/kWh (arXiv 2302.13971, section 6)"
+        rows.append(("CO₂", f"{_span(e.kg_co2e)} kg CO₂e at {carbon}"))
+    return rows
+
+
+def _memory(plan: Plan) -> list[Row]:
+    e = plan.estimate
+    setup = e.setup
+    how = f"{setup.sharding} over {e.gpus} GPUs, micro-batch of {e.microbatch_sequences} sequences"
+    checkpointing = "on" if setup.recompute else "off"
+    rows = [("", f"{how}, activation checkpointing {checkpointing}")]
+    rows += [(part, f"{gib:8.2f} GiB") for part, gib in parts_gib(e.memory).items()]
+    verdict = "fits" if e.fits else "[bold red]does not fit[/bold red]"
+    rows.append(("total", f"{e.memory_gib_per_gpu:8.2f} GiB of {e.hardware.visible_memory_gib:.2f}: {verdict}"))
+    for on, (made, most) in plan.memory_by_checkpointing.items():
+        text = f"checkpointing {'on' if on else 'off'}: activations {made.activations_gib:.2f} GiB, "
+        rows.append(("", f"{text}largest micro-batch {most or 'none: not even one sequence fits'}"))
+    if e.to_fit:
+        rows.append(("to fit", e.to_fit))
+    return rows
+
+
+def _law(plan: Plan) -> list[Row]:
+    e = plan.estimate
+    if e.tokens is None or e.predicted_loss is None or e.training_balance is None:
+        return []
+    law = scaling_law(plan.options.law)
+    extrapolated = is_extrapolated(e.params_total, e.tokens)
+    error = "" if law.loss_error_95 is None or extrapolated else f" ± {law.loss_error_95:.2f} (95 %)"
+    others = ", ".join(f"{n} {o.loss(e.params_total, e.tokens):.3f}" for n, o in SCALING_LAWS.items() if n != law.name)
+    rows = [
+        ("balance", e.training_balance.verdict),
+        ("loss", f"{e.predicted_loss:.3f}{error} nats a token on the authors' data, by {law.source}; {others}"),
+    ]
+    if extrapolated:
+        low, high = map(_short, FITTED_PARAMETERS)
+        few, many = map(_short, FITTED_TOKENS)
+        text = f"of unknown error: an extrapolation from runs of {low} to {high} parameters and {few} to {many} tokens"
+        rows.append(("", text))
+    elif law.loss_error_95 is None:
+        rows.append(("", "its authors give no error"))
+    return rows
+
+
+def _deadline(plan: Plan) -> list[Row]:
+    e, options = plan.estimate, plan.options
+    if options.deadline_hours is None:
+        return []
+    limit = in_words(options.deadline_hours * 3600)
+    if e.hours is None:
+        return [("deadline", f"{limit}: the hours are not known")]
+    met = "met" if plan.meets_deadline else "[bold red]missed[/bold red]"
+    fewest = "no number of GPUs that divides the batch and fits is enough"
+    if plan.gpus_for_deadline:
+        fewest = f"{plan.gpus_for_deadline} GPUs are the fewest that divide the batch and meet it"
+    worst = "also at the slow end" if e.hours.high <= options.deadline_hours else "not at the slow end of the range"
+    return [("deadline", f"{limit}: {met} with {e.gpus} GPUs{', ' + worst if plan.meets_deadline else ''}; {fewest}")]
+
+
+def _budget(plan: Plan) -> list[Row]:
+    rows: list[Row] = []
+    options = plan.options
+    if plan.same_loss_serving is not None:
+        parameters, tokens = plan.same_loss_serving
+        text = f"{_short(parameters)} parameters × {_short(tokens)} tokens reach the same loss and serve "
+        text += (
+            f"{_short(options.inference_tokens or 0)} tokens with the fewest FLOPs (6 N D + 2 N T, arXiv 2401.00448)"
+        )
+        rows.append(("serving", text))
+    if options.budget_usd is None or plan.tokens_for_budget is None:
+        return rows
+    if plan.within_budget is not None:
+        within = "enough for this recipe" if plan.within_budget else "[bold red]less than this recipe takes[/bold red]"
+        text = f"${options.budget_usd:,.0f}: {within}; it buys {_short(plan.tokens_for_budget)} tokens of this model"
+        rows.append(("budget", text))
+    rows += _bought("best", plan.best, plan)
+    if options.inference_tokens:
+        rows += _bought(f"serving {_short(options.inference_tokens)}", plan.best_serving, plan)
+    return rows
+
+
+def _bought(name: str, bought: Purchase | None, plan: Plan) -> list[Row]:
+    if bought is None:
+        return [(name, f"no model that fits {plan.estimate.gpus} × {plan.estimate.gpu} can be had for the money")]
+    serving = f" and ${bought.usd_serving:,.0f} of serving at the same rate" if bought.usd_serving else ""
+    return [
+        (
+            name,
+            f"{_bought_briefly(bought)}: {in_words(bought.hours * 3600)}, ${bought.usd_training:,.0f} of "
+            f"training{serving}; the {bought.limited_by} is the limit",
+        ),
+        ("", f"composer train.py {plan.recipe} {' '.join(bought.overrides)}"),
+    ]
+
+
+def _span(value: Range) -> str:
+    return f"{_number(value.mid)} ({_number(value.low)} to {_number(value.high)})"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _mid(value: Range | None) -> str:
+    return "?" if value is None else _number(value.mid)
+
+
+def _bought_briefly(bought: Purchase) -> str:
+    return f"{_short(bought.params_total)} parameters × {_short(bought.tokens)} tokens, loss {bought.loss:.3f}"
+
+
+def _short(count: float) -> str:
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:,.0f}"
+
+
+def _price_order(plan: Plan) -> tuple[bool, bool, float]:
+    usd = plan.estimate.usd
+    return (not plan.estimate.fits, usd is None, usd.mid if usd else 0.0)

@@ -1,0 +1,8 @@
+"""During and after a run: what it came to and what it cost, read back from its folder. No torch.
+
+runs.py        where a run keeps its files; run_record.py: all of them read back
+summary.py     what a run came to, written when it ends
+bill.py        what was paid, start by start
+page.py        the HTML report, page.html its frame; tasks.py: its section on evaluations; charts.py: its pictures
+against_plan.py  what the run took against what its plan said
+"""

@@ -1,0 +1,168 @@
+"""Everything a run folder says about its run, read back without torch: curve, bill, evaluation, recipe, plan."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recipes.cost.estimate import Estimate, estimate
+from recipes.cost.parameters import count_parameters
+from recipes.cost.scaling import is_extrapolated, scaling_law
+from recipes.cost.setup import tokens_of_run
+from recipes.reports.bill import Bill, read_bill
+from recipes.reports.runs import read_metrics
+from recipes.reports.summary import EVAL_LOSS, EVALUATION, SUMMARY, TRAIN_LOSS
+
+TASKS = "tasks.jsonl"  # evaluations while the run went on, one a line
+
+
+@dataclass(frozen=True)
+class Point:
+    """A loss with what it had taken to get there."""
+
+    tokens: int
+    usd: float | None
+    loss: float
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    folder: Path
+    bill: Bill
+    summary: Mapping[str, Any]  # empty while the run goes on, or after a kill
+    evaluation: Mapping[str, Any]  # results.json; empty when there is none
+    tasks: tuple[Mapping[str, Any], ...]  # evaluations while it went on, by step: eval/in_loop.py
+    recipe: Mapping[str, Any]
+    recipe_text: str
+    training: tuple[Point, ...]
+    validation: tuple[Point, ...]
+    plan: Estimate | None
+    no_plan: str  # why there is none
+    planned_tokens: int | None  # these two need no hardware row
+    predicted_loss: float | None
+    extrapolated: bool  # outside of what the scaling law was fitted to
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def state(self) -> str:
+        if self.summary.get("stopped"):
+            return f"stopped early: {self.summary['stopped']}"
+        if self.summary:
+            return "finished"
+        return "not finished: killed, or still running"
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Raises ValueError, in words, for a folder that is no run's."""
+    bill = read_bill(folder)
+    folder = bill.folder
+    try:
+        text = (folder / "recipe.yaml").read_text(encoding="utf-8")
+        recipe = yaml.safe_load(text)
+    except (OSError, yaml.YAMLError):
+        text, recipe = "", {}
+    recipe = recipe if isinstance(recipe, dict) else {}
+    training, validation = _curves(
+        folder, _positive(recipe, "global_train_batch_size") * _positive(recipe, "max_seq_len")
+    )
+    plan, no_plan = _plan(recipe, bill)
+    parameters, tokens = _without_hardware(recipe)
+    return RunRecord(
+        folder=folder,
+        bill=bill,
+        summary=_json(folder / SUMMARY),
+        evaluation=_json(folder / EVALUATION),
+        tasks=_tasks(folder / TASKS),
+        recipe=recipe,
+        recipe_text=text,
+        training=tuple(training),
+        validation=tuple(validation),
+        plan=plan,
+        no_plan=no_plan,
+        planned_tokens=tokens,
+        predicted_loss=scaling_law().loss(parameters, tokens) if parameters and tokens else None,
+        extrapolated=bool(parameters and tokens) and is_extrapolated(parameters or 0, tokens or 0),
+    )
+
+
+def _curves(folder: Path, tokens_per_step: int) -> tuple[list[Point], list[Point]]:
+    """Losses by step: that of step s was logged at s, when s steps were paid for, and is known after s + 1."""
+    steps: dict[int, dict[str, float]] = {}
+    for record in read_metrics(folder / "metrics.jsonl"):
+        try:
+            steps.setdefault(int(record["step"]), {}).update(record)
+        except (KeyError, TypeError, ValueError):
+            continue
+    usd = {step: values.get("cost/usd") for step, values in steps.items()}
+    training, validation = [], []
+    for step, values in sorted(steps.items()):
+        if _is_loss(values.get(TRAIN_LOSS)):
+            training.append(Point((step + 1) * tokens_per_step, usd.get(step + 1, usd[step]), values[TRAIN_LOSS]))
+        if _is_loss(values.get(EVAL_LOSS)):
+            validation.append(Point(step * tokens_per_step, usd.get(step), values[EVAL_LOSS]))
+    return training, validation
+
+
+def _tasks(path: Path) -> tuple[Mapping[str, Any], ...]:
+    """One record a step, the last one written, with what all of that step cost; a line torn by a kill is left out."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ()
+    by_step: dict[int, Mapping[str, Any]] = {}
+    for line in lines:
+        try:
+            record = json.loads(line)
+            before = by_step.get(int(record["step"]), {})
+            paid = {key: before[key] + record[key] for key in ("seconds", "usd") if before.get(key) and record.get(key)}
+            by_step[int(record["step"])] = {**record, **paid, "tasks": list(record["tasks"])}
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue
+    return tuple(record for _, record in sorted(by_step.items()))
+
+
+def _plan(recipe: Mapping[str, Any], bill: Bill) -> tuple[Estimate | None, str]:
+    last = bill.segments[-1]
+    if last.gpu is None:
+        return None, "there is no plan of its time and money: its device has no row in the hardware table"
+    try:
+        section = recipe.get("cost") or {}
+        energy = {k: section[k] for k in ("power_usage_effectiveness", "kg_co2e_per_kwh") if k in section}
+        rate = last.usd_per_device_hour
+        return estimate(recipe, last.gpu, last.devices, usd_per_gpu_hour=rate, **energy), ""
+    except (ValueError, KeyError, TypeError) as error:
+        return None, f"there is no plan: {error}"
+
+
+def _without_hardware(recipe: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """Parameters and tokens of the recipe, where they can be counted."""
+    try:
+        tokens = tokens_of_run(recipe)
+        return count_parameters({"max_seq_len": recipe["max_seq_len"], **recipe["model"]}).total, tokens
+    except (ValueError, KeyError, TypeError):
+        return None, None
+
+
+def _positive(recipe: Mapping[str, Any], key: str) -> int:
+    value = recipe.get(key)
+    return value if isinstance(value, int) and value > 0 else 1
+
+
+def _is_loss(value: Any) -> bool:
+    return isinstance(value, (int, float)) and value == value and abs(value) != float("inf")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,63 @@
+"""Where a run keeps its files. Pure Python.
+
+<run folder>/recipe.yaml      the resolved recipe
+             metrics.jsonl    every metric, a line a batch
+             ledger.jsonl     what was paid for, also across kills
+             summary.json     what the run came to, once it has ended
+             checkpoints/     unless save_folder says otherwise
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from recipes.config.load import Recipe
+
+RUNS = Path("runs")
+
+
+def run_name(recipe: Recipe) -> str:
+    """The recipe's run_name, else $RUN_NAME or $COMPOSER_RUN_NAME, else the name of the recipe's file."""
+    from_environment = os.environ.get("RUN_NAME") or os.environ.get("COMPOSER_RUN_NAME")
+    return str(recipe.get("run_name") or from_environment or recipe.path.stem)
+
+
+def run_folder(recipe: Recipe) -> Path:
+    """The folder around a local `save_folder` called checkpoints, else that folder, else runs/<run name>."""
+    save_folder = recipe.get("save_folder")
+    if not save_folder or "://" in save_folder:
+        return RUNS / run_name(recipe)
+    folder = Path(save_folder.replace("{run_name}", run_name(recipe)))
+    return folder.parent if folder.name == "checkpoints" else folder
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file so that a reader sees the old text or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_metrics(path: Path) -> Iterator[Mapping[str, float]]:
+    """The lines of a metrics file in the order written. A line torn by a kill is left out."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            yield {name: value for name, value in record.items() if isinstance(value, (int, float))}

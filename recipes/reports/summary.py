@@ -1,0 +1,174 @@
+"""What a run came to: written when it ends, printed for a person, read back by the next start. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from recipes.config.load import Recipe
+from recipes.reports.runs import read_metrics, write_whole
+
+SUMMARY = "summary.json"
+EVALUATION = "results.json"
+
+# Keys that change what is printed or where, not what is trained.
+COSMETIC = {"progress_bar", "log_to_console", "console_log_interval", "loggers", "python_log_level", "dry_run", "cost"}
+
+EVAL_LOSS = "metrics/eval/LanguageCrossEntropy"
+TRAIN_LOSS = "loss/train/total"
+
+
+def recipe_digest(recipe: Recipe) -> str:
+    """SHA-256 over everything in the recipe that decides what is trained."""
+    deciding = {k: v for k, v in recipe.values.items() if k not in COSMETIC}
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def is_finished(folder: Path, recipe: Recipe) -> bool:
+    """Whether this very recipe ran to its end in this folder and its last checkpoint is still there."""
+    summary = _read(folder / SUMMARY)
+    if summary.get("recipe_sha256") != recipe_digest(recipe) or summary.get("stopped"):
+        return False
+    checkpoint = summary.get("checkpoint")
+    return checkpoint is None or (isinstance(checkpoint, str) and ("://" in checkpoint or Path(checkpoint).exists()))
+
+
+def write_summary(
+    folder: Path, recipe: Recipe, cost: Any, last_step: int, checkpoint: str | None, stopped: str | None = None
+) -> None:
+    """Write summary.json from the metrics file and the meter.
+
+    cost: the frozen dataclass that CostMonitor.summary() returns. stopped: why the run ended before its time, if so.
+    """
+    by_step: dict[int, dict[str, float]] = {}
+    for record in read_metrics(folder / "metrics.jsonl"):
+        by_step.setdefault(int(record["step"]), {}).update(record)
+    losses = {step: r[EVAL_LOSS] for step, r in sorted(by_step.items()) if EVAL_LOSS in r}
+    train = {step: r[TRAIN_LOSS] for step, r in sorted(by_step.items()) if TRAIN_LOSS in r}
+    summary = {
+        "recipe_sha256": recipe_digest(recipe),
+        "recipe": str(folder / "recipe.yaml"),
+        "checkpoint": checkpoint,
+        "steps": last_step,
+        "stopped": stopped,
+        "train_loss_start": _at(train, 0),
+        "train_loss_end": _at(train, -1),
+        "eval_loss_start": _at(losses, 0),
+        "eval_loss_end": _at(losses, -1),
+        **dataclasses.asdict(cost),
+    }
+    write_whole(folder / SUMMARY, json.dumps(summary, indent=2, default=str) + "\n")
+
+
+def print_summary(folder: Path) -> None:
+    """A screenful for a person: what was learned, how fast, at what price, and where the files are."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    summary = _read(folder / SUMMARY)
+    if not summary:
+        raise FileNotFoundError(f"{folder / SUMMARY} does not exist: no run has ended in {folder}")
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    try:
+        rows = [*_learned(summary), *_paid(summary), *_evaluated(folder), *_files(folder, summary)]
+        steps = f"{summary['steps']:,}"
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+        damaged = f"{folder / SUMMARY} or {EVALUATION} beside it is damaged ({type(error).__name__}: {error})"
+        raise FileNotFoundError(f"{damaged}; the run's metrics.jsonl has the numbers still") from None
+    for name, text in rows:
+        table.add_row(name, Text(text))
+    console = Console(highlight=False, soft_wrap=False)
+    console.print(f"\n[bold]{folder.name}[/bold] after {steps} steps")
+    console.print(table)
+
+
+def _learned(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    if summary.get("stopped"):
+        rows.append(("stopped early", summary["stopped"]))
+    start, end = summary.get("eval_loss_start"), summary.get("eval_loss_end")
+    if end is not None:
+        before = f"{start:.3f} → " if start is not None and start != end else ""
+        rows.append(("validation loss", f"{before}{end:.3f} nats a token"))
+        before = f"{math.exp(start):,.1f} → " if start is not None and start != end else ""
+        rows.append(("validation perplexity", f"{before}{math.exp(end):,.1f}"))
+    start, end = summary.get("train_loss_start"), summary.get("train_loss_end")
+    if start is not None and end is not None:
+        rows.append(("training loss", f"{start:.3f} → {end:.3f}"))
+    return rows
+
+
+def _paid(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    tokens, speed = summary.get("tokens"), summary.get("tokens_per_s")
+    if tokens:
+        rows.append(("tokens", f"{tokens:,}" + (f" at {speed:,.0f} tokens/s while training" if speed else "")))
+    mfu = summary.get("mfu")
+    rows.append(("MFU", f"{mfu:.1%}" if mfu is not None else "unknown: no peak rate known for this device"))
+    wall, train = summary.get("wall_s"), summary.get("train_s")
+    if wall is not None:
+        useful = (train or 0.0) - (summary.get("lost_s") or 0.0)
+        share = f", goodput {useful / wall:.0%}" if train and wall else ""
+        rows.append(("wall time", f"{_duration(wall)}{share}"))
+    usd, source = summary.get("usd"), summary.get("rate_source")
+    if usd is None:
+        rows.append(("cost", f"unknown: {source}" if source else "unknown"))
+    else:
+        per_million = summary.get("usd_per_million_tokens")
+        each = f", ${per_million:,.4f} a million tokens" if per_million is not None else ""
+        rows.append(("cost", f"${usd:,.4f}{each} ({source})"))
+    if summary.get("kwh") is not None:
+        rows.append(
+            ("energy", f"{summary['kwh']:,.4g} kWh, {summary['kg_co2e']:,.4g} kg CO₂e ({summary['energy_basis']})")
+        )
+    return rows
+
+
+def _evaluated(folder: Path) -> list[tuple[str, str]]:
+    rows = []
+    for model in _read(folder / EVALUATION).get("models", []):
+        if model.get("unigram_entropy") is not None:
+            rows.append(("unigram entropy", f"{model['unigram_entropy']:.3f}: the loss of knowing frequencies alone"))
+        for task in model.get("tasks", []):
+            chance = f" (chance {task['chance']:.0%})" if task.get("chance") is not None else ""
+            interval = f" ± {task['interval_95']:.1%}" if task.get("interval_95") is not None else ""
+            rows.append((task["label"], f"{task['score']:.1%}{interval}{chance}, {task['examples']} examples"))
+        for sample in model.get("samples", []):
+            rows.append(("sample", f"{sample['prompt']} …{sample['text']}"))
+    return rows
+
+
+def _files(folder: Path, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = [("checkpoint", str(summary.get("checkpoint") or "none was saved"))]
+    rows += [
+        ("resolved recipe", str(summary["recipe"])),
+        ("report", str(folder / "report.html")),
+        ("run folder", str(folder)),
+    ]
+    return rows
+
+
+def _at(series: Mapping[int, float], index: int) -> float | None:
+    return list(series.values())[index] if series else None
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, seconds = divmod(rest, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}

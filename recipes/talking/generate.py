@@ -1,0 +1,177 @@
+"""Text from a trained model: `python -m recipes generate MODEL … --prompts FILE`, and what chat shares with it.
+
+Tokens come one by one with the keys and values of those before them kept, so the work of n new tokens is n forward
+passes of one token each, after one over the prompt.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recipes.talking.loading import Loaded, load_model
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. Temperature 0 is greedy: always the likeliest."""
+
+    max_new_tokens: int = 128
+    temperature: float = 0.7
+    top_p: float = 1.0
+    top_k: int = 0  # 0: all
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+    def checked(self) -> Sampling:
+        """Itself. Raises ValueError for a number that cannot be right."""
+        for name, value, fits, expected in (
+            ("--max-new-tokens", self.max_new_tokens, self.max_new_tokens >= 1, "1 or more"),
+            ("--temperature", self.temperature, 0 <= self.temperature < float("inf"), "0 (greedy) or more"),
+            ("--top-p", self.top_p, 0 < self.top_p <= 1, "above 0, 1 at most"),
+            ("--top-k", self.top_k, self.top_k >= 0, "0 (all) or more"),
+            ("--repetition-penalty", self.repetition_penalty, 0 < self.repetition_penalty < 100, "above 0"),
+        ):
+            if not fits:
+                raise ValueError(f"{name}: got {value}, expected {expected}")
+        return self
+
+    def arguments(self) -> dict[str, Any]:
+        """For transformers' generate."""
+        if self.temperature == 0:
+            return {"do_sample": False, "repetition_penalty": self.repetition_penalty}
+        return {
+            "do_sample": True,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "repetition_penalty": self.repetition_penalty,
+        }
+
+
+class Streamer:
+    """Gives a callback the text of each token as soon as it is whole: bytes of one character may be several tokens."""
+
+    def __init__(self, tokenizer: Any, write: Callable[[str], None]) -> None:
+        self._tokenizer, self._write = tokenizer, write
+        self._ids: list[int] = []
+        self._written = 0
+        self._prompt = True
+
+    def put(self, value: Any) -> None:
+        if self._prompt:  # generate gives the prompt first
+            self._prompt = False
+            return
+        self._ids += value.flatten().tolist()
+        text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+        if not text.endswith("\ufffd"):
+            self._write(text[self._written :])
+            self._written = len(text)
+
+    def end(self) -> None:
+        text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+        self._write(text[self._written :])
+
+
+def complete(loaded: Loaded, ids: Sequence[int], sampling: Sampling, write: Callable[[str], None] | None = None) -> str:
+    """What the model writes behind the ids of a prompt.
+
+    write: is given the text piece by piece as it is made.
+    Raises ValueError for a prompt that leaves no room in the model's context.
+    """
+    import torch
+
+    room = loaded.max_seq_len - len(ids)
+    if room < 1:
+        raise ValueError(f"the prompt has {len(ids):,} tokens, the model reads {loaded.max_seq_len:,}: shorten it")
+    if not ids:
+        raise ValueError("the prompt has no tokens")
+    if sampling.seed is not None:
+        torch.manual_seed(sampling.seed)
+    tokenizer = loaded.tokenizer
+    prompt = torch.tensor([list(ids)], device=next(loaded.model.parameters()).device)  # (1, S)
+    end = tokenizer.eos_token_id
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
+    stops: dict[str, Any] = {}
+    if "<|im_end|>" in str(tokenizer.chat_template) and "<|im_end|>" not in tokenizer.get_vocab():
+        stops = {"stop_strings": ["<|im_end|>"], "tokenizer": tokenizer}
+    with torch.inference_mode():
+        out = loaded.model.generate(
+            input_ids=prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=min(sampling.max_new_tokens, room),
+            use_cache=True,
+            eos_token_id=end,
+            pad_token_id=pad,
+            streamer=Streamer(tokenizer, write) if write else None,
+            **sampling.arguments(),
+            **stops,
+        )
+    text = tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)
+    return str(text).partition("<|im_end|>")[0] if stops else str(text)
+
+
+def chat_ids(loaded: Loaded, messages: Sequence[dict[str, str]]) -> list[int]:
+    """Ids of a conversation, up to where the answer begins. Raises ValueError where the tokenizer has no template."""
+    if loaded.tokenizer.chat_template is None:
+        raise ValueError(
+            f"{loaded.name} has no chat template: it was not tuned on conversations. Use `python -m recipes generate`, "
+            "or give a tokenizer with a template by --tokenizer FOLDER"
+        )
+    text = loaded.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    return list(loaded.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Prompts of a file: one a line, or of `.jsonl` the text under "prompt". Raises ValueError naming file and line."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    if path.suffix != ".jsonl":
+        prompts = [line for line in lines if line.strip()]
+    else:
+        prompts = []
+        for number, line in enumerate(lines, 1):
+            try:
+                prompts.append(str(json.loads(line)["prompt"]))
+            except (ValueError, KeyError, TypeError):
+                raise ValueError(f'{path}:{number}: expected {{"prompt": "…"}}') from None
+    if not prompts:
+        raise ValueError(f"{path} holds no prompt")
+    return prompts
+
+
+def generate(
+    paths: Sequence[Path],
+    prompts: Sequence[str],
+    sampling: Sampling,
+    chat: bool = False,
+    tokenizer: str | None = None,
+    recipe: Path | None = None,
+    out: Path | None = None,
+) -> None:
+    """Print what each model writes behind each prompt, one model under the other; `out` gets the same as JSON Lines.
+
+    chat: put each prompt through the chat template as a user's message.
+    """
+    sampling = sampling.checked()
+    rows = []
+    models = [load_model(path, tokenizer, recipe) for path in paths]
+    width = max(len(loaded.name) for loaded in models) if len(models) > 1 else 0
+    for prompt in prompts:
+        print(f"\n{prompt}", flush=True)
+        for loaded in models:
+            user = [{"role": "user", "content": prompt}]
+            ids = chat_ids(loaded, user) if chat else list(loaded.tokenizer(prompt)["input_ids"])
+            print(f"  {loaded.name:<{width}}  " if width else "  ", end="")
+            text = complete(loaded, ids, sampling, lambda piece: print(piece.replace("\n", "\n  "), end="", flush=True))
+            print()
+            rows.append({"model": loaded.name, "prompt": prompt, "text": text})
+    if out:
+        from recipes.reports.runs import write_whole
+
+        write_whole(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

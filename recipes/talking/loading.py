@@ -1,0 +1,95 @@
+"""A model to talk to, by the path that a user has: a Hugging Face folder, a run folder, a checkpoint. One process."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recipes.training.lora import Merged, has_adapters, scaling
+from recipes.weights.trained import Trained, find_trained, folder_config_of, is_hf_folder
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that generates, its tokenizer, and the tokens that it reads at most."""
+
+    name: str
+    model: Any
+    tokenizer: Any
+    max_seq_len: int
+
+
+def load_model(path: Path, tokenizer: str | None = None, recipe: Path | None = None) -> Loaded:
+    """Load for generation, on the GPU where there is one.
+
+    Raises ValueError for a path that is neither, a folder of another architecture, files that are not whole.
+    """
+    trained = None if is_hf_folder(path) else find_trained(path, recipe)  # before the seconds that torch takes
+    import torch
+
+    from recipes.training.processes import quiet
+
+    quiet()
+    logging.getLogger("recipes").setLevel(logging.WARNING)
+    loaded = _from_checkpoint(trained, path, tokenizer) if trained else _from_folder(path, tokenizer)
+    loaded.model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    return loaded
+
+
+def _from_folder(path: Path, tokenizer: str | None) -> Loaded:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from recipes.weights.hf_architecture import architecture_of_folder
+    from recipes.weights.tensor_files import safetensors_folder
+
+    config: Any = folder_config_of(path)
+    try:
+        architecture_of_folder(config)
+    except ValueError as error:
+        raise ValueError(f"{path} holds {error}") from None
+    with safetensors_folder(path):  # whole, before transformers opens it
+        pass
+    try:
+        words = AutoTokenizer.from_pretrained(tokenizer or str(path))
+        model = AutoModelForCausalLM.from_pretrained(str(path), trust_remote_code=False)
+    except Exception as error:  # transformers raises whatever its loaders raise
+        raise ValueError(f"{path} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+    if len(words) > model.config.vocab_size:
+        text = f"its tokenizer has {len(words):,} tokens, the model {model.config.vocab_size:,} embeddings"
+        raise ValueError(f"{path}: {text}: ids beyond them mean nothing")
+    length = config.get("max_seq_len") or config.get("max_position_embeddings")
+    return Loaded(path.name, model, words, int(length))
+
+
+def _from_checkpoint(trained: Trained, path: Path, tokenizer: str | None) -> Loaded:
+    from recipes.weights.export import load_tokenizer
+
+    words = load_tokenizer(trained, tokenizer)
+    return Loaded(path.name, build_for_generation(trained), words, int(trained.recipe["max_seq_len"]))
+
+
+def build_for_generation(trained: Trained) -> Any:
+    """The language model of a checkpoint, its tensors put in place without initialising any first.
+
+    Raises ValueError where the checkpoint is not one of its recipe.
+    """
+    from recipes.models.mpt import MPTConfig, MPTForCausalLM
+
+    if trained.model["name"] != "mpt_causal_lm":
+        raise ValueError(f"{trained.checkpoint} is of {trained.model['name']}: only mpt_causal_lm is loaded here")
+    section = {k: v for k, v in trained.model.items() if k not in ("name", "peft_config", "init_device")}
+    model = MPTForCausalLM(MPTConfig(**json.loads(json.dumps(section)), init_device="meta"))
+    with trained.tensors() as files:
+        source = files
+        if has_adapters(files):
+            source = Merged(files, scaling(trained.model.get("peft_config") or {}))
+        state = {name: source.rows(name) for name in source.shapes()}
+    wrong = [n for n, p in model.named_parameters() if n not in state or state[n].shape != p.shape]
+    if wrong:
+        text = f"{wrong[0]} is missing or of another shape, and so are {len(wrong) - 1} more tensors"
+        raise ValueError(f"{trained.checkpoint} is not a checkpoint of {trained.recipe.path}: {text}")
+    model.load_state_dict(state, strict=False, assign=True)
+    return model

@@ -1,0 +1,8 @@
+"""Weights: found, read, brought in from Hugging Face folders and out into them.
+
+trained.py             a model by the path that a user has: a run, a checkpoint, a folder
+tensor_files.py        tensors in files, a few rows at a time; checkpoint_tensors.py: in Composer's checkpoints
+hf_architecture.py     one architecture, two spellings; hf_names.py: which rows of which tensor are which
+pretrained.py          in: `pretrained: PATH`
+export.py              out: `recipes export`; export_adapter.py: the adapters alone; model_card.py: its README
+"""

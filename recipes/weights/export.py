@@ -1,0 +1,294 @@
+"""A checkpoint as a folder that any Hugging Face tool opens: `python -m recipes export CHECKPOINT OUT --dtype bf16`.
+
+Weights go from the checkpoint's file to safetensors shards a few rows at a time, so memory does not grow with the
+model, no GPU is needed and no model is built. OUT appears only when all of it is written.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import struct
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recipes.training.lora import Merged, has_adapters, scaling
+from recipes.weights.hf_architecture import folder_config, refusals
+from recipes.weights.hf_names import Link, links
+from recipes.weights.model_card import model_card
+from recipes.weights.tensor_files import SIZES, TensorFiles, torch_type
+from recipes.weights.trained import Trained, find_trained
+
+DTYPES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
+TORCH_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+SHARD_GB = 5.0  # as transformers splits them
+CHUNK_BYTES = 8 * 2**20  # that a reader takes at a time: small enough for the allocator to give the same memory again
+
+
+@dataclass(frozen=True)
+class Target:
+    """A tensor to be written: its pieces lie one behind the other along the first dimension."""
+
+    name: str
+    shape: tuple[int, ...]
+    pieces: tuple[Link, ...]
+
+    def bytes(self, dtype: str) -> int:
+        return SIZES[dtype] * math.prod(self.shape)
+
+
+def export(
+    path: Path,
+    out: Path,
+    dtype: str = "bf16",
+    recipe: Path | None = None,
+    tokenizer: str | None = None,
+    shard_gb: float = SHARD_GB,
+    unmerged: bool = False,
+    overwrite: bool = False,
+) -> str:
+    """Write the folder and say in a line what it is.
+
+    unmerged: of a model trained with LoRA write the adapters alone, as peft's own folder.
+
+    Raises ValueError: a checkpoint that is not whole or not of its recipe, a model that transformers cannot express
+    (naming the keys), a tokenizer with more tokens than the model, an OUT that is there already, a full disk.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"--dtype: got {dtype}, expected one of {', '.join(DTYPES)}")
+    if not 0 < shard_gb < math.inf:
+        raise ValueError(f"--shard-gb: got {shard_gb:g}, expected gigabytes above 0")
+    if out.exists() and not overwrite:
+        raise ValueError(f"{out} is there already: give another folder, or --overwrite to replace it")
+    trained = find_trained(path, recipe)
+    refuse_what_cannot_be_said(trained.model)
+    with trained.tensors() as files:
+        if unmerged:
+            from recipes.weights.export_adapter import write_adapter
+
+            with appearing(out) as folder:
+                said = write_adapter(trained, files, folder, DTYPES[dtype], tokenizer)
+            return f"{out}: {said}"
+        source = files
+        if has_adapters(files):
+            source = Merged(files, scaling(trained.model.get("peft_config") or {}))
+        targets = plan(trained, source)
+        _refuse_full_disk(out, sum(target.bytes(DTYPES[dtype]) for target in targets))
+        with appearing(out) as folder:
+            words = save_tokenizer(trained, folder, tokenizer)
+            start = time.perf_counter()
+            names = write_shards(source, targets, folder, DTYPES[dtype], int(shard_gb * 1e9))
+            seconds = time.perf_counter() - start
+            write_configs(trained.model, words, folder, DTYPES[dtype])
+            (folder / "README.md").write_text(model_card(trained, folder, out.name), encoding="utf-8")
+    size = sum(target.bytes(DTYPES[dtype]) for target in targets)
+    parameters = sum(math.prod(target.shape) for target in targets)
+    kind = folder_config(trained.model)["architectures"][0]
+    files_said = f"{size / 1e9:,.2f} GB in {len(names)} file{'s' * (len(names) > 1)}, written in {seconds:.1f} s"
+    return f"{out}: {kind}, {parameters:,} parameters in {dtype}, {files_said}"
+
+
+def refuse_what_cannot_be_said(model: Mapping[str, Any]) -> None:
+    """Raises ValueError naming every key that transformers' class does not compute."""
+    found = refusals(model)
+    if found:
+        listed = "".join(f"\n  {key}: {text}" for key, text in found)
+        raise ValueError(f"this model cannot be exported to transformers' own classes:{listed}")
+
+
+def plan(trained: Trained, source: TensorFiles) -> list[Target]:
+    """What to write, in order. Raises ValueError where the checkpoint has not the tensors of its recipe."""
+    wanted = links(trained.model)
+    there = source.shapes()
+    rows: dict[str, int] = {}
+    for link in wanted:
+        rows[link.ours] = max(rows.get(link.ours, 0), link.ours_at + link.shape[0])
+    expected = {link.ours: (rows[link.ours], *link.shape[1:]) for link in wanted}
+    wrong = [name for name, shape in expected.items() if there.get(name) != shape]
+    more = [name for name in there if name not in expected]
+    if wrong or more:
+        name = (wrong or more)[0]
+        got = there.get(name, "nothing")
+        count = f" and {len(wrong) + len(more) - 1} more" if len(wrong) + len(more) > 1 else ""
+        text = f"{name}{count}: got {got}, expected {expected.get(name, 'nothing')}"
+        raise ValueError(f"{trained.checkpoint} is not a checkpoint of {trained.recipe.path}: {text}")
+    targets: dict[str, list[Link]] = {}
+    for link in wanted:
+        targets.setdefault(link.theirs, []).append(link)
+    made = []
+    for name, pieces in targets.items():
+        pieces.sort(key=lambda link: link.theirs_at)
+        made.append(Target(name, (sum(p.shape[0] for p in pieces), *pieces[0].shape[1:]), tuple(pieces)))
+    return made
+
+
+# --- shards -------------------------------------------------------------------------------------------------------
+
+
+def write_shards(
+    source: TensorFiles, targets: Sequence[Target], folder: Path, dtype: str, shard_bytes: int
+) -> list[str]:
+    """Write safetensors files of `shard_bytes` at most (a tensor is not split) and their index; the files' names."""
+    shards: list[list[Target]] = [[]]
+    for target in targets:
+        used = sum(t.bytes(dtype) for t in shards[-1])
+        if shards[-1] and used + target.bytes(dtype) > shard_bytes:
+            shards.append([])
+        shards[-1].append(target)
+    names = ["model.safetensors"]
+    if len(shards) > 1:
+        names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    for name, shard in zip(names, shards, strict=True):
+        write_safetensors(folder / name, source, shard, dtype)
+    if len(shards) > 1:
+        where = {t.name: name for name, shard in zip(names, shards, strict=True) for t in shard}
+        index = {"metadata": {"total_size": sum(t.bytes(dtype) for t in targets)}, "weight_map": where}
+        write_json(folder / "model.safetensors.index.json", index)
+    return names
+
+
+def write_safetensors(path: Path, source: TensorFiles, targets: Sequence[Target], dtype: str) -> None:
+    """One file, its header first: all sizes are known before a number is read."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for target in targets:
+        size = target.bytes(dtype)
+        header[target.name] = {"dtype": dtype, "shape": list(target.shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb", buffering=0) as file:
+        start = file.write(struct.pack("<Q", len(text)) + text)
+        with ThreadPoolExecutor(max_workers=source.readers) as workers:
+            moves = [
+                workers.submit(_move, source, chunk, dtype, file.fileno()) for chunk in _chunks(targets, start, dtype)
+            ]
+            try:
+                for move in moves:
+                    move.result()
+            except BaseException:
+                workers.shutdown(cancel_futures=True)
+                raise
+        os.fsync(file.fileno())
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some rows of a tensor, and the bytes of the file that they become."""
+
+    name: str
+    first: int
+    rows: int
+    at: int
+
+
+def _chunks(targets: Sequence[Target], at: int, dtype: str) -> Iterator[Chunk]:
+    for piece in (piece for target in targets for piece in target.pieces):
+        numbers = math.prod(piece.shape[1:])  # in a row
+        step = max(1, CHUNK_BYTES // (4 * numbers))
+        for first in range(0, piece.shape[0], step):
+            rows = min(step, piece.shape[0] - first)
+            yield Chunk(piece.ours, piece.ours_at + first, rows, at)
+            at += rows * numbers * SIZES[dtype]
+
+
+def _move(source: TensorFiles, chunk: Chunk, dtype: str, to: int) -> None:
+    import torch
+
+    if source.copy_rows(chunk.name, chunk.first, chunk.rows, dtype, to, chunk.at):
+        return
+    tensor = source.rows(chunk.name, chunk.first, chunk.rows).to(torch_type(dtype))
+    data, at = memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy()), chunk.at
+    while data:
+        written = os.pwrite(to, data, at)
+        data, at = data[written:], at + written
+
+
+# --- what stands beside the weights -------------------------------------------------------------------------------
+
+
+def save_tokenizer(trained: Trained, folder: Path, other: str | None = None) -> Mapping[str, int | None]:
+    """Write load_tokenizer's tokenizer into the folder; ids of its special tokens."""
+    tokenizer = load_tokenizer(trained, other)
+    tokenizer.save_pretrained(str(folder))
+    return {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
+
+
+def load_tokenizer(trained: Trained, other: str | None = None) -> Any:
+    """The recipe's tokenizer, or the other.
+
+    For a model that was tuned on conversations it has the chat template that they were written with. Raises ValueError
+    where there is no tokenizer, or it has more tokens than the model has embeddings.
+    """
+    from transformers import AutoTokenizer
+
+    name = other or str(trained.recipe.get("tokenizer.name"))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **(trained.recipe.get("tokenizer.kwargs") or {}))
+    except Exception as error:  # transformers raises whatever its loaders raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"tokenizer {name} cannot be loaded ({reason}): name one with --tokenizer FOLDER") from None
+    embeddings = trained.recipe.get("model.vocab_size", 50368)
+    if len(tokenizer) > embeddings:
+        text = f"tokenizer {name} has {len(tokenizer):,} tokens, the model {embeddings:,} embeddings"
+        raise ValueError(f"{text}: ids beyond them mean nothing; name the tokenizer it was trained with")
+    if trained.recipe.get("train_loader.name") == "finetuning" and tokenizer.chat_template is None:
+        from data_prep.conversations import DEFAULT_TEMPLATE
+
+        tokenizer.chat_template = DEFAULT_TEMPLATE
+    return tokenizer
+
+
+def write_configs(model: Mapping[str, Any], words: Mapping[str, int | None], folder: Path, dtype: str) -> None:
+    """config.json and generation_config.json."""
+    import transformers
+
+    known = {key: value for key, value in words.items() if value is not None}
+    version = {"transformers_version": transformers.__version__}
+    write_json(folder / "config.json", {**folder_config(model), **known, "torch_dtype": TORCH_NAMES[dtype], **version})
+    write_json(folder / "generation_config.json", {"_from_model_config": False, **known, **version})
+
+
+def write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+# --- whole or not there -------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def appearing(out: Path) -> Iterator[Path]:
+    """A folder to write in, which becomes `out` at the end; on an error nothing of it is left."""
+    out = out.absolute()
+    folder = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir()
+        yield folder
+        old = None
+        if out.exists():
+            old = out.with_name(f".{out.name}.old-{os.getpid()}")
+            out.rename(old)
+        folder.rename(out)
+        if old is not None:
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+    except OSError as error:
+        raise ValueError(f"{out} cannot be written: {error}") from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _refuse_full_disk(out: Path, needed: int) -> None:
+    place = out.absolute().parent
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise ValueError(f"the export takes {needed / 1e9:,.1f} GB, and {place} has {free / 1e9:,.1f} GB free")

@@ -1,0 +1,67 @@
+"""The adapters of a LoRA run alone, as the folder that peft loads onto the exported base model.
+
+Where transformers has queries, keys and values apart (LLaMA) and the model has them fused, A is theirs in common and B
+is cut into its rows: the product is the same to the last bit of each row.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from recipes.training.lora import HIGH, LOW, has_adapters
+from recipes.weights.hf_names import Link, links
+from recipes.weights.model_card import model_card
+from recipes.weights.tensor_files import TensorFiles, torch_type
+from recipes.weights.trained import Trained
+
+
+def write_adapter(trained: Trained, files: TensorFiles, folder: Path, dtype: str, tokenizer: str | None) -> str:
+    """Write adapter_model.safetensors, adapter_config.json, the tokenizer and a card; say in words what that is.
+
+    Raises ValueError for a checkpoint without adapters.
+    """
+    from safetensors.torch import save_file
+
+    from recipes.weights.export import save_tokenizer, write_json
+
+    if not has_adapters(files):
+        raise ValueError(f"{trained.checkpoint} has no adapters: it was not trained with model.peft_config")
+    save_tokenizer(trained, folder, tokenizer)
+    config = trained.model.get("peft_config") or {}
+    tensors: dict[str, Any] = {}
+    for link in links(trained.model):
+        tensors |= _of(link, files, dtype)
+    save_file(tensors, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
+    names = sorted({name.removesuffix(".lora_A.weight").rpartition(".")[2] for name in tensors if "lora_A" in name})
+    write_json(folder / "adapter_config.json", _config(config, names, trained.recipe.get("pretrained")))
+    (folder / "README.md").write_text(model_card(trained, folder, folder.name), encoding="utf-8")
+    size = sum(tensor.numel() for tensor in tensors.values())
+    base = trained.recipe.get("pretrained") or "the model that it was trained on"
+    return f"adapters of {size:,} numbers for {', '.join(names)}; load them onto {base} with peft"
+
+
+def _of(link: Link, files: TensorFiles, dtype: str) -> dict[str, Any]:
+    module, _, kind = link.ours.rpartition(".")
+    low, high = f"{module}.{LOW}.weight", f"{module}.{HIGH}.weight"
+    if kind != "weight" or low not in files.shapes():
+        return {}
+    theirs = f"base_model.model.{link.theirs.removesuffix('.weight')}"
+    found = {f"{theirs}.lora_A.weight": files.rows(low).to(torch_type(dtype))}
+    fused_there_too = link.theirs.endswith("Wqkv.weight")
+    rows = files.rows(high) if fused_there_too else files.rows(high, link.ours_at, link.shape[0])
+    found[f"{theirs}.lora_B.weight"] = rows.to(torch_type(dtype)).contiguous()
+    return found
+
+
+def _config(config: Mapping[str, Any], modules: list[str], base: Any) -> dict[str, Any]:
+    from peft import LoraConfig
+
+    kept = {k: v for k, v in config.items() if k not in ("target_modules", "peft_type", "task_type")}
+    made = LoraConfig(task_type="CAUSAL_LM", target_modules=modules, base_model_name_or_path=base, **kept)
+    made.inference_mode = True
+    plain = made.to_dict()
+    plain["target_modules"] = modules
+    return dict(json.loads(json.dumps(plain, default=str)))

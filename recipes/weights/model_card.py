@@ -1,0 +1,138 @@
+"""README.md of an exported folder: what the model is, from which recipe and data, how good, at what price. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from recipes.cost.parameters import count_parameters
+from recipes.reports.summary import EVALUATION, SUMMARY, recipe_digest
+from recipes.training.batches import shard_folders
+from recipes.weights.hf_architecture import CLASSES, family_of
+from recipes.weights.trained import Trained
+
+
+def model_card(trained: Trained, folder: Path, name: str) -> str:
+    """The text of the card; what is not known is said to be so, never guessed.
+
+    folder: where the export is written, for the chat template.
+    """
+    recipe = trained.recipe
+    said = CLASSES[family_of(trained.model)]
+    chat = "chat_template" in _text(folder / "tokenizer_config.json") or (folder / "chat_template.jinja").is_file()
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "---",
+        f"# {name}",
+        "",
+        f"{count_parameters(trained.model).total:,} parameters, `{said}` of transformers (no remote code), context "
+        f"{recipe['max_seq_len']:,} tokens.",
+        "",
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        f'tokenizer = AutoTokenizer.from_pretrained("{name}")',
+        f'model = AutoModelForCausalLM.from_pretrained("{name}")',
+        *_prompt(chat),
+        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))",
+        "```",
+        "",
+        "## Data",
+        "",
+        *_data(recipe.values),
+        "",
+        "## Evaluation",
+        "",
+        *_evaluation(trained.run),
+        "",
+        "## Cost",
+        "",
+        *_cost(trained.run),
+        "",
+        "## Recipe",
+        "",
+        f"Checkpoint `{trained.checkpoint.name}`; SHA-256 of what decides the training: `{recipe_digest(recipe)}`.",
+        "",
+        "```yaml",
+        recipe.to_yaml().strip(),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _prompt(chat: bool) -> list[str]:
+    if not chat:
+        return ['inputs = tokenizer("Once", return_tensors="pt", return_token_type_ids=False)']
+    return [
+        'messages = [{"role": "user", "content": "Who are you?"}]',
+        "inputs = tokenizer.apply_chat_template(",
+        '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True',
+        ")",
+    ]
+
+
+def _data(recipe: Mapping[str, Any]) -> list[str]:
+    dataset = (recipe.get("train_loader") or {}).get("dataset") or {}
+    lines = []
+    if recipe.get("pretrained"):
+        lines.append(f"- started from the weights in `{recipe['pretrained']}`")
+    for folder in shard_folders(dataset):
+        manifest = folder / "manifest.json"
+        if not manifest.is_file():
+            lines.append(f"- `{folder}`: its manifest is not on the machine that exported")
+            continue
+        digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
+        about = json.loads(_text(manifest) or "{}")
+        lines.append(f"- `{folder}`: {about.get('tokens', 0):,} tokens; SHA-256 of its manifest.json `{digest}`")
+    files = dataset.get("hf_kwargs") or {}
+    if dataset.get("hf_name"):
+        lines.append(f"- `{dataset['hf_name']}` {files.get('data_files') or files.get('data_dir') or ''}".rstrip())
+    return lines or ["The recipe names no data on the machine that exported."]
+
+
+def _evaluation(run: Path | None) -> list[str]:
+    summary = _json(run / SUMMARY) if run else {}
+    lines = []
+    if isinstance(summary.get("eval_loss_end"), float):
+        lines.append(f"- validation loss {summary['eval_loss_end']:.4f} nats a token at the end of training")
+    for model in (_json(run / EVALUATION) if run else {}).get("models", []):
+        for task in model.get("tasks", []):
+            interval = f" ± {task['interval_95']:.1%}" if task.get("interval_95") is not None else ""
+            chance = f" (chance {task['chance']:.0%})" if task.get("chance") is not None else ""
+            lines.append(f"- {task['label']}: {task['score']:.1%}{interval}{chance}, {task['examples']} examples")
+    return lines or ["This model was not evaluated."]
+
+
+def _cost(run: Path | None) -> list[str]:
+    summary = _json(run / SUMMARY) if run else {}
+    if not summary:
+        return ["Not known: the run folder is not beside the checkpoint, or the run has not ended."]
+    lines = [f"- {summary['tokens']:,} tokens in {summary['steps']:,} steps"] if summary.get("tokens") else []
+    if summary.get("wall_s") is not None:
+        lines.append(f"- {summary['wall_s'] / 3600:,.2f} hours on {summary.get('devices', 1)} device(s)")
+    if summary.get("usd") is not None:
+        lines.append(f"- ${summary['usd']:,.4f} ({summary.get('rate_source')})")
+    else:
+        lines.append(f"- dollars not known: {summary.get('rate_source')}")
+    return lines
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(_text(path))
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""

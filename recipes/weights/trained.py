@@ -1,0 +1,89 @@
+"""A trained model by the path that a user has: a run folder, a checkpoint file, a sharded checkpoint's folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recipes.config.check import check
+from recipes.config.keys import RecipeError
+from recipes.config.load import Recipe, load
+from recipes.training.checkpoints import find_checkpoints
+from recipes.weights.checkpoint_tensors import ShardedCheckpoint, checkpoint_file
+from recipes.weights.tensor_files import TensorFiles
+
+RECIPE = "recipe.yaml"
+NEEDED = ("model", "tokenizer", "max_seq_len")  # of a recipe, to know what its checkpoint is
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A checkpoint with the recipe that made it. `run` is the run folder, where there is one."""
+
+    checkpoint: Path
+    recipe: Recipe
+    run: Path | None
+
+    @property
+    def model(self) -> Mapping[str, Any]:
+        """The recipe's `model:` section."""
+        return {"max_seq_len": self.recipe.get("max_seq_len"), **self.recipe["model"]}
+
+    def tensors(self) -> TensorFiles:
+        """The model's tensors; adapters (LoRA) under names of their own. Raises ValueError for what is not whole."""
+        if self.checkpoint.is_dir():
+            return ShardedCheckpoint(self.checkpoint)
+        return checkpoint_file(self.checkpoint)
+
+
+def is_hf_folder(path: Path) -> bool:
+    return (path / "config.json").is_file()
+
+
+def folder_config_of(path: Path) -> dict[str, Any]:
+    """config.json of a Hugging Face folder. Raises ValueError where it is no JSON."""
+    try:
+        return json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path / 'config.json'} cannot be read: {error}") from None
+
+
+def find_trained(path: Path, recipe: Path | None = None) -> Trained:
+    """The checkpoint that a path means, and its recipe: beside it as the run left it, or the one given.
+
+    Raises:
+        ValueError: there is no checkpoint at the path, or no recipe of it.
+    """
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; expected a run folder or a checkpoint, full or sharded")
+    if path.is_dir() and not (path / ".metadata").is_file():
+        return _newest_of_run(path, recipe)
+    checkpoint = path.resolve()  # latest-rank0.pt is a link
+    run = next((p for p in (checkpoint.parent, checkpoint.parent.parent) if (p / RECIPE).is_file()), None)
+    return Trained(checkpoint, _recipe_of(path, run, recipe), run)
+
+
+def _newest_of_run(folder: Path, recipe: Path | None) -> Trained:
+    run = folder.parent if folder.name == "checkpoints" and (folder.parent / RECIPE).is_file() else folder
+    trained = _recipe_of(folder, run if (run / RECIPE).is_file() else None, recipe)
+    inside = run / "checkpoints" if (run / "checkpoints").is_dir() else folder
+    filename = trained.get("save_filename", "ep{epoch}-ba{batch}-rank{rank}.pt")
+    for pattern, sharded in ((filename, False), ("ep{epoch}-ba{batch}", True)):
+        found = find_checkpoints(inside, pattern, sharded)
+        if found.newest is not None:
+            return Trained(found.newest, trained, run)
+    raise ValueError(f"{folder} holds no whole checkpoint (looked for {filename} in {inside})")
+
+
+def _recipe_of(path: Path, run: Path | None, given: Path | None) -> Recipe:
+    file = given or (run / RECIPE if run else None)
+    if file is None:
+        raise ValueError(f"{path} has no {RECIPE} in its run folder: say which recipe trained it with --recipe FILE")
+    recipe = load(file)
+    problems = [problem for problem in check(recipe) if problem.key and problem.key[0] in NEEDED]
+    if problems:
+        raise RecipeError(problems)
+    return recipe

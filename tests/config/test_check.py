@@ -1,0 +1,364 @@
+"""Every mistake in a recipe is found, at every depth, at once, quickly, and in words."""
+
+from __future__ import annotations
+
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from eval.models import spell_out_models
+from recipes.config.check import check, load_checked
+from recipes.config.keys import RecipeError
+from recipes.config.load import load
+from recipes.config.preflight import preflight
+
+from ..conftest import ROOT, Command
+
+RECIPES = sorted((ROOT / "yamls" / "pretrain").glob("*.yaml"))
+QUICKSTART = ROOT / "yamls" / "pretrain" / "mpt-quickstart.yaml"
+Write = Callable[..., Path]
+
+
+def found(*overrides: str, recipe: Path = QUICKSTART) -> dict[str, str]:
+    """Problems by dotted key."""
+    return {".".join(map(str, p.key)): p.text for p in check(load(recipe, overrides))}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_every_recipe_is_sound(path: Path) -> None:
+    assert check(load(path)) == []
+
+
+def test_the_evaluation_recipe_is_sound_once_its_run_is_there(recipe_file: Write, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    recipe_file(load(QUICKSTART, [f"save_folder={run}/checkpoints"]).to_yaml(), "run/recipe.yaml")
+    recipe = load(ROOT / "yamls" / "eval" / "quickstart.yaml", [f"models=[{{run: {run}}}]"])
+    with pytest.raises(RecipeError, match="has no whole checkpoint yet"):
+        spell_out_models(recipe)
+    (run / "checkpoints").mkdir()
+    with zipfile.ZipFile(run / "checkpoints" / "ep0-ba5-rank0.pt", "w") as archive:
+        archive.writestr("ep0-ba5-rank0/data.pkl", "")
+    spelled = spell_out_models(recipe)
+    assert check(spelled, "eval") == []
+    assert spelled["models"][0]["load_path"] == str(run / "checkpoints" / "ep0-ba5-rank0.pt")
+    assert spelled["models"][0]["model"]["d_model"] == 192
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "words"),
+    [
+        ("max_sq_len=8", "max_sq_len", "unknown key; did you mean max_seq_len?"),
+        ("model.d_modell=8", "model.d_modell", "did you mean d_model?"),
+        ("model.attn_config.alibii=true", "model.attn_config.alibii", "did you mean alibi?"),
+        ("model.attn_config.rope_hf_config.kind=x", "model.attn_config.rope_hf_config.kind", "Allowed: factor"),
+        ("optimizer.lrr=1", "optimizer.lrr", "did you mean lr?"),
+        ("callbacks.speed_monitor.window=1", "callbacks.speed_monitor.window", "did you mean window_size?"),
+        ("callbacks.speedmonitor={}", "callbacks.speedmonitor", "did you mean speed_monitor?"),
+        ("callbacks.cost_monitor.gpuu=1", "callbacks.cost_monitor.gpuu", "did you mean gpu?"),
+        (
+            "algorithms.gradient_clipping.clipping_type=norn",
+            "algorithms.gradient_clipping.clipping_type",
+            "did you mean norm?",
+        ),
+        ("train_loader.dataset.spilt=x", "train_loader.dataset.spilt", "did you mean split?"),
+        ("fsdp_config.device_mesh=[1,2]", "fsdp_config.device_mesh", "data_parallel_shard_degree"),
+        ("loggers.wandb.projct=x", "loggers.wandb.projct", "did you mean project?"),
+        ("cost.usd_per_device_hour=-1", "cost.usd_per_device_hour", "at least 0"),
+        ("optimizer.lr=fast", "optimizer.lr", "expected a number"),
+        ("optimizer.weight_decay=-1", "optimizer.weight_decay", "expected at least 0"),
+        ("seed=99999999999", "seed", "expected at most 4294967295"),
+        ("device_train_microbatch_size=0.5", "device_train_microbatch_size", "expected whole sequences"),
+        ("dist_timeout=0", "dist_timeout", "expected more than 0"),
+        ("eval_subset_num_batches=0", "eval_subset_num_batches", "expected -1 (all) or at least 1"),
+        ("save_num_checkpoints_to_keep=-2", "save_num_checkpoints_to_keep", "expected at least -1"),
+        ("console_log_interval=0ba", "console_log_interval", "in steps or epochs"),
+        ("console_log_interval=10tok", "console_log_interval", "in steps or epochs"),
+        ("scheduler={name: cosine_with_warmup, t_warmup: 5ba, t_max: 0ba}", "scheduler.t_max", "more than nothing"),
+        ("train_loader.num_workers=-1", "train_loader.num_workers", "expected at least 0"),
+        ("train_loader.prefetch_factor=0", "train_loader.prefetch_factor", "expected at least 1"),
+        ("train_loader.dataset.cache_limit=1xb", "train_loader.dataset.cache_limit", "such as 500mb"),
+        ("train_loader.dataset.epoch_size=many", "train_loader.dataset.epoch_size", "such as 5000"),
+        ("compile_config={mode: fast}", "compile_config.mode", "expected one of null, default"),
+        ("model.fc_type=linear", "model.fc_type", "expected one of te, torch"),
+        ("model.logit_scale=half", "model.logit_scale", "inv_sqrt_d_model"),
+        ("model.attn_config.softmax_scale=0", "model.attn_config.softmax_scale", "more than 0"),
+        ("save_folder=~/runs", "save_folder", "write the whole path"),
+        ("save_folder=ftp://host/runs", "save_folder", "or one of s3://"),
+        ("load_path=s3:/bucket/x.pt", "load_path", "or one of s3://"),
+        (f"run_name={'x' * 300}", "run_name", "255 are possible"),
+        (f"train_loader.dataset.local=/{'x/' * 3000}", "train_loader.dataset.local", "in a path of 6,001"),
+        (f"tokenizer.name=./{'é' * 130}", "tokenizer.name", "260 bytes"),
+        ("run_name=../other", "run_name", "leave the folder of the runs"),
+        ("optimizer.name=adam", "optimizer.name", "expected one of adalr_lion"),
+        ("scheduler.t_warmup=null", "scheduler.t_warmup", "expected"),
+        ("max_duration=500 batches", "max_duration", "such as 100ba"),
+        ("max_duration=1.5ba", "max_duration", "such as 100ba"),
+        ("precision=bf16", "precision", "did you mean amp_bf16?"),
+        ("model.attn_config.attn_impl=triton", "model.attn_config.attn_impl", "the Triton kernel was removed"),
+        ("model.name=mpt", "model.name", "did you mean mpt_causal_lm?"),
+        ("model.no_bias=maybe", "model.no_bias", "expected true or false"),
+        ("tokenizer=3", "tokenizer", "expected a section of keys"),
+        ("device_train_microbatch_size=nope", "device_train_microbatch_size", "expected auto or a number"),
+        ("global_train_batch_size=0", "global_train_batch_size", "at least 1"),
+        ("icl_tasks=[{label: a}]", "icl_tasks.0.icl_task_type", "missing"),
+        # contradictions
+        ("model.n_heads=5", "model.n_heads", "d_model 192 must be a multiple of n_heads"),
+        ("model.attn_config.rope=true", "model.attn_config.rope", "alibi and rope are both on"),
+        ("model.learned_pos_emb=true", "model.learned_pos_emb", "alibi replaces learned positions"),
+        ("model.attn_config.kv_n_heads=2", "model.attn_config.kv_n_heads", "set attn_type: grouped_query_attention"),
+        ("model.attn_config.attn_type=grouped_query_attention", "model.attn_config.kv_n_heads", "missing"),
+        ("model.max_seq_len=64", "model.max_seq_len", "reads 64 tokens at most"),
+        ("train_loader.dataset.max_seq_len=512", "train_loader.dataset.max_seq_len", "do not fit"),
+        ("scheduler.t_warmup=2000ba", "scheduler.t_warmup", "longer than the run"),
+        ("optimizer.lr=0", "optimizer.lr", "more than 0"),
+        ("optimizer.betas=[0.9]", "optimizer.betas", "two numbers"),
+        ("model.attn_config.attn_uses_sequence_id=true", "train_loader.dataset.eos_token_id", "missing"),
+        ("train_loader.dataset.local=null", "train_loader.dataset.local", "where the shards are"),
+        ("model.head_dim=32", "model.head_dim", "fused_qkv: false"),
+        ("model.emb_pdrop=1.5", "model.emb_pdrop", "between 0 and 1"),
+        ("model.init_device=mixed", "model.init_device", ""),
+        ("eval_gauntlet=x.yaml", "eval_gauntlet", "icl_tasks"),
+        ("save_num_checkpoints_to_keep=0", "save_num_checkpoints_to_keep", "at least 1"),
+        ("precision=amp_fp8", "precision", "Transformer Engine"),
+        ("max_duration=0", "max_duration", "at least 1"),
+        ("max_duration=0ba", "max_duration", "more than nothing"),
+        ("max_duration=0.5dur", "max_duration", "such as 100ba, 1ep or 2000000tok"),
+        ("max_duration=_ba", "max_duration", "such as 100ba"),
+        ("seed=-1", "seed", "at least 0"),
+        ("seed=1e2", "seed", "a whole number"),
+        ("optimizer.lr=.nan", "optimizer.lr", "a finite number"),
+        ("model.n_layers=2000000000", "model.n_layers", "no machine holds"),
+        ("model.expansion_ratio=2.6666666", "model", "cannot be built"),
+        ("cost.gpu=foo", "cost.gpu", "foo"),
+        ("save_filename={nope}.pt", "save_filename", "{nope} is no placeholder"),
+        ("save_folder={batch/x", "save_folder", "got '{batch/x'"),
+    ],
+)
+def test_one_mistake_is_found_and_explained(override: str, key: str, words: str) -> None:
+    overrides = [override, "fsdp_config=null"] if "mixed" in override else [override]
+    problems = found(*overrides)
+    assert key in problems, problems
+    assert words in problems[key]
+    assert len(problems) <= 2, problems  # a mistake is not reported under many names
+
+
+def test_all_mistakes_are_reported_at_once_with_file_and_line(recipe_file: Write) -> None:
+    text = QUICKSTART.read_text().replace("../", f"{ROOT}/yamls/").replace("lr: 4.0e-3", "lr: fast\n  bettas: 1")
+    path = recipe_file(text.replace("max_seq_len: 128", "max_seq_lenn: 128"))
+    with pytest.raises(RecipeError) as error:
+        load_checked(path, ["max_seq_len=128", "model.attn_config.x=1", "callbacks.speed_monitor.y=2"])
+    lines = [str(p) for p in error.value.problems]
+    assert len(lines) == 5
+    line_of = {key: number for number, key in enumerate(path.read_text().splitlines(), 1)}
+    assert any(line.startswith(f"{path}:{line_of['  lr: fast']}: optimizer.lr: got text 'fast'") for line in lines)
+    assert any(line.startswith(f"{path}:{line_of['  bettas: 1']}: optimizer.bettas: unknown key") for line in lines)
+    assert any(line.startswith("command line: model.attn_config.x: unknown key") for line in lines)
+
+
+def test_missing_sections_are_all_named(recipe_file: Write) -> None:
+    problems = {".".join(p.key): p.text for p in check(load(recipe_file("run_name: x\n")))}
+    assert set(problems) == {
+        "model",
+        "tokenizer",
+        "optimizer",
+        "scheduler",
+        "train_loader",
+        "max_duration",
+        "max_seq_len",
+        "global_train_batch_size",
+    }
+
+
+def test_the_batch_must_be_shared_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert "6 or 9 can" in found()["global_train_batch_size"]
+
+
+@pytest.mark.parametrize("size", ["abc", "0", "1.5", "-1"])
+def test_a_launcher_that_sets_nonsense_is_said_so(monkeypatch: pytest.MonkeyPatch, size: str) -> None:
+    monkeypatch.setenv("WORLD_SIZE", size)
+    with pytest.raises(RecipeError, match="environment: WORLD_SIZE: got"):
+        load_checked(QUICKSTART)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["python_log_level=INFO"],
+        ["eval_interval=0ba", "save_interval=0ba"],  # never
+        ["save_folder=dbfs:/Volumes/main/runs", "train_loader.dataset.cache_limit=2tb"],
+        ["model.fc_type={name: torch}", "model.logit_scale=inv_sqrt_d_model", "compile_config={}"],
+        ["train_loader.dataset.epoch_size=2.5m", "train_loader.prefetch_factor=null"],
+        ["run_name=007"],
+        ["fsdp_config.mixed_precision=pure"],
+        ["tokenizer.kwargs=null"],
+        ["model.ffn_config={ffn_type: torch_dmoe, moe_num_experts: 4}"],
+        ["model.norm_type=mynorm", "code_paths=[mine.py]"],
+        ["profiler={schedule: {wait: 1}}", "metadata={a: 1}"],
+        ["callbacks.hf_checkpointer={save_folder: x, save_interval: 1ba}", "only_hf_checkpoint=true"],
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_what_llm_foundry_takes_is_taken(overrides: list[str]) -> None:
+    assert found(*overrides) == {}
+
+
+def test_names_that_code_paths_may_register_are_let_through() -> None:
+    assert "callbacks.mine" in found("callbacks.mine={}")
+    assert found("callbacks.mine={}", "optimizer.name=mine", "code_paths=[mine.py]") == {}
+
+
+# A fine-tuning file as LLM Foundry writes them: variables, an anchor that only holds keys, merge keys.
+FOUNDRY = """
+variables:
+  global_seed: 17
+  max_seq_len: 2048
+max_seq_len: ${variables.max_seq_len}
+run_name:
+model:
+  name: mpt_causal_lm
+  init_device: meta
+  d_model: 64
+  n_heads: 2
+  n_layers: 2
+  max_seq_len: ${variables.max_seq_len}
+  vocab_size: 50368
+  attn_config:
+    attn_impl: flash
+    attn_uses_sequence_id: false
+tokenizer:
+  name: EleutherAI/gpt-neox-20b
+  kwargs:
+    model_max_length: ${variables.max_seq_len}
+dataset: &shared
+  hf_name: json
+  hf_kwargs:
+    data_dir: /no/such/folder
+train_loader: &loader
+  name: finetuning
+  dataset:
+    <<: *shared
+    split: train
+    max_seq_len: ${variables.max_seq_len}
+    decoder_only_format: true
+    shuffle: true
+  drop_last: true
+  num_workers: 8
+eval_loader:
+  <<: *loader
+  dataset:
+    <<: *shared
+    split: validation
+scheduler: {name: linear_decay_with_warmup, t_warmup: 0ba, alpha_f: 0}
+optimizer: {name: decoupled_adamw, lr: 1.0e-5, betas: [0.9, 0.999], eps: 1.0e-8, weight_decay: 0}
+algorithms:
+  gradient_clipping: {clipping_type: norm, clipping_threshold: 1.0}
+max_duration: 1ep
+eval_interval: 50ba
+global_train_batch_size: 128
+seed: ${variables.global_seed}
+device_eval_batch_size: 4
+device_train_microbatch_size: 4
+precision: amp_bf16
+fsdp_config:
+  sharding_strategy: FULL_SHARD
+  mixed_precision: PURE
+  activation_checkpointing: false
+  activation_checkpointing_reentrant: false
+  activation_cpu_offload: false
+  limit_all_gathers: true
+console_log_interval: 1ba
+callbacks: {speed_monitor: {window_size: 10}, lr_monitor: {}, memory_monitor: {}, runtime_estimator: {}}
+load_path: oci://bucket/folder/checkpoint.pt
+load_weights_only: true
+"""
+
+
+def test_llm_foundry_format_is_sound_as_it_is(recipe_file: Write) -> None:
+    recipe = load_checked(recipe_file(FOUNDRY))
+    assert recipe.get("eval_loader.dataset.hf_name") == "json"
+    assert recipe.get("eval_loader.dataset.split") == "validation"
+    assert recipe.get("eval_loader.num_workers") == 8
+
+
+def test_older_variables_at_the_top_are_let_through_only_where_they_are_used(recipe_file: Write) -> None:
+    text = FOUNDRY.replace("variables:\n", "").replace("variables.", "").replace("  global_seed", "global_seed")
+    text = text.replace("  max_seq_len: 2048\nmax_seq_len: ${max_seq_len}\n", "max_seq_len: 2048\n")
+    assert load_checked(recipe_file(text))["seed"] == 17
+    with pytest.raises(RecipeError, match=r"global_sed: unknown key"):
+        load_checked(recipe_file(text + "global_sed: 3\n"))
+
+
+def test_the_schema_is_what_the_installed_packages_say(run_command: Command) -> None:
+    result = run_command("python", "-m", "recipes.config.schema", "--check")
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_bad_recipe_is_refused_within_two_seconds_and_without_torch(run_command: Command) -> None:
+    start = time.perf_counter()
+    result = run_command("python", "-X", "importtime", "train.py", QUICKSTART, "max_sq_len=1", "model.nheads=4")
+    seconds = time.perf_counter() - start
+    assert result.returncode == 1
+    assert "error: this recipe cannot be trained: 2 problems" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert " torch\n" not in result.stderr
+    assert seconds < 2
+
+
+def test_a_dry_run_judges_the_recipe_and_lists_what_is_missing_here(run_command: Command, tmp_path: Path) -> None:
+    recipe = ROOT / "yamls" / "pretrain" / "mpt-7b-8k.yaml"
+    environment = {"HF_HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    result = run_command("python", ROOT / "train.py", recipe, "dry_run=true", cwd=tmp_path, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert "6,649,286,656 parameters" in result.stdout
+    assert "238,419 steps = 500,000,882,688 tokens" in result.stdout
+    assert "256 sequences = 1 device × 256 micro-batches × 1" in result.stdout
+    assert "no data: my-copy-c4/train does not exist; make it with `python -m data_prep.pretrain" in result.stdout
+    assert "tokenizer EleutherAI/gpt-neox-20b is not on this machine" in result.stdout
+    assert "no GPU here, and 6,649,286,656 parameters need about 99 GiB" in result.stdout
+    assert not (tmp_path / "runs").exists()
+    # the resolved recipe stands above the plan
+    resolved: dict[str, Any] = yaml.safe_load(result.stdout.partition("\n     run  ")[0])
+    assert resolved["optimizer"] == {
+        "name": "decoupled_adamw",
+        "betas": [0.9, 0.95],
+        "eps": 1e-8,
+        "weight_decay": 0.0,
+        "lr": 1.2e-4,
+    }
+
+
+def test_what_is_missing_stops_a_run(run_command: Command, tmp_path: Path) -> None:
+    result = run_command("python", ROOT / "train.py", QUICKSTART, cwd=tmp_path)
+    assert result.returncode == 1
+    assert "error: this machine lacks what the recipe needs: 3 problems" in result.stderr
+    assert "train one with `python -m data_prep.tokenizer" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_usage(run_command: Command, arguments: list[str]) -> None:
+    result = run_command("python", "train.py", *arguments)
+    assert result.returncode == (0 if arguments else 2)
+    assert "composer train.py yamls/pretrain/mpt-quickstart.yaml" in result.stdout + result.stderr
+
+
+def test_the_check_command_says_the_same(run_command: Command) -> None:
+    result = run_command("python", "-m", "recipes", "check", QUICKSTART, "optimizer.lr=fast")
+    assert result.returncode == 1
+    assert "optimizer.lr: got text 'fast', expected a number" in result.stderr
+    assert run_command("python", "-m", "recipes", "check", QUICKSTART).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "package"),
+    [("model.fc_type=te", "transformer-engine"), ("model.ffn_config={ffn_type: mb_dmoe}", "megablocks")],
+)
+def test_a_layer_of_a_package_that_is_not_here_names_it(override: str, package: str) -> None:
+    recipe = load_checked(QUICKSTART, [override])
+    assert f"needs the package {package}: uv pip install {package}" in [p.text for p in preflight(recipe)]

@@ -1,0 +1,78 @@
+"""What kernels, losses, compilation and checkpointing cannot do together is said before a run, in words."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+from recipes.config import preflight as preflight_module
+from recipes.config.check import check
+from recipes.config.load import load
+from recipes.config.preflight import preflight
+
+from ..conftest import ROOT
+
+QUICKSTART = ROOT / "yamls" / "pretrain" / "mpt-quickstart.yaml"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "words"),
+    [
+        (["model.loss_fn=chunked"], "model.loss_fn", "chunked_crossentropy"),
+        (["model.label_smoothing=1.5"], "model.label_smoothing", "1.5"),
+        (["model.z_loss=-1"], "model.z_loss", "-1"),
+        (["model.attn_config.attn_impl=flash2"], "model.attn_config.attn_impl", "16-bit numbers only"),
+        (
+            ["model.attn_config.attn_impl=flash4", "precision=amp_bf16", "model.attn_config.attn_pdrop=0.1"],
+            "model.attn_config.attn_impl",
+            "flash4 cannot do attention dropout",
+        ),
+        (
+            ["callbacks.loss_perp_v_len={log_batch_interval: 1, compute_batch_interval: 1}"],
+            "callbacks.loss_perp_v_len",
+            "set model.loss_fn: torch_crossentropy",
+        ),
+        (["compile=true", "compile_config={}"], "compile_config", "keep one"),
+        (["compile=true", "selective_checkpointing=true"], "selective_checkpointing", "turn off this or compile"),
+        (
+            ["selective_checkpointing=true", "fsdp_config.activation_checkpointing=true"],
+            "fsdp_config.activation_checkpointing",
+            "recomputes whole blocks",
+        ),
+        (["precision=amp_fp8"], "precision", "Transformer Engine layers only"),
+    ],
+)
+def test_contradictions(overrides: list[str], key: str, words: str) -> None:
+    found = {".".join(map(str, p.key)): p.text for p in check(load(QUICKSTART, overrides))}
+    assert words in found[key]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model.loss_fn=chunked_crossentropy", "model.z_loss=1e-4", "model.label_smoothing=0.1"],
+        ["compile=true", "callbacks.recompile_counter.warm_up=5"],
+        ["selective_checkpointing=true", "optimizer.name=fused_adamw"],
+        ["model.attn_config.attn_impl=flash2", "precision=amp_bf16", "model.attn_config.attn_pdrop=0.1"],
+    ],
+)
+def test_sound(overrides: list[str]) -> None:
+    assert check(load(QUICKSTART, overrides)) == []
+
+
+def missing(*overrides: str) -> dict[str, str]:
+    return {".".join(map(str, p.key)): p.text for p in preflight(load(QUICKSTART, overrides))}
+
+
+def test_what_the_machine_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    if importlib.util.find_spec("liger_kernel") is None:
+        assert "pip install liger-kernel" in missing("model.loss_fn=liger_crossentropy")["model.loss_fn"]
+    monkeypatch.setattr(preflight_module.shutil, "which", lambda _: None)
+    assert "needs a C++ compiler" in missing("compile=true")["compile"]
+    monkeypatch.setattr(preflight_module, "has_gpu", lambda: True)
+    if importlib.util.find_spec("flash_attn") is None:
+        flash2 = missing("model.attn_config.attn_impl=flash2", "precision=amp_bf16")["model.attn_config.attn_impl"]
+        assert "flash_attn.flash_attn_interface, which is not installed" in flash2
+    if importlib.util.find_spec("transformer_engine") is None:
+        assert "needs the package transformer-engine" in missing("precision=amp_fp8")["precision"]

@@ -1,0 +1,163 @@
+"""Fragments, overrides, interpolation, and the place of every key."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from recipes.config.keys import COMMAND_LINE, RecipeError
+from recipes.config.load import load
+
+Write = Callable[..., Path]
+
+
+def problems(error: pytest.ExceptionInfo[RecipeError]) -> list[str]:
+    return [str(problem) for problem in error.value.problems]
+
+
+def test_precedence_is_fragments_in_order_then_recipe_then_command_line(recipe_file: Write) -> None:
+    recipe_file("a: 1\nb: 1\nc: 1\nd: 1\nsection: {x: 1, y: 1}\n", "base/one.yaml")
+    recipe_file("b: 2\nc: 2\nd: 2\nsection: {y: 2}\n", "base/two.yaml")
+    path = recipe_file("include: [base/one.yaml, base/two.yaml]\nc: 3\nd: 3\n")
+    recipe = load(path, ["d=4", "section.z=4"])
+    assert {k: recipe[k] for k in "abcd"} == {"a": 1, "b": 2, "c": 3, "d": 4}
+    assert recipe["section"] == {"x": 1, "y": 2, "z": 4}
+    assert "include" not in recipe.values
+
+
+def test_every_key_knows_where_it_was_written(recipe_file: Write) -> None:
+    fragment = recipe_file("model:\n  d_model: 8\n  attn_config:\n    alibi: true\n", "models/m.yaml")
+    path = recipe_file("include: models/m.yaml\nmodel:\n  n_heads: 2\nlist:\n  - x: 1\n  - x: 2\n")
+    recipe = load(path, ["model.n_layers=3"])
+    assert recipe.place(("model", "attn_config", "alibi")).file == str(fragment)
+    assert recipe.place(("model", "attn_config", "alibi")).line == 4
+    assert recipe.place(("model", "n_heads")).line == 3
+    assert recipe.place(("list", 1, "x")).line == 6
+    assert recipe.place(("model", "n_layers")) == COMMAND_LINE
+    # a key that stands nowhere has the place of its section
+    assert recipe.place(("model", "attn_config", "rope")).line == 3
+
+
+def test_numbers_are_numbers(recipe_file: Write) -> None:
+    recipe = load(
+        recipe_file("a: 1e-4\nb: 6.0e-4\nc: 1_000\nd: 2026-11-25\n"), ["e=2e-4", "f=[0.9,0.95]", "g=", "h=true"]
+    )
+    assert recipe["a"] == 1e-4
+    assert recipe["b"] == 6e-4
+    assert recipe["c"] == 1000
+    assert recipe["d"] == "2026-11-25"
+    assert recipe["e"] == 2e-4
+    assert recipe["f"] == [0.9, 0.95]
+    assert recipe["g"] is None
+    assert recipe["h"] is True
+
+
+def test_interpolation_follows_overrides(recipe_file: Write) -> None:
+    path = recipe_file(
+        "variables: {length: 8}\nmax_seq_len: ${variables.length}\nmodel: {max_seq_len: '${max_seq_len}'}\n"
+    )
+    assert load(path)["model"]["max_seq_len"] == 8
+    assert load(path, ["variables.length=16"])["model"]["max_seq_len"] == 16
+
+
+def test_all_bad_interpolations_are_named(recipe_file: Write) -> None:
+    path = recipe_file("a: ${nowhere}\nb:\n  c: ${also.nowhere}\nd: ${oc.env:HOME}\n")
+    with pytest.raises(RecipeError) as error:
+        load(path)
+    found = problems(error)
+    assert len(found) == 3
+    assert f"{path}:1: a: ${{nowhere}} is not a key" in found[0]
+    assert f"{path}:3: b.c:" in found[1]
+    assert "outside the recipe" in found[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: 1\nb: {c: 2, c: 3}\n", ":2: b.c: stands twice, first on line 2"),
+        ("a: [1, 2\n", "not valid YAML"),
+        ("- 1\n- 2\n", "a mapping of keys, got list"),
+        ("a: ${a}\n", "a: ${a} cannot be resolved: Recursive"),
+        ("include: [nothing.yaml]\n", "no such file"),
+        ("include: other.yaml\n", "may not include others"),
+    ],
+)
+def test_files_that_cannot_be_read(recipe_file: Write, text: str, words: str) -> None:
+    recipe_file("include: x.yaml\n", "other.yaml")
+    with pytest.raises(RecipeError) as error:
+        load(recipe_file(text))
+    assert words in "\n".join(problems(error))
+
+
+def test_a_recipe_that_is_not_there_lists_its_neighbours(recipe_file: Write) -> None:
+    path = recipe_file("a: 1\n", "mpt-1b.yaml")
+    with pytest.raises(RecipeError, match=r"no such recipe.*mpt-1b\.yaml"):
+        load(path.with_name("mpt-1.yaml"))
+
+
+def test_an_override_needs_a_key_and_a_value(recipe_file: Write) -> None:
+    with pytest.raises(RecipeError) as error:
+        load(recipe_file("a: 1\n"), ["foo", "=3", "a..b=1", "a=2"])
+    assert len(error.value.problems) == 3
+    assert "expected key=value" in problems(error)[0]
+
+
+def test_lists_are_replaced_and_sections_merged(recipe_file: Write) -> None:
+    recipe_file("betas: [0.9, 0.95]\ncallbacks: {a: {}, b: {}}\n", "base.yaml")
+    recipe = load(recipe_file("include: base.yaml\nbetas: [0.8]\ncallbacks: {c: {}}\n"))
+    assert recipe["betas"] == [0.8]
+    assert list(recipe["callbacks"]) == ["a", "b", "c"]
+
+
+def test_the_resolved_recipe_reads_back_the_same(recipe_file: Write) -> None:
+    recipe = load(recipe_file("a: 1.0e-08\nb: '1e3'\nc: null\nd: {e: [1, two, 3.5]}\nf: 100ba\n"))
+    assert dict(load(recipe_file(recipe.to_yaml(), "again.yaml")).values) == dict(recipe.values)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: \x07\n",
+        "? [a, b]\n: 1\n",
+        "null: 2\n",
+        "a: !!set {x, y}\n",
+        "a: !!bool maybe\n",
+        "a: !!timestamp 2020-01-01\n",
+        "model: &m {a: *m}\n",
+        "a: " + "[" * 3000,
+        "a: &a [1,1,1,1,1,1,1,1,1]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\n"
+        "d: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: [*d,*d,*d,*d,*d,*d,*d,*d,*d]\n",
+        "include: 5\n",
+        "include: [null]\n",
+        "a: ${\n",
+        "a: ${}\n",
+        "a: ???\n",
+        "a: !!python/object/apply:os.system [echo]\n",
+        "x: " + "1" * 2_000_000,
+    ],
+    ids=lambda text: text[:24],
+)
+def test_hostile_files_are_refused_in_words(recipe_file: Write, text: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        load(recipe_file(text))
+    assert all(len(line) < 400 for line in problems(error))
+
+
+def test_a_pipe_is_no_recipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(RecipeError, match="it is not a file"):
+        load(tmp_path / "pipe.yaml")
+
+
+@pytest.mark.parametrize("override", ["a=!!int abc", "a=!!set {x}", "a=&a {x: *a}", ".".join("a" * 500) + "=1"])
+def test_hostile_overrides_are_refused_in_words(recipe_file: Write, override: str) -> None:
+    with pytest.raises(RecipeError):
+        load(recipe_file("a: 1\n"), [override])
+
+
+def test_an_entry_of_a_list_can_be_overridden(recipe_file: Write) -> None:
+    recipe = load(recipe_file("models:\n  - {x: 1, y: 1}\n  - {x: 2}\n"), ["models.0.x=5"])
+    assert recipe["models"] == [{"x": 5, "y": 1}, {"x": 2}]

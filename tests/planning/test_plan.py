@@ -1,0 +1,212 @@
+"""`python -m recipes plan` as a user starts it: figures, ranges, money, deadlines, and words for what is wrong."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipes.cost.duration import hours_of, in_words
+from recipes.cost.hardware import find_gpu
+from recipes.cost.scaling import scaling_law
+from recipes.cost.spend import best_for
+
+from ..conftest import Command
+
+SEVEN_B = "yamls/pretrain/mpt-7b.yaml"
+LONG = "yamls/pretrain/mpt-7b-8k.yaml"
+
+
+def plan(run_command: Command, *arguments: str) -> Any:
+    done = run_command("python", "-m", "recipes", "plan", *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_the_documented_command_answers_quickly_without_torch(run_command: Command) -> None:
+    arguments = [LONG, "--gpu", "h100", "--gpus", "64", "--rate", "2.5", "--budget", "200000", "--deadline", "10d"]
+    begun = time.perf_counter()
+    done = run_command("python", "-X", "importtime", "-m", "recipes", "plan", *arguments)
+    assert time.perf_counter() - begun < 5  # about 0.5 s on an idle core
+    assert done.returncode == 0, done.stderr
+    assert " torch\n" not in done.stderr
+    for words in (
+        "6,649,286,656 in all",
+        "6 N + 12 L d S",
+        "matrix products",
+        "238,419 steps",
+        "steady state",
+        "whole run",
+        "GPU-hours",
+        "stated: 2.5 USD",
+        "700 W a GPU",
+        "0.385 kg/kWh",
+        "checkpointing off: activations",
+        "fits",
+        "tokens a parameter",
+        "Besiroglu",
+        "hoffmann-2022",
+        "missed with 64 GPUs; 128 GPUs are the fewest",
+        "$200,000: enough for this recipe",
+        "composer train.py yamls/pretrain/mpt-7b-8k.yaml model.d_model=",
+    ):
+        assert words in " ".join(done.stdout.split()), words
+
+
+def test_json_names_units_and_adds_up(run_command: Command) -> None:
+    p = plan(run_command, SEVEN_B, "--gpu", "h100", "--gpus", "64", "--rate", "2.5")
+    assert p["params_total"] == p["params_active"] == 6_649_286_656
+    assert p["tokens"] == 63_900 * 1024 * 2048
+    assert p["flops_per_token"] == 6 * 6_649_286_656 + 12 * 32 * 4096 * 2048
+    parts = p["flops_per_token_matrix"] + p["flops_per_token_attention"] + p["flops_per_token_head"]
+    assert parts == pytest.approx(p["flops_per_token"], rel=0.001)  # which counts norms as well
+    assert 0 < p["mfu_low"] < p["mfu"] < p["mfu_high"] < 1
+    steady_hours = p["tokens"] / p["tokens_per_s_per_gpu"] / 3600
+    assert p["gpu_hours"] == pytest.approx(steady_hours / p["whole_run_share"])
+    assert p["usd"] == pytest.approx(p["gpu_hours"] * 2.5)
+    assert p["usd_low"] < p["usd"] < p["usd_high"]
+    assert p["kwh"] == pytest.approx(p["gpu_hours"] * 0.7 * 1.1)
+    assert p["kg_co2e"] == pytest.approx(p["kwh"] * 0.385)
+    assert set(p["memory_gib_per_gpu"]) == {
+        "weights",
+        "gradients",
+        "optimizer",
+        "activations",
+        "logits",
+        "buffers",
+    }
+    assert sum(p["memory_gib_per_gpu"].values()) == pytest.approx(p["memory_total_gib_per_gpu"])
+    assert p["fits"] is True
+    assert p["max_microbatch_sequences"] >= 8
+    by_choice = p["activations_gib_by_checkpointing"]
+    assert by_choice["true"] < by_choice["false"]
+    assert p["predicted_loss"] == scaling_law().loss(p["params_total"], p["tokens"])
+    assert p["predicted_loss_error_95"] == pytest.approx(0.0588)
+
+
+def test_overrides_before_and_after_options(run_command: Command) -> None:
+    p = plan(run_command, SEVEN_B, "model.n_layers=2", "--gpu", "h100", "max_duration=200ba", "--gpus", "8")
+    assert p["tokens"] == 200 * 1024 * 2048
+    assert p["params_total"] < 1_000_000_000
+    assert p["predicted_loss_extrapolated"] is True
+    assert p["predicted_loss_error_95"] is None
+
+
+def test_a_row_for_every_gpu_when_none_is_named(run_command: Command) -> None:
+    plans = plan(run_command, SEVEN_B)
+    assert {"h100-sxm", "a100-80gb", "b200", "rtx-4090"} <= {p["gpu"] for p in plans}
+    assert all(p["gpus"] == 8 for p in plans)
+    done = run_command("python", "-m", "recipes", "plan", SEVEN_B)
+    for words in ("h100-sxm", "GPU-hours", "v100 has no published amp_bf16 peak", "8 GPUs, one node"):
+        assert words in done.stdout
+
+
+def test_what_does_not_fit_says_the_smallest_change_and_the_change_works(run_command: Command) -> None:
+    p = plan(run_command, SEVEN_B, "--gpu", "l4", "--gpus", "8")
+    assert p["fits"] is False
+    assert p["to_fit"] == f"set device_train_microbatch_size: {p['max_microbatch_sequences']}"
+    change = f"device_train_microbatch_size={p['max_microbatch_sequences']}"
+    assert plan(run_command, SEVEN_B, change, "--gpu", "l4", "--gpus", "8")["fits"] is True
+
+
+def test_a_budget_alone_buys_the_best_model_and_its_recipe_is_sound(run_command: Command) -> None:
+    p = plan(
+        run_command, "--budget", "20000", "--gpu", "h100", "--gpus", "64", "--rate", "2", "--inference-tokens", "1e12"
+    )
+    best, serving = p["best_for_budget"], p["best_for_budget_with_inference"]
+    assert best["usd_training"] == pytest.approx(20_000)
+    assert best["usd_serving"] == 0
+    assert serving["usd_training"] + serving["usd_serving"] == pytest.approx(20_000)
+    assert serving["params_total"] < best["params_total"]  # what is served much is better small
+    assert serving["loss"] > best["loss"]
+    again = plan(run_command, p["recipe"], *best["overrides"], "--gpu", "h100", "--gpus", "64", "--rate", "2")
+    assert again["fits"] is True
+    assert again["params_total"] == best["params_total"]
+    assert again["usd"] == pytest.approx(20_000, rel=0.01)
+    assert again["predicted_loss"] == best["loss"]
+
+
+def test_more_money_is_never_worse_and_a_deadline_limits_it() -> None:
+    from recipes.config.load import load
+
+    recipe, gpu = load(SEVEN_B).values, find_gpu("h100")
+    losses = []
+    for budget in (1e3, 1e4, 1e5):
+        bought = best_for(recipe, gpu, 64, budget, 2.0)
+        assert bought is not None
+        losses.append(bought.loss)
+    assert losses == sorted(losses, reverse=True)
+    in_a_day = best_for(recipe, gpu, 64, 1e5, 2.0, deadline_hours=24)
+    assert in_a_day is not None
+    assert in_a_day.limited_by == "deadline"
+    assert in_a_day.gpu_hours == 64 * 24
+    assert best_for(recipe, gpu, 64, 1e-6, 2.0) is None  # not one step
+
+
+def test_a_deadline_without_gpus_chooses_them(run_command: Command) -> None:
+    p = plan(run_command, SEVEN_B, "--gpu", "h100", "--deadline", "2w")
+    assert p["gpus"] == p["gpus_for_deadline"]
+    assert p["hours"] <= p["deadline_hours"] == 336
+    assert plan(run_command, SEVEN_B, "--gpu", "h100", "--gpus", str(p["gpus"] // 2), "--deadline", "2w")[
+        "meets_deadline"
+    ] is False  # fmt: skip
+
+
+def test_prices_and_laws_of_ones_own(run_command: Command, tmp_path: Path) -> None:
+    prices = tmp_path / "prices.yaml"
+    prices.write_text("h100: {on_demand: 2.0, spot: 1.0}\n")
+    p = plan(run_command, SEVEN_B, "--gpu", "h100", "--prices", str(prices), "--price-kind", "spot")
+    assert p["usd_per_gpu_hour"] == 1.0
+    p = plan(run_command, SEVEN_B, "--gpu", "h100", "--prices", str(prices), "--rate", "3", "--law", "hoffmann-2022")
+    assert p["usd_per_gpu_hour"] == 3.0
+    assert p["scaling_law"] == "hoffmann-2022"
+    assert p["predicted_loss_error_95"] is None
+
+
+def test_the_rate_of_one_device_is_not_that_of_all(run_command: Command) -> None:
+    rates = {p["gpu"]: p["usd_per_gpu_hour"] for p in plan(run_command, SEVEN_B, "cost.usd_per_device_hour=0.1")}
+    assert 0.1 not in rates.values()
+    other = ["cost.usd_per_device_hour=0.1", "cost.gpu=a100", "--gpu", "h100"]
+    assert plan(run_command, SEVEN_B, *other)["usd_per_gpu_hour"] > 1
+    assert plan(run_command, SEVEN_B, *other[:2])["usd_per_gpu_hour"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([SEVEN_B, "--rate", "-1"], "--rate: got -1, expected"),
+        ([SEVEN_B, "--gpu", "h10O"], "Unknown GPU 'h10O'. Did you mean 'h100-sxm'?"),
+        ([SEVEN_B, "--gpu", "cpu"], "no CPU has a row"),
+        ([SEVEN_B, "--gpu", "v100"], "v100 has no published amp_bf16 peak"),
+        ([SEVEN_B, "--gpus", "0"], "--gpus: got 0"),
+        ([SEVEN_B, "--budget", "0"], "--budget: got 0"),
+        ([SEVEN_B, "--deadline", "soon"], "got 'soon', expected a length above 0 with a unit"),
+        ([SEVEN_B, "--law", "kaplan"], "expected one of besiroglu-2024, hoffmann-2022"),
+        ([SEVEN_B, "optimizer.lrr=1"], "did you mean lr?"),
+        ([SEVEN_B, "--prices", "none.yaml"], "none.yaml does not exist"),
+        ([], "got no recipe"),
+        (["nothing.yaml"], "no such recipe"),
+    ],
+)
+def test_bad_input_is_answered_in_words(run_command: Command, arguments: list[str], words: str) -> None:
+    done = run_command("python", "-m", "recipes", "plan", *arguments)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_recipe_without_max_duration(run_command: Command, recipe_file: Any) -> None:
+    text = Path(SEVEN_B).read_text().replace("max_duration: 63900ba", "").replace("../", f"{Path('yamls').resolve()}/")
+    done = run_command("python", "-m", "recipes", "plan", recipe_file(text))
+    assert done.returncode == 1
+    assert "max_duration: missing; the recipe needs it" in done.stderr
+
+
+def test_durations() -> None:
+    assert [hours_of(t) for t in ("90min", "36h", "10d", "2w", 5)] == [1.5, 36, 240, 336, 5]
+    with pytest.raises(ValueError, match="got '-1d'"):
+        hours_of("-1d")
+    assert [in_words(s) for s in (5, 65, 3700, 90_000)] == ["5 s", "1 min 5 s", "1 h 1 min", "1 d 1 h"]

@@ -1,0 +1,82 @@
+"""`python -m recipes bill`: every start in the table, what a crash wasted in the sum, and words for bad ledgers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from recipes.reports.bill import read_bill
+
+from ..conftest import Command
+from ..run_folders import BEGAN, FIRST, TOKENS_PER_STEP, USD, WALL_S, crashed_run, ledger_line
+
+
+def test_every_start_is_billed_and_lost_steps_are_named(tmp_path: Path) -> None:
+    bill = read_bill(crashed_run(tmp_path / "run"))
+    assert [start.ended for start in bill.starts] == [False, True]
+    assert bill.starts[0].began_unix_s == BEGAN
+    assert bill.usd == pytest.approx(USD)
+    assert bill.tokens == 4800 * TOKENS_PER_STEP
+    assert bill.seconds["lost"] == pytest.approx(600 * 100 / 1600)
+    assert sum(bill.seconds.values()) == pytest.approx(bill.wall_s) == pytest.approx(WALL_S)
+    assert bill.goodput == pytest.approx((2000 - 37.5) / WALL_S)
+
+
+def test_the_command_prints_a_table_and_the_sum_of_runs(tmp_path: Path, run_command: Command) -> None:
+    one, two = crashed_run(tmp_path / "one"), crashed_run(tmp_path / "two")
+    done = run_command("python", "-X", "importtime", "-m", "recipes", "bill", one, two)
+    assert done.returncode == 0, done.stderr
+    assert " torch\n" not in done.stderr
+    for words in (
+        "USD/h",
+        "killed, or runs; last seen",
+        "13 min 20 s",
+        f"{USD:,.4f}",
+        "goodput 80.4%",
+        "lost 1.5%",
+        "rate: stated: 2.99 USD",
+        "1 line could not be read and is left out (torn by a kill?)",
+        f"2 runs: ${2 * USD:,.4f}",
+    ):
+        assert words in " ".join(done.stdout.split()), words
+    data = json.loads(run_command("python", "-m", "recipes", "bill", one, "--json").stdout)
+    assert data["usd"] == pytest.approx(USD)
+    assert [start["wall_s"] for start in data["starts"]] == [sum(FIRST.values()), 1640]
+
+
+def test_a_clock_that_was_set_back_is_said_and_changes_no_dollar(tmp_path: Path) -> None:
+    lines = [
+        ledger_line("start", "a", BEGAN, {"startup": 10.0}),
+        ledger_line("beat", "a", BEGAN + 60, {"startup": 10.0, "train": 60.0}),
+        ledger_line("end", "a", BEGAN - 3600, {"startup": 10.0, "train": 90.0}),
+    ]
+    (tmp_path / "ledger.jsonl").write_text("\n".join(lines) + "\n")
+    bill = read_bill(tmp_path)
+    assert bill.wall_s == 100
+    assert bill.warnings == ("the clock was set back by 1 h 1 min: times of day may be wrong, durations are not",)
+
+
+def test_a_run_without_a_rate_has_no_dollars(tmp_path: Path, run_command: Command) -> None:
+    (tmp_path / "ledger.jsonl").write_text(ledger_line("end", "a", BEGAN, {"train": 60.0}, usd_per_device_hour=None))
+    assert read_bill(tmp_path).usd is None
+    done = run_command("python", "-m", "recipes", "bill", tmp_path)
+    assert done.returncode == 0
+    assert "?" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "it has no ledger.jsonl"), ("", "has no line that can be read"), ('{"event":', "has no line that can be")],
+)
+@pytest.mark.parametrize("command", ["bill", "report"])
+def test_no_run_no_bill(tmp_path: Path, run_command: Command, content: str | None, words: str, command: str) -> None:
+    if content is not None:
+        (tmp_path / "ledger.jsonl").write_text(content)
+    done = run_command("python", "-m", "recipes", command, tmp_path)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    missing = run_command("python", "-m", "recipes", command, tmp_path / "nothing")
+    assert "is no run folder: there is no such folder" in missing.stderr

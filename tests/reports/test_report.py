@@ -1,0 +1,133 @@
+"""`python -m recipes report`: one page that stands alone, with figures that agree with the ledger."""
+
+from __future__ import annotations
+
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from recipes.reports.against_plan import reasons
+from recipes.reports.charts import Line, line_chart, share_bar, short, ticks
+from recipes.reports.page import write_page
+from recipes.reports.run_record import read_run
+
+from ..conftest import Command
+from ..run_folders import USD, crashed_run
+
+VOID = {"meta", "line", "polyline", "circle", "rect", "br"}
+
+
+class Balanced(HTMLParser):
+    """Fails on a tag that is not closed, or closed twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+
+def test_one_run(tmp_path: Path, run_command: Command) -> None:
+    run = crashed_run(tmp_path / "run")
+    done = run_command("python", "-X", "importtime", "-m", "recipes", "report", run)
+    assert done.returncode == 0, done.stderr
+    assert " torch\n" not in done.stderr
+    assert done.stdout.strip() == f"report: {run / 'report.html'}"
+    html = (run / "report.html").read_text()
+    parser = Balanced()
+    parser.feed(html)
+    assert parser.open == []
+    assert not re.search(r"(src|href)=|@import|url\(|<script", html)  # nothing from anywhere else
+    assert "prefers-color-scheme: dark" in html
+    assert "@media print" in html
+    assert "width=device-width" in html
+    for words in (
+        f"${USD:,.2f}",
+        "Loss against tokens",
+        "Loss against dollars",
+        "goodput 80.4%",
+        "steps lost in a crash and done again",
+        "1 line could not be read",
+        "Plan against actual",
+        "Why the dollars differ",
+        "28.7% in the steady state",
+        "3.312 by the scaling law",
+        "62.0% ± 2.2%",
+        f"${USD / 12:,.2f}",  # dollars a point: 12 points above chance
+        "no better than chance",
+        "lambada &lt;b&gt;/0-shot",
+        "max_duration: 4800ba",
+    ):
+        assert words in html, words
+    assert html.count("<polyline") == 4
+
+
+def test_the_reasons_multiply_to_the_difference(tmp_path: Path) -> None:
+    run = read_run(crashed_run(tmp_path / "run"))
+    found = reasons(run)
+    assert {r.name for r in found} == {
+        "tokens learned from",
+        "work done again after crashes",
+        "speed of the steady state",
+        "share of the time in training and data",
+        "rate",
+    }
+    assert run.plan is not None
+    assert run.plan.usd is not None
+    product = math.prod(r.factor or 1 for r in found)
+    assert product == pytest.approx(USD / run.plan.usd.mid, rel=1e-6)
+    assert next(r for r in found if "again" in r.name).factor == pytest.approx(4900 / 4800)
+
+
+def test_several_runs_side_by_side(tmp_path: Path, run_command: Command) -> None:
+    one, two = crashed_run(tmp_path / "one"), crashed_run(tmp_path / "two")
+    recipe = two / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("lr: 0.0006", "lr: 0.0003"))
+    done = run_command("python", "-m", "recipes", "report", one, two)
+    assert done.returncode == 0, done.stderr
+    html = (tmp_path / "report.html").read_text()
+    assert "2 runs: one, two" in html
+    assert re.search(r"<td>optimizer\.lr</td><td>0\.0006</td><td>0\.0003</td>", html)
+    assert html.count("<polyline") == 8
+    assert "Plan against actual: two" in html
+
+
+def test_a_run_that_left_almost_nothing_still_has_a_page(tmp_path: Path) -> None:
+    run = crashed_run(tmp_path / "run")
+    for name in ("recipe.yaml", "metrics.jsonl", "summary.json"):
+        (run / name).unlink()
+    (run / "results.json").write_text("{torn")
+    html = write_page([run]).read_text()
+    for words in ("not finished: killed, or still running", "nothing to draw", "recipe.yaml is missing", "None yet"):
+        assert words in html
+
+
+def test_charts() -> None:
+    assert ticks(0, 10) == [0, 2, 4, 6, 8, 10]
+    assert ticks(3, 3) == [3]
+    assert ticks(0.013, 0.019)
+    assert [short(v) for v in (1.5e12, 2e9, 3_500_000, 25_000, 999, 0.02)] == [
+        "1.5 T",
+        "2 B",
+        "3.5 M",
+        "25 k",
+        "999",
+        "0.02",
+    ]
+    assert line_chart([Line("one", [], 0)], "x", "y") == ""
+    assert line_chart([Line("one", [(1, 1)], 0)], "x", "y") == ""
+    flat = line_chart([Line("flat & <low>", [(0, 1), (1, 1)], 0, marked=True)], "x", "y")
+    assert "flat &amp; &lt;low&gt;" in flat
+    assert "nan" not in flat
+    long = line_chart([Line("long", [(i, 1 + 1 / (1 + i)) for i in range(100_000)], 0)], "x", "y")
+    assert len(long) < 10_000
+    assert share_bar([("all", "train", 1.0), ("none", "lost", 0.0)]).count("<rect") == 1

@@ -1,0 +1,37 @@
+"""The section on tasks over a run's checkpoints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from recipes.reports.page import write_page
+
+from ..run_folders import crashed_run
+
+
+def record(step: int, score: float, usd: float | None) -> str:
+    task = {"label": "cloze/0-shot", "score": score, "interval_95": 0.04, "chance": 0.25, "examples": 500}
+    return json.dumps({"step": step, "tokens": step * 1024, "seconds": 30.0, "usd": usd, "tasks": [task]})
+
+
+def test_scores_over_the_checkpoints_are_drawn_and_billed(tmp_path: Path) -> None:
+    run = crashed_run(tmp_path / "run")
+    lines = [record(1600, 0.31, 0.5), record(1600, 0.3, 0.5), record(3200, 0.45, 0.5), '{"step": 4800, "tas']
+    (run / "tasks.jsonl").write_text("\n".join(lines))
+    html = write_page([run]).read_text()
+    for words in (
+        "Tasks over the checkpoints",
+        "cloze/0-shot",
+        "30.0% ± 4.0%",
+        "45.0% ± 4.0%",
+        "25%",
+        "score against tokens",
+    ):
+        assert words in html
+    assert "2 evaluations took 1 min 30 s, $1.5." in html  # step 1,600 was done again after a crash, and paid twice
+    assert "31.0%" not in html
+
+
+def test_a_run_without_tasks_has_no_such_section(tmp_path: Path) -> None:
+    assert "Tasks over the checkpoints" not in write_page([crashed_run(tmp_path / "run")]).read_text()

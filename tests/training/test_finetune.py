@@ -1,0 +1,453 @@
+"""Fine-tuning: LoRA in and out, preferences, answers; chat and generate as a user calls them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from recipes.build import build as build_run
+from recipes.config.check import check
+from recipes.config.load import load
+from recipes.reports.runs import read_metrics
+from recipes.talking.generate import Sampling, complete
+from recipes.talking.loading import Loaded, load_model
+from recipes.training.lora import add_lora, reset_lora
+from recipes.training.preferences import PreferenceModel, adapters_off, read_pairs
+from recipes.weights.export import export
+
+from ..conftest import ROOT, Command
+from ..tiny import LLAMA, MPT, VOCAB, build, with_changes, write_run
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+TEMPLATE = (
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ ':' + m['content'] + eos_token }}"
+    "{% else %}{{ m['content'] }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}:{% endif %}"
+)
+GQA = with_changes(LLAMA, attn_config__attn_type="grouped_query_attention", attn_config__kv_n_heads=2)
+
+
+@pytest.fixture(scope="module")
+def talker(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tokenizer with a chat template."""
+    import shutil
+
+    folder = tmp_path_factory.mktemp("talker") / "tokenizer"
+    shutil.copytree(shards / "tokenizer", folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": TEMPLATE}))
+    return folder
+
+
+def tuned(section: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """A model with adapters that do something, and its section."""
+    modules = ["Wqkv", "out_proj", "up_proj", "down_proj"]
+    config = {"r": 4, "lora_alpha": 8, "target_modules": modules}
+    module = build(section)
+    add_lora(module, config)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    return module.eval(), {**section, "peft_config": config}
+
+
+@pytest.mark.parametrize("section", [MPT, GQA], ids=["mpt", "llama-gqa"])
+def test_lora_leaves_merged_and_unmerged(section: dict[str, Any], shards: Path, tmp_path: Path) -> None:
+    module, with_lora = tuned(section)
+    run = write_run(tmp_path / "run", with_lora, module, shards / "tokenizer", pretrained=str(tmp_path / "base"))
+    export(write_run(tmp_path / "base-run", section, build(section), shards / "tokenizer"), tmp_path / "base", "fp32")
+    export(run, tmp_path / "merged", "fp32")
+    said = export(run, tmp_path / "adapter", "fp32", unmerged=True)
+    assert "load them onto" in said
+    ids = torch.randint(VOCAB, (2, 16), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        ours = module(input_ids=ids).logits
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()(input_ids=ids).logits
+        base = AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()
+        plain = base(input_ids=ids).logits
+        unmerged = PeftModel.from_pretrained(base, str(tmp_path / "adapter")).eval()(input_ids=ids).logits
+        loaded = load_model(run).model(input_ids=ids).logits
+    assert (ours - plain).abs().max() > 0.01
+    for other in (merged, unmerged, loaded):
+        assert (ours - other).abs().max() < 1e-5
+
+
+def test_a_run_without_adapters_has_none_to_export(shards: Path, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", MPT, build(MPT), shards / "tokenizer")
+    with pytest.raises(ValueError, match="has no adapters"):
+        export(run, tmp_path / "out", unmerged=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_fresh_adapters_change_nothing() -> None:
+    module, _ = tuned(MPT)
+    ids = torch.arange(8)[None]
+    reset_lora(module)
+    assert torch.equal(module(input_ids=ids).logits, build(MPT)(input_ids=ids).logits)
+
+
+def recipe_text(shards: Path, folder: Path, **more: Any) -> str:
+    values = {
+        "max_seq_len": 32,
+        "run_name": "tiny",
+        "seed": 1,
+        "precision": "fp32",
+        "model": {"name": "mpt_causal_lm", **MPT},
+        "tokenizer": {"name": str(shards / "tokenizer")},
+        "train_loader": {
+            "name": "text",
+            "dataset": {"local": str(shards), "split": "train"},
+            "drop_last": True,
+            "num_workers": 0,
+        },
+        "optimizer": {"name": "decoupled_adamw", "lr": 1e-2},
+        "scheduler": {"name": "constant_with_warmup", "t_warmup": "1ba"},
+        "global_train_batch_size": 8,
+        "device_train_microbatch_size": 8,
+        "max_duration": "20ba",
+        "save_folder": str(folder / "run" / "checkpoints"),
+        "save_interval": "10ba",
+        **more,
+    }
+    return yaml.safe_dump(values)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (
+            {"model": {"peft_config": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}}},
+            "no module q_proj in this",
+        ),
+        ({"model": {"peft_config": {"r": 4, "lora_alpha": 8, "rank": 2, "target_modules": ["Wqkv"]}}}, "unknown key"),
+        ({"dpo": {"beta": 0.1}}, "missing; dpo compares with the model without its adapters"),
+        (
+            {"train_loader": {"name": "preferences", "dataset": {"path": "x"}, "num_workers": 0}},
+            "such as dpo: {beta: 0.1}",
+        ),
+    ],
+    ids=["lora on a missing module", "unknown lora key", "dpo without lora", "pairs without dpo"],
+)
+def test_contradictions_are_found_before_anything_is_built(
+    more: dict[str, Any], words: str, shards: Path, tmp_path: Path, recipe_file: Any
+) -> None:
+    values = yaml.safe_load(recipe_text(shards, tmp_path))
+    for key, value in more.items():
+        values[key] = {**values[key], **value} if key == "model" else value
+    problems = check(load(recipe_file(yaml.safe_dump(values))))
+    assert any(words in problem.text for problem in problems), problems
+
+
+def pairs_file(folder: Path) -> Path:
+    path = folder / "pairs.jsonl"
+    rows = [{"prompt": f"{i}?", "chosen": "the people", "rejected": "the war"} for i in range(24)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_preferences_are_learned_and_the_base_stays(
+    shards: Path, talker: Path, tmp_path: Path, recipe_file: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lora = {"r": 4, "lora_alpha": 8, "target_modules": ["Wqkv", "up_proj", "down_proj"]}
+    loader = {
+        "name": "preferences",
+        "dataset": {"path": str(pairs_file(tmp_path)), "shuffle": True},
+        "drop_last": False,
+        "num_workers": 0,
+    }
+    base = write_run(tmp_path / "base", MPT, build(MPT), talker)
+    text = recipe_text(
+        shards,
+        tmp_path,
+        model={"name": "mpt_causal_lm", **MPT, "peft_config": lora},
+        tokenizer={"name": str(talker)},
+        train_loader=loader,
+        eval_loader=loader,
+        dpo={"beta": 0.1},
+        pretrained=str(base),
+        eval_interval="20ba",
+        device_eval_batch_size=8,
+    )
+    recipe = load(recipe_file(text))
+    run = build_run(recipe)
+    (tmp_path / "run" / "recipe.yaml").write_text(recipe.to_yaml())  # as train.py leaves it
+    before = build(MPT).state_dict()
+    run.train(eval_first=False)
+    run.trainer.close()
+    records = list(read_metrics(tmp_path / "run" / "metrics.jsonl"))
+    losses = [r["loss/train/total"] for r in records if "loss/train/total" in r]
+    assert losses[0] == pytest.approx(0.6931, abs=1e-3)  # log 2: nothing has moved yet
+    assert losses[-1] < 0.5
+    accuracy = [r["metrics/eval/PairAccuracy"] for r in records if "metrics/eval/PairAccuracy" in r]
+    assert accuracy[-1] == 1.0
+    model = run.trainer.state.model.model
+    for name, parameter in model.named_parameters():
+        if "lora_" not in name:
+            assert torch.equal(parameter, before[name.replace(".base_layer", "")]), name
+    export(tmp_path / "run", tmp_path / "out", "fp32")
+    ids = torch.arange(16)[None]
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert (theirs(input_ids=ids).logits - model.eval()(input_ids=ids).logits).abs().max() < 1e-5
+
+
+def test_the_preference_loss_is_the_papers(talker: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    from recipes.models.mpt import ComposerMPTCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(talker)
+    composer = ComposerMPTCausalLM(tokenizer=tokenizer, use_train_metrics=False, **with_changes(MPT))
+    module, _ = tuned(MPT)
+    composer.model = module
+    model = PreferenceModel(composer, beta=0.3)
+    pairs = read_pairs(pairs_file(tmp_path), tokenizer, 32)[:2]
+    batch = {name: torch.stack([pair[name] for pair in pairs]) for name in pairs[0]}
+
+    def log_probability(row: int, answer: int) -> torch.Tensor:
+        ids, labels = batch["input_ids"][row, answer], batch["labels"][row, answer]
+        logs = module(input_ids=ids[None]).logits[0].log_softmax(-1)
+        return sum(logs[t - 1, ids[t]] for t in range(len(ids)) if labels[t] != -100)  # type: ignore[return-value]
+
+    with torch.no_grad():
+        losses = []
+        for row in range(2):
+            now = log_probability(row, 0) - log_probability(row, 1)
+            with adapters_off(module):
+                before = log_probability(row, 0) - log_probability(row, 1)
+            losses.append(-torch.nn.functional.logsigmoid(0.3 * (now - before)))
+        torch.testing.assert_close(model.loss(model(batch), batch), torch.stack(losses).mean())
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ('{"prompt": "a", "chosen": "b"}', "no 'rejected'"),
+        ("{", "expected prompt, chosen and rejected"),
+        ('{"prompt": "a", "chosen": "b", "rejected": "%s"}' % ("very " * 60), "tokens, max_seq_len is 32"),
+    ],
+)
+def test_rows_that_are_no_pairs_are_named(row: str, words: str, talker: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n' + row + "\n")
+    with pytest.raises(ValueError, match=r"pairs\.jsonl:2") as error:
+        read_pairs(path, AutoTokenizer.from_pretrained(talker), 32)
+    assert words in str(error.value)
+
+
+# --- talking ------------------------------------------------------------------------------------------------------
+
+
+def positions_read(loaded: Loaded, new_tokens: int) -> int:
+    """How many tokens go through the first layer while `new_tokens` are written."""
+    seen = []
+    embedding = loaded.model.get_input_embeddings()
+    hook = embedding.register_forward_hook(
+        lambda _, inputs, __: seen.append(inputs[0].shape[1]) if inputs[0].dim() == 2 else None
+    )
+    loaded.tokenizer.eos_token = None
+    complete(loaded, list(range(2, 8)), Sampling(max_new_tokens=new_tokens, temperature=0))
+    hook.remove()
+    return sum(length for length in seen if length)
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "folder"])
+@pytest.mark.parametrize("section", [MPT, LLAMA], ids=["mpt", "llama"])
+def test_work_is_linear_in_new_tokens(section: dict[str, Any], kind: str, shards: Path, tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run", section, build(section), shards / "tokenizer")
+    if kind == "folder":
+        export(path, tmp_path / "out", "fp32")
+        path = tmp_path / "out"
+    loaded = load_model(path)
+    work = {n: positions_read(loaded, n) for n in (4, 8, 16)}
+    assert work == {4: 6 + 3, 8: 6 + 7, 16: 6 + 15}
+
+
+def test_generate_and_chat_as_commands(talker: Path, tmp_path: Path, run_command: Command) -> None:
+    run = write_run(tmp_path / "run", MPT, build(MPT), talker)
+    made = run_command("python", "-m", "recipes", "export", run, tmp_path / "hf", "--dtype", "fp32")
+    assert made.returncode == 0, made.stderr
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("the people\n\nof war\n")
+    options = ["--prompts", prompts, "--temperature", "0", "--max-new-tokens", "8", "--out", tmp_path / "said.jsonl"]
+    told = run_command("python", "-m", "recipes", "generate", run, tmp_path / "hf", *options)
+    assert told.returncode == 0, told.stderr
+    rows = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
+    assert [(row["model"], row["prompt"]) for row in rows] == [
+        (name, prompt) for prompt in ("the people", "of war") for name in ("run", "hf")
+    ]
+    assert rows[0]["text"] == rows[1]["text"]
+    assert rows[2]["text"] == rows[3]["text"]
+    assert "the people" in told.stdout
+
+    command = [sys.executable, "-m", "recipes", "chat", str(tmp_path / "hf"), "--max-new-tokens", "5", "--seed", "1"]
+    talked = subprocess.run(
+        command, cwd=ROOT, input="who?\nand then?\n/reset\nwho?\n/quit\n", capture_output=True, text=True, timeout=200
+    )
+    assert talked.returncode == 0, talked.stderr
+    answers = talked.stdout.split("\n> ")[1:]
+    assert len(answers) == 5
+    assert answers[0] == answers[3]
+    assert all(answer.strip() for answer in (answers[0], answers[1]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["chat", "nothing"], "does not exist"),
+        (["chat", "README.md"], "README.md"),
+        (["generate", "nothing", "--prompts", "Makefile", "--top-p", "2"], "--top-p: got 2.0, expected above 0"),
+        (["generate", "nothing", "--prompts", "nothing.txt"], "nothing.txt cannot be read"),
+        (["export", "nothing", "/tmp/never-made"], "nothing does not exist"),
+        (["export", "runs", "/tmp/never-made", "--dtype", "fp8"], "expected one of fp32, bf16, fp16"),
+    ],
+)
+def test_commands_refuse_in_words(arguments: list[str], words: str, run_command: Command) -> None:
+    done = run_command("python", "-m", "recipes", *arguments)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not Path("/tmp/never-made").exists()
+
+
+def test_a_model_without_a_template_cannot_chat(shards: Path, tmp_path: Path) -> None:
+    from recipes.talking.generate import chat_ids
+
+    loaded = load_model(write_run(tmp_path / "run", MPT, build(MPT), shards / "tokenizer"))
+    loaded.tokenizer.chat_template = None
+    with pytest.raises(ValueError, match="has no chat template"):
+        chat_ids(loaded, [{"role": "user", "content": "?"}])
+    with pytest.raises(ValueError, match="the model reads 32: shorten it"):
+        complete(loaded, list(range(2, 40)), Sampling())
+
+
+def test_old_questions_make_room() -> None:
+    from recipes.talking.chat import fitting
+
+    class Words:
+        chat_template = "x"
+
+        def apply_chat_template(self, messages: Any, **_: Any) -> str:
+            return "".join(m["content"] for m in messages)
+
+        def __call__(self, text: str, **_: Any) -> Any:
+            return {"input_ids": list(text)}
+
+    loaded = Loaded("x", None, Words(), 10)
+    said = [{"role": role, "content": "abc"} for role in ("system", "user", "assistant", "user")]
+    assert [m["role"] for m in fitting(loaded, said, 1, 2)] == ["system", "user"]
+
+
+# --- the data that ships with the repository -----------------------------------------------------------------------
+
+
+def test_questions_are_made_from_the_addresses() -> None:
+    from data_prep.sotu import questions
+
+    rows = [json.loads(line) for line in questions.ADDRESSES.read_text(encoding="utf-8").splitlines()]
+    made = [json.loads(line)["messages"] for line in questions.QUESTIONS.read_text(encoding="utf-8").splitlines()]
+    assert [(q["content"], a["content"]) for q, a in made] == list(questions.conversations(rows))
+    pairs = [json.loads(line) for line in questions.PREFERENCES.read_text(encoding="utf-8").splitlines()]
+    assert pairs == list(questions.preferences(rows))
+    assert len({q["content"] for q, _ in made}) == len(made)
+    for prompt in questions.QUESTIONS.with_suffix(".txt").read_text().splitlines():
+        assert prompt in {q["content"] for q, _ in made}
+
+
+def test_the_quickstart_from_questions_to_answers(shards: Path, tmp_path: Path, run_command: Command) -> None:
+    """The commands of `make finetune`, with a smaller model and three steps."""
+    small = with_changes(MPT, max_seq_len=128)
+    before = write_run(tmp_path / "before", small, build(small), shards / "tokenizer")
+    chat, questions = tmp_path / "chat", ROOT / "data_prep" / "sotu" / "questions.jsonl"
+    more = ["--tokenizer", chat / "tokenizer"]
+    sizes = ["d_model=32", "n_heads=4", "n_layers=2", f"vocab_size={VOCAB}"]
+    changes = [
+        *(f"model.{size}" for size in sizes),
+        *(f"{loader}.dataset.streams.questions.local={chat}" for loader in ("train_loader", "eval_loader")),
+        f"tokenizer.name={chat / 'tokenizer'}",
+        f"pretrained={before}",
+        f"save_folder={tmp_path / 'after' / 'checkpoints'}",
+        "max_duration=3ba",
+        "scheduler.t_warmup=1ba",
+        "eval_subset_num_batches=1",
+        "progress_bar=false",
+    ]
+    cut = ["--seq-len", "128", "--holdout", "0.05"]
+    asked = ["--prompts", questions.with_suffix(".txt"), "--out", tmp_path / "said.jsonl"]
+    asked += ["--chat", "--max-new-tokens", "8"]
+    commands = (
+        ["python", "-m", "data_prep.sotu.chat_tokenizer", shards / "tokenizer", chat / "tokenizer"],
+        ["python", "-m", "data_prep.finetune", questions, "--out", chat, *more, *cut],
+        ["composer", "train.py", "yamls/finetune/mpt-quickstart-chat.yaml", *changes],
+        ["python", "-m", "recipes", "generate", before, tmp_path / "after", *more, *asked],
+    )
+    for command in commands:
+        done = run_command(*command)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "Who gave the State of the Union address in 1963?" in done.stdout
+    said = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
+    assert [row["model"] for row in said] == ["before", "after"] * 3
+    makefile = (ROOT / "Makefile").read_text()
+    for words in ("data_prep.sotu.chat_tokenizer", "mpt-quickstart-chat.yaml", "recipes generate runs/mpt-quickstart"):
+        assert words in makefile
+
+
+# --- sharded over processes ----------------------------------------------------------------------------------------
+
+
+def test_two_processes_start_from_a_folder_tune_with_lora_and_are_exported(
+    shards: Path, tmp_path: Path, recipe_file: Any, run_command: Command
+) -> None:
+    """FSDP2: each process fills its own rows, and the sharded checkpoint is one model again."""
+    base = write_run(tmp_path / "base-run", GQA, build(GQA), shards / "tokenizer")
+    export(base, tmp_path / "base", "fp32")
+    lora = {"r": 4, "lora_alpha": 8, "target_modules": ["Wqkv", "out_proj", "gate_proj"]}
+    first_losses = []
+    for processes in (1, 2):
+        text = recipe_text(
+            shards,
+            tmp_path / str(processes),
+            model={"name": "mpt_causal_lm", **GQA, "peft_config": lora},
+            pretrained=str(tmp_path / "base"),
+            device_train_microbatch_size=4,
+            max_duration="4ba",
+            save_interval="4ba",
+            fsdp_config={"sharding_strategy": "FULL_SHARD", "state_dict_type": "sharded"},
+        )
+        path = recipe_file(text, f"recipe{processes}.yaml")
+        done = run_command("composer", "-n", str(processes), "train.py", path)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        records = list(read_metrics(tmp_path / str(processes) / "run" / "metrics.jsonl"))
+        losses = [r["loss/train/total"] for r in records if "loss/train/total" in r]
+        assert losses[-1] < losses[0]
+        first_losses.append(losses[0])
+    assert first_losses[0] == pytest.approx(first_losses[1], rel=2e-5)
+    run = tmp_path / "2" / "run"
+    assert (run / "checkpoints" / "ep0-ba4" / ".metadata").is_file()
+    export(run, tmp_path / "out", "fp32")
+    ids = torch.arange(16)[None]
+    before = AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()
+    after = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert torch.equal(before.model.norm.weight, after.model.norm.weight)
+    assert torch.equal(before.lm_head.weight, after.lm_head.weight)
+    assert not torch.equal(
+        before.model.layers[0].self_attn.q_proj.weight, after.model.layers[0].self_attn.q_proj.weight
+    )
+    with torch.no_grad():
+        ours = load_model(run).model(input_ids=ids).logits
+        assert (ours - after(input_ids=ids).logits).abs().max() < 1e-5
+        assert (ours - before(input_ids=ids).logits).abs().max() > 1e-3

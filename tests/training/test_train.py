@@ -1,0 +1,212 @@
+"""Whole training runs as a user starts them: one process, several, killed and started again."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ..conftest import ROOT, STEPS, Command, losses, recipe_arguments, summary
+
+
+def test_a_run_learns_and_says_what_it_came_to(whole: Path) -> None:
+    output = (whole / "output.txt").read_text()
+    curve = losses(whole)
+    assert list(curve) == list(range(STEPS))
+    assert curve[STEPS - 1] < curve[0] - 0.3
+    for words in (
+        "validation loss",
+        "validation perplexity",
+        "tokens/s",
+        "MFU",
+        "wall time",
+        "$",
+        "0.1026 USD",
+        "checkpoint",
+    ):
+        assert words in output
+    came_to = summary(whole)
+    assert came_to["steps"] == STEPS
+    assert came_to["tokens"] == STEPS * 8 * 32
+    assert came_to["eval_loss_end"] < came_to["eval_loss_start"]
+    assert came_to["usd"] == pytest.approx(came_to["wall_s"] / 3600 * 0.1026, rel=1e-3)
+    assert Path(str(came_to["checkpoint"])).is_file()
+    assert "autoresume: no checkpoint yet" in output
+
+
+def test_only_the_last_checkpoints_are_kept_and_the_resolved_recipe_beside_them(whole: Path) -> None:
+    kept = sorted(p.name for p in (whole / "checkpoints").iterdir())
+    assert kept == ["ep0-ba21-rank0.pt", "ep0-ba24-rank0.pt", "latest-rank0.pt"]
+    assert "max_seq_len: 32" in (whole / "recipe.yaml").read_text()
+
+
+def test_finished_work_is_not_done_again(whole: Path, shards: Path, run_command: Command) -> None:
+    before = (whole / "metrics.jsonl").read_bytes()
+    result = run_command("python", "-X", "importtime", "train.py", *recipe_arguments(shards, whole))
+    assert result.returncode == 0
+    assert "finished before, nothing to do" in result.stdout
+    assert "validation perplexity" in result.stdout
+    assert " torch\n" not in result.stderr
+    assert (whole / "metrics.jsonl").read_bytes() == before
+
+
+def test_killed_runs_go_on_to_the_same_losses_bit_for_bit(whole: Path, shards: Path, tmp_path: Path) -> None:
+    chance = random.Random(time.time_ns())
+    command = [sys.executable, "train.py", *recipe_arguments(shards, tmp_path, "save_interval=1ba")]
+    for kill in range(3):
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        )
+        goal = len(losses(tmp_path)) + chance.randint(2, 6)
+        deadline = time.monotonic() + 200
+        while len(losses(tmp_path)) < goal and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0, 0.05))  # between a batch and its checkpoint, or in the middle of writing one
+        assert process.poll() is None, process.communicate()
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert not (tmp_path / "summary.json").exists(), f"killed too late, at kill {kill}"
+    last = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert last.returncode == 0, last.stderr
+    assert "autoresume: going on from" in last.stdout
+    assert losses(tmp_path) == losses(whole)
+    assert summary(tmp_path)["eval_loss_end"] == summary(whole)["eval_loss_end"]
+    assert summary(tmp_path)["starts"] == 4
+
+
+def test_a_longer_run_goes_on_from_the_last_checkpoint_that_is_whole(
+    whole: Path, shards: Path, tmp_path: Path, run_command: Command
+) -> None:
+    first = run_command(
+        "python", "train.py", *recipe_arguments(shards, tmp_path, "max_duration=6ba", "scheduler.t_max=24ba")
+    )
+    assert first.returncode == 0, first.stderr
+    newest = tmp_path / "checkpoints" / "ep0-ba6-rank0.pt"
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    again = run_command("python", "train.py", *recipe_arguments(shards, tmp_path, "scheduler.t_max=24ba"))
+    assert again.returncode == 0, again.stderr
+    assert "going on from" in again.stdout
+    assert "ep0-ba3-rank0.pt; ignored ep0-ba6-rank0.pt: not whole" in again.stdout
+    assert losses(tmp_path) == losses(whole)
+
+
+@pytest.mark.parametrize(
+    ("more", "resumed"),
+    [(["fsdp_config=null"], False), ([], False), (["fsdp_config.state_dict_type=sharded"], True)],
+    ids=["ddp", "fsdp2", "fsdp2-sharded-and-resumed"],
+)
+def test_two_processes_learn_what_one_does(
+    whole: Path, shards: Path, tmp_path: Path, run_command: Command, more: list[str], resumed: bool
+) -> None:
+    for steps in (6, 9) if resumed else (6,):
+        length = [f"max_duration={steps}ba", f"scheduler.t_max={STEPS}ba"]
+        result = run_command("composer", "-n", "2", "train.py", *recipe_arguments(shards, tmp_path, *more, *length))
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert "2 devices × 1 micro-batches × 4" in result.stdout
+        assert ("autoresume: going on from" in result.stdout) == (steps == 9)
+    alone = losses(whole)
+    assert losses(tmp_path) == pytest.approx({step: alone[step] for step in range(steps)}, rel=2e-5)
+    assert summary(tmp_path)["devices"] == 2
+
+
+def test_a_batch_that_two_processes_cannot_share_is_said_once(
+    shards: Path, tmp_path: Path, run_command: Command
+) -> None:
+    result = run_command(
+        "composer", "-n", "2", "train.py", *recipe_arguments(shards, tmp_path, "global_train_batch_size=9")
+    )
+    assert result.returncode != 0
+    assert result.stderr.count("9 sequences cannot be shared by 2 devices; 8 or 10 can") == 1
+
+
+def test_checkpoints_of_another_model_are_not_gone_on_from(whole: Path, shards: Path, run_command: Command) -> None:
+    result = run_command(
+        "python", "train.py", *recipe_arguments(shards, whole, "model.d_model=64", "max_duration=30ba")
+    )
+    assert result.returncode == 1
+    assert "are of another model (d_model 32 → 64): choose another run_name or save_folder" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("max_seq_len=64", "hold 32 tokens a sequence, the recipe wants 64"),
+        ("model.vocab_size=256", "set model.vocab_size to at least 512"),
+        ("load_path=nothing.pt", "no checkpoint: nothing.pt does not exist"),
+        ("loggers.wandb={}", "needs the package wandb: uv pip install wandb"),
+        ("precision=amp_fp16", "amp_fp16 needs one"),
+        ("save_folder=README.md/checkpoints", "is not a writable folder"),
+    ],
+)
+def test_preflight_finds_what_would_stop_a_run(
+    shards: Path, tmp_path: Path, run_command: Command, override: str, words: str
+) -> None:
+    result = run_command("python", "train.py", *recipe_arguments(shards, tmp_path, override))
+    assert result.returncode == 1
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_damaged_shards_and_another_tokenizer_are_found_before_the_run(
+    shards: Path, tmp_path: Path, run_command: Command
+) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(shards, copy)
+    shard = next((copy / "train").glob("*.mds"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    tokenizer = copy / "tokenizer" / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace("\u0120the", "\u0120thé", 1))
+    arguments = recipe_arguments(copy, tmp_path / "run")
+    result = run_command("python", "train.py", *arguments)
+    assert result.returncode == 1
+    assert f"missing or truncated shard {shard}" in result.stderr
+    assert "were made with another tokenizer" in result.stderr
+
+
+# A node of its own, as far as one machine can be two: its own shared memory, the same files.
+NODE = """
+mount -t tmpfs tmpfs /dev/shm
+exec "$@"
+"""
+
+
+def can_unshare() -> bool:
+    try:
+        return subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not can_unshare(), reason="needs the right to make a mount namespace")
+def test_two_nodes_train_in_a_folder_that_they_share(shards: Path, tmp_path: Path) -> None:
+    launcher = str(Path(sys.executable).with_name("composer"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = ["--master_addr", "127.0.0.1", "--master_port", str(free.getsockname()[1])]
+    nodes = []
+    for rank in (0, 1):
+        launch = [launcher, "-n", "1", "--world_size", "2", "--node_rank", str(rank), *address]
+        command = ["unshare", "--mount", "bash", "-c", NODE, "node", *launch, "train.py"]
+        arguments = recipe_arguments(shards, tmp_path, "max_duration=12ba")
+        nodes.append(
+            subprocess.Popen(
+                [*command, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+        )
+    outputs = [node.communicate(timeout=300)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], "\n".join(outputs)
+    assert "DeprecationWarning" not in outputs[0]
+    # streaming deals the data out by node, so the losses are not one machine's; they fall all the same
+    curve = losses(tmp_path)
+    assert list(curve) == list(range(12))
+    assert curve[11] < curve[0]
+    assert summary(tmp_path)["devices"] == 2

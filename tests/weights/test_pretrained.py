@@ -1,0 +1,130 @@
+"""In: weights of a Hugging Face folder in the model here, bit for bit, and out again."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM, MptConfig, MptForCausalLM
+
+from recipes.weights.export import export
+from recipes.weights.pretrained import load_pretrained, problems
+from recipes.weights.tensor_files import safetensors_folder
+
+from ..tiny import LLAMA, MPT, build, with_changes, write_run
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+GQA = with_changes(LLAMA, attn_config__attn_type="grouped_query_attention", attn_config__kv_n_heads=2)
+
+
+def folder_of(path: Path, family: str, dtype: torch.dtype = torch.float32) -> Path:
+    """A folder that transformers itself wrote."""
+    torch.manual_seed(3)
+    if family == "mpt":
+        config = MptConfig(d_model=32, n_heads=4, n_layers=2, max_seq_len=32, vocab_size=512)
+        model = MptForCausalLM(config)
+    else:
+        llama = LlamaConfig(
+            hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            vocab_size=512, max_position_embeddings=32, rms_norm_eps=1e-6,
+        )  # fmt: skip
+        model = LlamaForCausalLM(llama)
+    model.to(dtype).save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(("family", "section"), [("mpt", MPT), ("llama", GQA)], ids=["mpt", "llama"])
+def test_in_and_out_is_bit_exact(
+    family: str, section: dict[str, Any], dtype: torch.dtype, shards: Path, tmp_path: Path
+) -> None:
+    source = folder_of(tmp_path / "hf", family, dtype)
+    module = build(section)
+    recipe = {"pretrained": str(source), "model": {"name": "mpt_causal_lm", **section}, "max_seq_len": 32}
+    assert list(problems(recipe)) == []
+    assert load_pretrained(module, section, source) == len(list(module.parameters()))
+    run = write_run(tmp_path / "run", section, module, shards / "tokenizer")
+    export(run, tmp_path / "out", "fp32" if dtype == torch.float32 else "bf16")
+    with safetensors_folder(source) as before, safetensors_folder(tmp_path / "out") as after:
+        assert before.shapes() == after.shapes()
+        for name in before.shapes():
+            assert before.entries[name].dtype == after.entries[name].dtype
+            assert torch.equal(before.rows(name), after.rows(name)), name
+
+
+def recipe_for(source: Path, section: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"pretrained": str(source), "model": {"name": "mpt_causal_lm", **section}, "max_seq_len": 32, **more}
+
+
+def test_resizing_the_vocabulary_is_explicit(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "hf", "llama")
+    larger = with_changes(GQA, vocab_size=520)
+    ((key, text),) = problems(recipe_for(source, larger))
+    assert key == "model.vocab_size"
+    assert "the recipe has 520" in text
+    assert "pretrained_changes: [vocab_size]" in text
+    assert list(problems(recipe_for(source, larger, pretrained_changes=["vocab_size"]))) == []
+    for size in (520, 500):
+        module = build(with_changes(GQA, vocab_size=size))
+        load_pretrained(module, with_changes(GQA, vocab_size=size), source)
+        with safetensors_folder(source) as files:
+            for ours, theirs in ((module.transformer.wte, "model.embed_tokens"), (module.lm_head, "lm_head")):
+                there = files.rows(f"{theirs}.weight")
+                kept = min(size, 512)
+                assert torch.equal(ours.weight[:kept], there[:kept])
+                torch.testing.assert_close(ours.weight[kept:], there.mean(0).expand(size - kept, -1))
+
+
+def test_another_model_is_refused_in_words(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "hf", "mpt")
+    found = dict(problems(recipe_for(source, with_changes(MPT, d_model=64, attn_config__clip_qkv=6))))
+    assert "that is another model" in found["model.d_model"]
+    assert "add it to pretrained_changes" in found["model.attn_config.clip_qkv"]
+    (text,) = dict(problems(recipe_for(tmp_path / "none", MPT))).values()
+    assert "does not exist" in text
+    (tmp_path / "empty").mkdir()
+    assert "is neither a Hugging Face folder" in dict(problems(recipe_for(tmp_path / "empty", MPT)))["pretrained"]
+    GPT2Config().save_pretrained(tmp_path / "gpt2")
+    (text,) = dict(problems(recipe_for(tmp_path / "gpt2", MPT))).values()
+    assert "a model of type 'gpt2'; expected mpt or llama" in text
+    assert "both set" in dict(problems(recipe_for(source, MPT, load_path="x.pt")))["pretrained"]
+
+
+def test_a_folder_that_is_not_whole_is_refused(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "hf", "llama")
+    weights = source / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-10])
+    (text,) = dict(problems(recipe_for(source, GQA))).values()
+    assert "is no whole safetensors file" in text
+    weights.write_bytes(whole[:4])
+    assert "is no whole safetensors file" in dict(problems(recipe_for(source, GQA)))["pretrained"]
+    weights.unlink()
+    (source / "pytorch_model.bin").write_bytes(b"")
+    assert "save it as safetensors first" in dict(problems(recipe_for(source, GQA)))["pretrained"]
+
+
+def test_a_run_can_be_started_from(shards: Path, tmp_path: Path) -> None:
+    first = build(MPT, seed=1)
+    run = write_run(tmp_path / "run", MPT, first, shards / "tokenizer")
+    assert list(problems(recipe_for(run, MPT))) == []
+    second = build(MPT, seed=2)
+    load_pretrained(second, MPT, run)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    learned = with_changes(MPT, no_bias=False, attn_config={})  # no folder of transformers can hold this one
+    first = build(learned, seed=1)
+    other = write_run(tmp_path / "learned", learned, first, shards / "tokenizer")
+    assert list(problems(recipe_for(other, learned))) == []
+    second = build(learned, seed=2)
+    load_pretrained(second, learned, other)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert "model.attn_config.alibi" in dict(problems(recipe_for(other, MPT)))
+    longer = build(with_changes(learned, max_seq_len=64))
+    with pytest.raises(ValueError, match=r"has 32 rows in .* and 64 in the model"):
+        load_pretrained(longer, with_changes(learned, max_seq_len=64), other)
+    shutil.rmtree(run / "checkpoints")
+    assert "holds no whole checkpoint" in dict(problems(recipe_for(run, MPT)))["pretrained"]
