@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 
 from recipes.config.keys import Problem
@@ -13,6 +14,8 @@ from recipes.cost.parameters import count_parameters
 from recipes.planning.budget import EXIT_BUDGET
 from recipes.reports.runs import run_folder, run_name
 from recipes.training.batches import Batches
+
+FIRST_RANK_SPEAKS_S = 20  # within this long of another rank, on a loaded machine
 
 
 def is_first_rank() -> bool:
@@ -29,13 +32,18 @@ def usage(documentation: str | None, arguments: Sequence[str]) -> int:
 
 
 def print_problems(title: str, problems: Sequence[Problem]) -> int:
-    """Print problems to stderr, once for all ranks; the exit code is 1."""
-    if is_first_rank():
-        count = f"{len(problems)} problem{'s' * (len(problems) != 1)}"
-        print(f"\nerror: {title}: {count}", file=sys.stderr)
-        for problem in problems:
-            print(f"  {problem}", file=sys.stderr)
-        sys.stderr.flush()
+    """Print problems to stderr, once for all ranks; the exit code is 1.
+
+    The launcher ends the first rank when another one fails before it has spoken. So the others wait for their end, and
+    speak themselves if it does not come: then the first rank has no such problem.
+    """
+    if not is_first_rank():
+        time.sleep(FIRST_RANK_SPEAKS_S)
+    count = f"{len(problems)} problem{'s' * (len(problems) != 1)}"
+    print(f"\nerror: {title}: {count}", file=sys.stderr)
+    for problem in problems:
+        print(f"  {problem}", file=sys.stderr)
+    sys.stderr.flush()
     return 1
 
 
