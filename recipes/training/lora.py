@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from recipes.weights.tensor_files import TensorFiles
+from recipes.weights.tensor_files import Buffers, TensorFiles
 
 ADAPTED = (
     "attn.Wqkv",
@@ -97,10 +97,16 @@ class Merged(TensorFiles):
         return found
 
     def copy_rows(self, name: str, first: int, count: int, dtype: str, to: int, at: int) -> bool:
+        return not self._is_sum(name) and self._files.copy_rows(name, first, count, dtype, to, at)
+
+    def rows_as(self, dtype: str, name: str, first: int, count: int, buffers: Buffers) -> memoryview:
+        if self._is_sum(name):
+            return super().rows_as(dtype, name, first, count, buffers)
+        return self._files.rows_as(dtype, name, first, count, buffers)
+
+    def _is_sum(self, name: str) -> bool:
         module, _, kind = name.rpartition(".")
-        if f"{module}.{BASE}.{kind}" in self._files.shapes():
-            return False
-        return self._files.copy_rows(name, first, count, dtype, to, at)
+        return f"{module}.{BASE}.{kind}" in self._files.shapes()
 
     def rows(self, name: str, first: int = 0, count: int | None = None) -> Any:
         module, _, kind = name.rpartition(".")

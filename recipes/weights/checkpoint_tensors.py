@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.weights.tensor_files import SIZES, Entry, TensorFiles
+from recipes.weights.number_types import SIZES
+from recipes.weights.tensor_files import Entry, TensorFiles
 
 _STORAGES = {
     "DoubleStorage": "F64",

@@ -6,16 +6,14 @@ model, no GPU is needed and no model is built. OUT appears only when all of it i
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
 import shutil
-import struct
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +21,13 @@ from recipes.training.lora import Merged, has_adapters, scaling
 from recipes.weights.hf_architecture import folder_config, refusals
 from recipes.weights.hf_names import Link, links
 from recipes.weights.model_card import model_card
-from recipes.weights.tensor_files import SIZES, TensorFiles, torch_type
+from recipes.weights.shards import Target, flush, write_shards
+from recipes.weights.tensor_files import TensorFiles
 from recipes.weights.trained import Trained, find_trained
 
 DTYPES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 TORCH_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 SHARD_GB = 5.0  # as transformers splits them
-CHUNK_BYTES = 8 * 2**20  # that a reader takes at a time: small enough for the allocator to give the same memory again
-
-
-@dataclass(frozen=True)
-class Target:
-    """A tensor to be written: its pieces lie one behind the other along the first dimension."""
-
-    name: str
-    shape: tuple[int, ...]
-    pieces: tuple[Link, ...]
-
-    def bytes(self, dtype: str) -> int:
-        return SIZES[dtype] * math.prod(self.shape)
 
 
 def export(
@@ -65,9 +51,8 @@ def export(
         raise ValueError(f"--dtype: got {dtype}, expected one of {', '.join(DTYPES)}")
     if not 0 < shard_gb < math.inf:
         raise ValueError(f"--shard-gb: got {shard_gb:g}, expected gigabytes above 0")
-    if out.exists() and not overwrite:
-        raise ValueError(f"{out} is there already: give another folder, or --overwrite to replace it")
     trained = find_trained(path, recipe)
+    refuse_to_replace(out, overwrite, trained.checkpoint)
     refuse_what_cannot_be_said(trained.model)
     with trained.tensors() as files:
         if unmerged:
@@ -129,88 +114,6 @@ def plan(trained: Trained, source: TensorFiles) -> list[Target]:
     return made
 
 
-# --- shards -------------------------------------------------------------------------------------------------------
-
-
-def write_shards(
-    source: TensorFiles, targets: Sequence[Target], folder: Path, dtype: str, shard_bytes: int
-) -> list[str]:
-    """Write safetensors files of `shard_bytes` at most (a tensor is not split) and their index; the files' names."""
-    shards: list[list[Target]] = [[]]
-    for target in targets:
-        used = sum(t.bytes(dtype) for t in shards[-1])
-        if shards[-1] and used + target.bytes(dtype) > shard_bytes:
-            shards.append([])
-        shards[-1].append(target)
-    names = ["model.safetensors"]
-    if len(shards) > 1:
-        names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
-    for name, shard in zip(names, shards, strict=True):
-        write_safetensors(folder / name, source, shard, dtype)
-    if len(shards) > 1:
-        where = {t.name: name for name, shard in zip(names, shards, strict=True) for t in shard}
-        index = {"metadata": {"total_size": sum(t.bytes(dtype) for t in targets)}, "weight_map": where}
-        write_json(folder / "model.safetensors.index.json", index)
-    return names
-
-
-def write_safetensors(path: Path, source: TensorFiles, targets: Sequence[Target], dtype: str) -> None:
-    """One file, its header first: all sizes are known before a number is read."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    at = 0
-    for target in targets:
-        size = target.bytes(dtype)
-        header[target.name] = {"dtype": dtype, "shape": list(target.shape), "data_offsets": [at, at + size]}
-        at += size
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb", buffering=0) as file:
-        start = file.write(struct.pack("<Q", len(text)) + text)
-        with ThreadPoolExecutor(max_workers=source.readers) as workers:
-            moves = [
-                workers.submit(_move, source, chunk, dtype, file.fileno()) for chunk in _chunks(targets, start, dtype)
-            ]
-            try:
-                for move in moves:
-                    move.result()
-            except BaseException:
-                workers.shutdown(cancel_futures=True)
-                raise
-        os.fsync(file.fileno())
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Some rows of a tensor, and the bytes of the file that they become."""
-
-    name: str
-    first: int
-    rows: int
-    at: int
-
-
-def _chunks(targets: Sequence[Target], at: int, dtype: str) -> Iterator[Chunk]:
-    for piece in (piece for target in targets for piece in target.pieces):
-        numbers = math.prod(piece.shape[1:])  # in a row
-        step = max(1, CHUNK_BYTES // (4 * numbers))
-        for first in range(0, piece.shape[0], step):
-            rows = min(step, piece.shape[0] - first)
-            yield Chunk(piece.ours, piece.ours_at + first, rows, at)
-            at += rows * numbers * SIZES[dtype]
-
-
-def _move(source: TensorFiles, chunk: Chunk, dtype: str, to: int) -> None:
-    import torch
-
-    if source.copy_rows(chunk.name, chunk.first, chunk.rows, dtype, to, chunk.at):
-        return
-    tensor = source.rows(chunk.name, chunk.first, chunk.rows).to(torch_type(dtype))
-    data, at = memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy()), chunk.at
-    while data:
-        written = os.pwrite(to, data, at)
-        data, at = data[written:], at + written
-
-
 # --- what stands beside the weights -------------------------------------------------------------------------------
 
 
@@ -265,24 +168,60 @@ def write_json(path: Path, content: Any) -> None:
 
 @contextmanager
 def appearing(out: Path) -> Iterator[Path]:
-    """A folder to write in, which becomes `out` at the end; on an error nothing of it is left."""
+    """A folder to write in, which becomes `out` at the end; on an error, nothing of it is left.
+
+    What a killed export left is cleared away by the next one. Raises ValueError where another is writing there now, or
+    nothing can be written.
+    """
     out = out.absolute()
-    folder = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    folder, old = (out.with_name(f".{out.name}.{what}") for what in ("partial", "old"))
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir()
-        yield folder
-        old = None
-        if out.exists():
-            old = out.with_name(f".{out.name}.old-{os.getpid()}")
-            out.rename(old)
-        folder.rename(out)
-        if old is not None:
-            shutil.rmtree(old) if old.is_dir() else old.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+        with _held(folder):
+            try:
+                for left in folder.iterdir():
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+                yield folder
+                for path in (*folder.iterdir(), folder):
+                    flush(path)
+                if out.exists():
+                    shutil.rmtree(old, ignore_errors=True)
+                    out.rename(old)
+                folder.rename(out)
+                flush(out.parent)
+                shutil.rmtree(old, ignore_errors=True)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         raise ValueError(f"{out} cannot be written: {error}") from None
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Keep other exports out of the folder, for as long as this process lives at most."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ValueError(f"another export is writing in {folder}") from None
+    except OSError:
+        pass  # a file system without locks
+    try:
+        yield
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
+
+
+def refuse_to_replace(out: Path, overwrite: bool, checkpoint: Path) -> None:
+    """Raises ValueError where OUT is there, unless it is an export, that may be replaced."""
+    if not out.exists():
+        return
+    if not overwrite:
+        raise ValueError(f"{out} is there already: give another folder, or --overwrite to replace it")
+    is_export = any((out / name).is_file() for name in ("config.json", "adapter_config.json"))
+    if not is_export or checkpoint.resolve().is_relative_to(out.resolve()):
+        raise ValueError(f"{out} is no exported folder: --overwrite would delete what is in it; give another")
 
 
 def _refuse_full_disk(out: Path, needed: int) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 from recipes.training.lora import HIGH, LOW, has_adapters
 from recipes.weights.hf_names import Link, links
 from recipes.weights.model_card import model_card
-from recipes.weights.tensor_files import TensorFiles, torch_type
+from recipes.weights.number_types import torch_type
+from recipes.weights.tensor_files import TensorFiles
 from recipes.weights.trained import Trained
 
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Bytes of a number, by safetensors' name of its type.
-SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+import numpy as np
+
+from recipes.weights.number_types import BEYOND_FP16, SIZES, convert, torch_type
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,19 @@ class Entry:
     @property
     def bytes(self) -> int:
         return SIZES[self.dtype] * math.prod(self.shape)
+
+
+class Buffers(threading.local):
+    """Memory that each thread takes once: the system clears every page that it gives anew."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, np.ndarray] = {}
+
+    def get(self, purpose: str, size: int) -> np.ndarray:
+        """`size` bytes; what was in them for this purpose before is gone."""
+        if purpose not in self._kept or self._kept[purpose].size < size:
+            self._kept[purpose] = np.empty(size, np.uint8)
+        return self._kept[purpose][:size]
 
 
 class TensorFiles:
@@ -69,6 +83,28 @@ class TensorFiles:
         self._read(entry, first * entry.row_bytes, memoryview(buffer.numpy()))  # type: ignore[arg-type]
         return buffer.view(torch_type(entry.dtype)).view(shape)
 
+    def rows_as(self, dtype: str, name: str, first: int, count: int, buffers: Buffers) -> memoryview:
+        """The bytes of rows as numbers of type `dtype`, valid until the thread's next call.
+
+        Raises ValueError where the file ends before they do, or the type cannot hold them.
+        """
+        entry = self.entries.get(name)
+        if entry is None:  # computed by a subclass, not read
+            made = self.rows(name, first, count).to(torch_type(dtype))
+            if dtype == "F16" and made.isinf().any():
+                raise ValueError(f"{name}: {BEYOND_FP16}")
+            return memoryview(made.contiguous().flatten().view(torch_type("U8")).numpy())
+        read = buffers.get("read", count * entry.row_bytes)
+        self._read(entry, first * entry.row_bytes, memoryview(read))  # type: ignore[arg-type]
+        if entry.dtype == dtype:
+            return memoryview(read)  # type: ignore[arg-type]
+        written = buffers.get("written", count * entry.row_bytes // SIZES[entry.dtype] * SIZES[dtype])
+        try:
+            convert(read, entry.dtype, dtype, written)
+        except ValueError as error:
+            raise ValueError(f"{entry.file}: {name}: {error}") from None
+        return memoryview(written)  # type: ignore[arg-type]
+
     def copy_rows(self, name: str, first: int, count: int, dtype: str, to: int, at: int) -> bool:
         """Copy rows to offset `at` of descriptor `to` within the kernel; False, with nothing done, if they need work.
 
@@ -103,13 +139,6 @@ class TensorFiles:
             if not read:
                 raise ValueError(f"{entry.file} is truncated: it ends inside a tensor")
             done += read
-
-
-def torch_type(dtype: str) -> Any:
-    import torch
-
-    names = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool", "U8": "uint8"}
-    return getattr(torch, names.get(dtype) or f"int{dtype[1:]}")
 
 
 # --- safetensors --------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -15,8 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes.talking.loading import build_for_generation, load_model
 from recipes.weights.checkpoint_tensors import checkpoint_file
-from recipes.weights.export import export
+from recipes.weights.export import appearing, export
 from recipes.weights.hf_architecture import refusals
+from recipes.weights.number_types import SIZES, convert, torch_type
 from recipes.weights.tensor_files import safetensors_folder
 from recipes.weights.trained import find_trained
 
@@ -120,6 +122,11 @@ def test_shards_dtype_card_and_command(shards: Path, tmp_path: Path, run_command
     again = run_command("python", "-m", "recipes", "export", run, out)
     assert again.returncode == 1
     assert "is there already" in again.stderr
+    with pytest.raises(ValueError, match="--overwrite would delete what is in it"):
+        export(run, run, overwrite=True)
+    (out.parent / ".model.partial" / "left").mkdir(parents=True)  # by one that was killed
+    assert "LlamaForCausalLM" in export(run, out, overwrite=True)
+    assert sorted(p.name for p in out.iterdir() if "safetensors" in p.name) == ["model.safetensors"]
     gone = [p for p in out.parent.iterdir() if p != out]
     assert gone == []
 
@@ -148,13 +155,45 @@ def test_bad_input_is_said_in_words_and_leaves_nothing(shards: Path, tmp_path: P
         export(write_run(tmp_path / "mute", MPT, build(MPT), tmp_path / "nowhere"), out)
     with pytest.raises(ValueError, match="does not exist"):
         export(tmp_path / "nothing", out)
+    huge = build(MPT)
+    huge.transformer.wte.weight.data[0, 0] = 1e5
+    with pytest.raises(ValueError, match=r"wte\.weight: a number is beyond the largest of fp16"):
+        export(write_run(tmp_path / "huge", MPT, huge, shards / "tokenizer"), out, "fp16")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # as a disk that is full in the middle
+    try:
+        with pytest.raises(ValueError, match=r"out cannot be written: .*File too large"):
+            export(run, out, "fp32")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with pytest.raises(ValueError, match="another export is writing"), appearing(out):
+        export(run, out)
+    assert not out.exists()
     lonely = tmp_path / "lonely" / "somewhere" / "a.pt"
     lonely.parent.mkdir(parents=True)
     shutil.copy(checkpoint, lonely)
     with pytest.raises(ValueError, match="--recipe FILE"):
         export(lonely, out)
     assert "MptForCausalLM" in export(lonely, out, recipe=run / "recipe.yaml")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["lonely", "mute", "other", "out", "run", "small"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["huge", "lonely", "mute", "other", "out", "run", "small"]
+
+
+@pytest.mark.parametrize("other", ["BF16", "F16", "F32"])
+@pytest.mark.parametrize("dtype", ["F32", "BF16", "F16", "F64"])
+def test_numbers_of_one_type_become_those_of_another_as_in_torch(dtype: str, other: str) -> None:
+    """Every bit pattern of 16 bits, as itself or as the upper half of 32 with ties and their neighbours below."""
+    halves = torch.arange(-(2**15), 2**15).to(torch.int16)
+    lower = torch.tensor([0, 1, 0x7FFF, 0x8000 - 2**16, 0x8001 - 2**16, -1]).to(torch.int16)
+    numbers = torch.stack([lower.repeat(2**16), halves.repeat_interleave(6)], 1).view(torch.float32).flatten()
+    numbers = halves.view(torch_type(dtype)) if SIZES[dtype] == 2 else numbers.to(torch_type(dtype))
+    expected = numbers.to(torch_type(other))
+    if other == "F16":
+        numbers, expected = (tensor[expected.isinf() == numbers.isinf()] for tensor in (numbers, expected))
+    made = torch.empty_like(expected)
+    convert(numbers.view(torch.uint8).numpy(), dtype, other, made.view(torch.uint8).numpy())
+    bits = {2: torch.int16, 4: torch.int32}[SIZES[other]]
+    assert (expected.isnan() == made.isnan()).all()
+    assert torch.equal(*(tensor[~expected.isnan()].view(bits) for tensor in (made, expected)))
 
 
 def test_reading_a_checkpoint_runs_no_code_from_it(tmp_path: Path) -> None:
@@ -205,7 +244,8 @@ def test_sharded_checkpoints_are_the_same_model(name: str, shards: Path, tmp_pat
 PEAK = """
 import re, sys
 from pathlib import Path
-from recipes.weights.export import write_shards, plan
+from recipes.weights.export import plan
+from recipes.weights.shards import write_shards
 from recipes.weights.trained import find_trained
 def peak():  # MiB of this process alone: getrusage's begins with that of the process which started it
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
