@@ -51,7 +51,7 @@ class Buffers(threading.local):
 class TensorFiles:
     """Named tensors in files. Close it, or use it in a `with`."""
 
-    readers = min(8, os.cpu_count() or 1)  # threads that may read at once
+    readers = min(8, 1 + (os.cpu_count() or 1))  # threads that may read at once: one more, as one waits for the disk
 
     def __init__(self, entries: Mapping[str, Entry]) -> None:
         self.entries = dict(entries)
