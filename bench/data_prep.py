@@ -41,6 +41,7 @@ SEQ_LEN = 2048
 EOS = "<|endoftext|>"
 SMALL_BYTES = 400_000
 READ_BYTES = 40_000_000
+LINE_CHARACTERS = 200_000_000
 SUFFIXES = (".py", ".md", ".rst", ".txt")
 CONVERTER = "LLM Foundry convert_dataset_json"
 BARE = "gigatoken alone"
@@ -348,14 +349,24 @@ def large(work: Path, tokenizer: Path, gigabytes: float) -> dict[str, Any]:
             with open(jsonl, "rb") as lines:
                 file.writelines(line.replace(b"the ", b"the%d " % copy) for line in lines)
             copy += 1
-    found = {}
+    line = work / "line.jsonl"
+    with open(line, "w", encoding="utf-8") as file, open(jsonl, encoding="utf-8") as lines:
+        text = "\n".join(json.loads(row)["text"] for row in lines)
+        file.write(json.dumps({"text": (text + text)[:LINE_CHARACTERS]}, ensure_ascii=False) + "\n")
+    found: dict[str, Any] = {}
     for encoder, workers in (("gigatoken", "1"), ("gigatoken", "2"), ("fastokens", "1"), ("fastokens", "2")):
-        shutil.rmtree(work / "out", ignore_errors=True)
-        common = ["--tokenizer", str(tokenizer), "--seq-len", str(SEQ_LEN), "--workers", workers, "--encoder", encoder]
-        run = measured([sys.executable, "-m", "data_prep.pretrain", str(big), "--out", str(work / "out"), *common])
-        found[f"{encoder}, {workers}"] = {**figures(run), "tokens": tokens_of(work / "out" / "train")}
-        print(f"{encoder}, {workers}: {run.wall_s:.1f} s, {run.peak_mb:.0f} MB", flush=True)
-    return {"bytes": big.stat().st_size, "runs": found}
+        found[f"{encoder}, {workers}"] = prepared(work, tokenizer, big, workers, encoder)
+    one = prepared(work, tokenizer, line, "1", "gigatoken")
+    return {"bytes": big.stat().st_size, "runs": found, "line_bytes": line.stat().st_size, "line": one}
+
+
+def prepared(work: Path, tokenizer: Path, source: Path, workers: str, encoder: str) -> dict[str, float]:
+    """The figures of one run of ours."""
+    shutil.rmtree(work / "out", ignore_errors=True)
+    common = ["--tokenizer", str(tokenizer), "--seq-len", str(SEQ_LEN), "--workers", workers, "--encoder", encoder]
+    run = measured([sys.executable, "-m", "data_prep.pretrain", str(source), "--out", str(work / "out"), *common])
+    print(f"{source.name}, {encoder}, {workers}: {run.wall_s:.1f} s, {run.peak_mb:.0f} MB", flush=True)
+    return {**figures(run), "tokens": tokens_of(work / "out" / "train")}
 
 
 def large_table(section: dict[str, Any]) -> list[str]:
@@ -369,7 +380,12 @@ def large_table(section: dict[str, Any]) -> list[str]:
         rate, whole = (one["tokens"] / one[key] / 1e6 for key in ("cpu_s", "wall_s"))
         wall, cpu = one["wall_s"], one["cpu_s"]
         lines.append(f"| {name} | {wall:.1f} | {cpu:.1f} | {rate:.2f} | {whole:.2f} | {one['peak_mb']:,.0f} |")
-    return lines
+    one, size = section["line"], section["line_bytes"] / 1e6
+    return [
+        *lines,
+        "",
+        f"A single line of {size:,.0f} MB, gigatoken, one worker: {one['cpu_s']:.1f} CPU-s, {one['peak_mb']:,.0f} MB.",
+    ]
 
 
 def profile(work: Path, tokenizer: Path) -> dict[str, Any]:

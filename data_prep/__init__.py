@@ -8,7 +8,8 @@ One subject a file. None imports torch or streaming, and only finetune imports t
     storage.py          files here and behind URLs
     parts.py            the input cut into parts
     readers.py          the reader of each format: reading.py for lines, formats.py for parquet and text
-    reading.py          bytes on disk -> documents, or the reason a row is not one
+    reading.py          bytes on disk -> rows; rows.py: the document in one, or the reason that there is none
+    long_rows.py        rows that are too long to hold
     rejects.py          what becomes of such rows
     holdout.py          which documents are kept out of training
     curation.py         which are left out; near_duplicates.py finds those that are alike

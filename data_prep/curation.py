@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.errors import PrepError
-from data_prep.holdout import sha256_of_text
+from data_prep.long_rows import LongDocument
 from data_prep.part_files import SIGNATURES
-from data_prep.reading import Document
+from data_prep.rows import Document
 
 TOO_SHORT, TOO_LONG, PREDICATE = "too short", "too long", "predicate"
 EXACT, NEAR = "exact duplicate", "near duplicate"
@@ -34,6 +34,11 @@ class FilterSettings:
     dedup: bool = False
     near_dedup: bool = False
 
+    @property
+    def need_whole_rows(self) -> bool:
+        """Whether every row has to be in memory as a whole."""
+        return bool(self.predicate) or self.near_dedup
+
 
 class DocumentFilter:
     """Decides about one document at a time."""
@@ -42,7 +47,7 @@ class DocumentFilter:
         self._settings = settings
         self._predicate = load_predicate(settings.predicate) if settings.predicate else None
 
-    def reason_to_leave_out(self, document: Document) -> str | None:
+    def reason_to_leave_out(self, document: Document | LongDocument) -> str | None:
         """Why a document is left out; None: it is kept.
 
         Raises:
@@ -55,6 +60,7 @@ class DocumentFilter:
             return TOO_LONG
         if self._predicate is None:
             return None
+        assert isinstance(document, Document)  # FilterSettings.need_whole_rows
         try:
             kept = self._predicate(document.fields())
         except Exception as error:
@@ -88,10 +94,9 @@ def load_predicate(name: str) -> Predicate:
     return found
 
 
-def text_digest(text: str) -> tuple[int, int]:
-    """The first 16 bytes of the text's SHA-256, as two integers."""
-    digest = sha256_of_text(text)
-    return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:16], "little")
+def digest_pair(sha256: bytes) -> tuple[int, int]:
+    """The first 16 bytes of a text's SHA-256, as two integers."""
+    return int.from_bytes(sha256[:8], "little"), int.from_bytes(sha256[8:16], "little")
 
 
 def signature_of(text: str) -> npt.NDArray[np.uint32]:

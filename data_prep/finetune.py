@@ -23,8 +23,9 @@ from data_prep.manifest import MANIFEST, FileRecord, Manifest, SourceRecord, Tok
 from data_prep.plan import HELD_OUT, MAIN, Plan, checked_split_names, is_finished, what_to_replace
 from data_prep.progress import ProgressBar
 from data_prep.publishing import exclusive, fresh_staging, publish, remove_leftovers
-from data_prep.reading import Rejected, SourceReader, parse_object
+from data_prep.reading import SourceReader
 from data_prep.rejects import REJECTED
+from data_prep.rows import Rejected, parse_object
 from data_prep.sources import find_sources, sha256_of_file
 from data_prep.splits import DOCUMENTS
 from data_prep.tokenising import Separators, load_tokenizer

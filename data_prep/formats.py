@@ -1,24 +1,28 @@
 """Readers of the other formats: a parquet file's rows, and a text file as one document."""
 
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO, cast
 
 import orjson
 
 from data_prep.errors import PrepError
-from data_prep.reading import Document, HashingFile, Rejected, check_unchanged, json_name
+from data_prep.long_rows import LONG_ROW, LongDocument, read_long_text
+from data_prep.reading import HashingFile, check_unchanged
+from data_prep.rows import Document, Rejected, json_name
 from data_prep.sources import Source
 
 _BATCH_ROWS = 256
 
 
 class TextReader:
-    """A .txt file: one document, the whole text."""
+    """A .txt file: one document, the whole text; with `spool`, a long one's text goes into a file there."""
 
     is_whole = True
 
-    def __init__(self, source: Source, text_key: str):
+    def __init__(self, source: Source, text_key: str, spool: Path | None = None):
         self.source = source
+        self._spool = spool
         self.rows_read = 0
         self._text_key = text_key
         self._raw = HashingFile(source.path, hashed=True)
@@ -31,8 +35,15 @@ class TextReader:
     def sha256(self) -> str:
         return self._raw.digest.hexdigest()
 
-    def rows(self) -> Iterator[Document | Rejected]:
+    def rows(self) -> Iterator[Document | LongDocument | Rejected]:
         """The one row."""
+        if self._spool and self.source.bytes >= LONG_ROW:
+            with self._raw as file:
+                row = read_long_text(cast(BinaryIO, file), self._text_key, self._spool)
+            check_unchanged(self.source)
+            self.rows_read = 1
+            yield row
+            return
         with self._raw as file:
             content = file.readall()
         check_unchanged(self.source)

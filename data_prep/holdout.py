@@ -15,9 +15,12 @@ def is_held_out(text: str, fraction: float) -> bool:
     So the choice does not depend on order, on files or on other documents; copies of a text are on the same side;
     and the documents held out at 1 % are also held out at 5 %.
     """
-    if fraction <= 0:
-        return False
-    return int.from_bytes(sha256_of_text(text)[:8], "big") < fraction * 2.0**64
+    return fraction > 0 and is_digest_held_out(sha256_of_text(text), fraction)
+
+
+def is_digest_held_out(sha256: bytes, fraction: float) -> bool:
+    """`is_held_out` of a text with this SHA-256."""
+    return int.from_bytes(sha256[:8], "big") < fraction * 2.0**64
 
 
 def sha256_of_text(text: str) -> bytes:

@@ -5,7 +5,7 @@ begin a new word, whatever stands farther away.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,20 @@ _CUT = re.compile(r"(?<=[a-z]) (?=[a-z])")
 _TAIL = r"\s+(?!\S)"  # in the pattern of every tokenizer of the family
 
 
-def pieces_of(text: str, characters: int) -> Iterator[str]:
-    """The text in pieces of a little more than `characters`; longer ones where it has no place to cut."""
-    start = 0
-    while len(text) - start > characters:
-        found = _CUT.search(text, start + characters)
-        if found is None:
-            break
-        yield text[start : found.start()]
-        start = found.start()
-    yield text[start:]
+def pieces_of(blocks: Iterable[str], characters: int) -> Iterator[str]:
+    """A text, given in blocks, in pieces of a little more than `characters`; longer where it has no place to cut."""
+    text, searched = "", 0
+    for block in blocks:
+        text, start = text + block, 0
+        while len(text) - start > characters:
+            found = _CUT.search(text, max(start + characters, searched))
+            if found is None:
+                break
+            yield text[start : found.start()]
+            start = searched = found.start()
+        text = text[start:]
+        searched = max(len(text) - 2, 0)
+    yield text
 
 
 def can_be_cut(tokenizer_json: str, engine: Engine, sample: Sequence[str]) -> bool:
@@ -37,7 +41,7 @@ def can_be_cut(tokenizer_json: str, engine: Engine, sample: Sequence[str]) -> bo
         return False
     texts = list(sample)
     for text, whole in zip(texts, engine.encode(texts), strict=True):
-        if not np.array_equal(np.concatenate(engine.encode(list(pieces_of(text, 1)))), whole):
+        if not np.array_equal(np.concatenate(engine.encode(list(pieces_of([text], 1)))), whole):
             return False
     return True
 

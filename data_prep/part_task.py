@@ -2,29 +2,32 @@
 
 import contextlib
 import json
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from data_prep.curation import DocumentFilter, FilterSettings, signature_of, text_digest
+from data_prep.curation import DocumentFilter, FilterSettings, digest_pair, signature_of
 from data_prep.engines import EngineSettings
 from data_prep.errors import PrepError
-from data_prep.holdout import is_held_out, utf8_blocks
+from data_prep.holdout import is_digest_held_out, sha256_of_text, utf8_blocks
+from data_prep.long_rows import LongDocument
 from data_prep.long_texts import pieces_of
 from data_prep.part_files import HELD, MAIN, REJECTS, ROWS, TABLE, PartFacts, finish_part, new_folder, table_type
 from data_prep.parts import Part
 from data_prep.readers import open_reader
-from data_prep.reading import Document, Rejected
+from data_prep.rows import Document, Rejected
 from data_prep.sources import Source
 from data_prep.tokenising import Engine, Separators
 from data_prep.windows import join_documents
 
 _BATCH_CHARACTERS = 1 << 20  # of text encoded before its ids are written, in at most so many documents:
 _BATCH_DOCUMENTS = 4096
+_COPY_BYTES = 1 << 20
 _REPORT_S = 0.2
 
 
@@ -50,6 +53,11 @@ class PartSettings:
     filters: FilterSettings
     cut_long_texts: bool
 
+    @property
+    def holds_every_row(self) -> bool:
+        """Whether a row of any length is in memory as a whole."""
+        return self.filters.need_whole_rows or not self.cut_long_texts
+
 
 @dataclass
 class Progress:
@@ -67,7 +75,7 @@ Report = Callable[[Progress], None]
 def tokenise_part(settings: PartSettings, part: Part, parts: Path, engine: Engine, report: Report) -> None:
     """Write one part below `parts`.
 
-    Memory: one batch and one row, whatever the size of the part.
+    Memory: one batch, whatever the size of the part and of its rows; and the longest row, if settings.holds_every_row.
 
     Raises:
         BadRow: a row that is no document, unless such rows are skipped.
@@ -78,10 +86,11 @@ def tokenise_part(settings: PartSettings, part: Part, parts: Path, engine: Engin
         writer = _PartWriter(settings, folder, engine, files)
         last = Progress()
         due_s = time.monotonic() + _REPORT_S
+        spool = None if settings.holds_every_row else folder
         done = 0
         for place, segment in enumerate(part.segments):
             source, every = settings.sources[segment.source], bool(settings.filters.predicate)
-            reader = open_reader(source, settings.text_key, segment.start, segment.end, every)
+            reader = open_reader(source, settings.text_key, segment.start, segment.end, every, spool)
             for row in reader.rows():
                 if isinstance(row, Rejected):
                     if not settings.skip_bad_rows:
@@ -89,6 +98,8 @@ def tokenise_part(settings: PartSettings, part: Part, parts: Path, engine: Engin
                     writer.reject(place, row)
                 else:
                     writer.add(row)
+                if isinstance(row, LongDocument):
+                    row.remove()
                 del row
                 if time.monotonic() >= due_s:
                     now = writer.progress(done + reader.bytes_read)
@@ -139,36 +150,51 @@ class _PartWriter:
         line = {"segment": segment, "line": row.line, "reason": row.reason}
         self._file(REJECTS).write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
 
-    def add(self, document: Document) -> None:
+    def add(self, document: Document | LongDocument) -> None:
         """Take a document, unless a filter leaves it out."""
-        text, filters = document.text, self._settings.filters
         reason = self._filter.reason_to_leave_out(document)
         if reason:
             self.facts.left_out[reason] = self.facts.left_out.get(reason, 0) + 1
             return
+        if isinstance(document, LongDocument):
+            text = document.text
+            split = self._note(text.utf8_bytes, text.sha256, [])
+            if split == HELD:
+                with open(document.row, "rb") as row:
+                    shutil.copyfileobj(row, self._file(ROWS), _COPY_BYTES)
+                self._file(ROWS).write(b"\n")
+            self._encode_long(split, text.blocks())
+            return
+        self._add_short(document)
+        if len(self._records) >= _BATCH_DOCUMENTS:
+            self.flush()
+
+    def _add_short(self, document: Document) -> None:
+        text, filters = document.text, self._settings.filters
         size = len(text) if text.isascii() else sum(map(len, utf8_blocks(text)))
-        split = HELD if is_held_out(text, self._settings.holdout) else MAIN
-        self.facts.documents[split] += 1
-        self.facts.text_bytes[split] += size
-        record: list[Any] = [split == HELD, 0, size]
-        if filters.dedup:
-            record.append(text_digest(text))
-        if filters.near_dedup:
-            record.append(signature_of(text))
+        sha256 = sha256_of_text(text) if self._settings.holdout or filters.dedup else b""
+        split = self._note(size, sha256, [signature_of(text)] if filters.near_dedup else [])
         if split == HELD:
             self._file(ROWS).write(document.row + b"\n")
-        batch = self._batches[split]
-        batch.records.append(len(self._records))
-        self._records.append(record)
         if self._settings.cut_long_texts and len(text) > _BATCH_CHARACTERS:
-            self._encode_long(split, text)
+            self._encode_long(split, [text])
             return
+        batch = self._batches[split]
+        batch.records.append(len(self._records) - 1)
         batch.texts.append(text)
         batch.characters += len(text)
         if batch.characters >= _BATCH_CHARACTERS or len(batch.texts) >= _BATCH_DOCUMENTS:
             self._encode(split)
-        if len(self._records) >= _BATCH_DOCUMENTS:
-            self.flush()
+
+    def _note(self, size: int, sha256: bytes, signature: list[Any]) -> str:
+        """Count a document and begin its record; returns its split."""
+        holdout = self._settings.holdout
+        split = HELD if holdout and is_digest_held_out(sha256, holdout) else MAIN
+        self.facts.documents[split] += 1
+        self.facts.text_bytes[split] += size
+        hashes = [digest_pair(sha256)] if self._settings.filters.dedup else []
+        self._records.append([split == HELD, 0, size, *hashes, *signature])
+        return split
 
     def flush(self) -> None:
         """Encode and write all that waits."""
@@ -193,19 +219,19 @@ class _PartWriter:
         self.facts.tokens[split] += len(joined)
         self._batches[split] = _Batch()
 
-    def _encode_long(self, split: str, text: str) -> None:
-        """Encode a text piece by piece, so that its ids are never in memory as a whole."""
-        record = self._batches[split].records.pop()
-        self._encode(split)
+    def _encode_long(self, split: str, blocks: Iterable[str]) -> None:
+        """Encode the newest record's text piece by piece, so that its ids are never in memory as a whole."""
+        record = self._records[-1]
+        self._encode(split)  # what waits comes before it
         file, dtype = self._file(f"{split}.ids"), self._settings.dtype
         tokens = self._added
         file.write(np.array(self._settings.separators.before, dtype=dtype).tobytes())
-        for piece in pieces_of(text, _BATCH_CHARACTERS):
+        for piece in pieces_of(blocks, _BATCH_CHARACTERS):
             (ids,) = self._engine.encode([piece])
             tokens += len(ids)
             file.write(ids.astype(dtype).data.cast("B"))
         file.write(np.array(self._settings.separators.after, dtype=dtype).tobytes())
-        self._records[record][1] = tokens
+        record[1] = tokens
         self.facts.tokens[split] += tokens
 
     def _file(self, name: str) -> BinaryIO:

@@ -1,10 +1,13 @@
 """The reader for each format."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Protocol
 
 from data_prep.formats import ParquetReader, TextReader
-from data_prep.reading import Document, Rejected, SourceReader
+from data_prep.long_rows import LongDocument
+from data_prep.reading import SourceReader
+from data_prep.rows import Document, Rejected
 from data_prep.sources import Source
 
 
@@ -24,19 +27,26 @@ class Reader(Protocol):
     @property
     def sha256(self) -> str: ...
 
-    def rows(self) -> Iterator[Document | Rejected]: ...
+    def rows(self) -> Iterator[Document | LongDocument | Rejected]: ...
 
 
 def open_reader(
-    source: Source, text_key: str, start: int = 0, end: int | None = None, all_fields: bool = False
+    source: Source,
+    text_key: str,
+    start: int = 0,
+    end: int | None = None,
+    all_fields: bool = False,
+    spool: Path | None = None,
 ) -> Reader:
     """What reads the rows of a source that begin at bytes [start, end).
 
     Args:
         all_fields: a document's row has all that the source says of it, also where that costs more (parquet).
+        spool: a folder for the files of documents that are too long to hold, which are then LongDocuments; None: each
+            is a Document.
     """
     if source.path.endswith(".txt"):
-        return TextReader(source, text_key)
+        return TextReader(source, text_key, spool)
     if source.path.endswith(".parquet"):
         return ParquetReader(source, text_key, start, source.bytes if end is None else end, all_fields)
-    return SourceReader(source, text_key, start, end)
+    return SourceReader(source, text_key, start, end, spool)

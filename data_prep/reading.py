@@ -4,41 +4,19 @@ import contextlib
 import gzip
 import hashlib
 import io
+import math
 import zlib
 from collections.abc import Iterator
-from typing import Any, BinaryIO, NamedTuple, cast
-
-import orjson
+from pathlib import Path
+from typing import BinaryIO, cast
 
 from data_prep.errors import PrepError
+from data_prep.long_rows import LONG_ROW, LongDocument, read_long_row
+from data_prep.rows import Document, Rejected, parse_row
 from data_prep.sources import Source
 from data_prep.storage import FileState, open_file, state_of
 
 _BLOCK = 1 << 20  # bytes a read
-_BYTE_ORDER_MARKS = {
-    b"\xef\xbb\xbf": "starts with a UTF-8 byte order mark; save the file without it",
-    b"\xff\xfe": "starts with a UTF-16 byte order mark; expected UTF-8",
-    b"\xfe\xff": "starts with a UTF-16 byte order mark; expected UTF-8",
-}
-
-
-class Document(NamedTuple):
-    """One good row: `text` as decoded, `row` the line's bytes as they stand in the file, without the line's end."""
-
-    line: int  # counts from 1
-    text: str
-    row: bytes
-
-    def fields(self) -> dict[str, Any]:
-        """The whole object that the row is."""
-        return cast("dict[str, Any]", orjson.loads(self.row))
-
-
-class Rejected(NamedTuple):
-    """One bad row and why."""
-
-    line: int  # counts from 1
-    reason: str
 
 
 class SourceReader:
@@ -46,14 +24,18 @@ class SourceReader:
 
     Args:
         end: None: to the end.
+        spool: a folder for the files of rows that are too long to hold; None: every row is held.
 
     Raises:
         PrepError: compressed data that is damaged or cut short, or a file that changed while it was read.
         OSError: what the operating system says.
     """
 
-    def __init__(self, source: Source, text_key: str, start: int = 0, end: int | None = None):
+    def __init__(
+        self, source: Source, text_key: str, start: int = 0, end: int | None = None, spool: Path | None = None
+    ):
         self.source = source
+        self._spool = spool
         self._text_key = text_key
         self._start = start
         self._end = source.bytes if end is None else end
@@ -72,37 +54,44 @@ class SourceReader:
         assert self.is_whole
         return self._raw.digest.hexdigest()
 
-    def rows(self) -> Iterator[Document | Rejected]:
-        """Every row in order; lines count from the start of the range. Memory: one line."""
-        for row in self.lines():
-            yield parse_row(self.rows_read, row, self._text_key)
-            del row
+    def rows(self) -> Iterator[Document | LongDocument | Rejected]:
+        """Every row in order; lines count from the start of the range. Memory: one row, or a few MB with `spool`."""
+        limit = -1 if self._spool is None else LONG_ROW
+        with self._damage_in_words():
+            for line, file in self._lines(limit):
+                if self._spool is None or len(line) < limit or line.endswith(b"\n"):
+                    yield parse_row(self.rows_read, line, self._text_key)
+                else:
+                    yield read_long_row(self.rows_read, line, file, self._text_key, self._spool)
+                del line  # a row may be large: hold it once
 
     def lines(self) -> Iterator[bytes]:
         """The lines as they stand in the file, without their ends; `rows_read` counts them."""
-        try:
-            with self._raw, self._lines() as lines:
-                for line in lines:
-                    self.rows_read += 1
-                    row = line.rstrip(b"\r\n")
-                    del line  # a row may be large: hold it once
-                    yield row
-                    del row
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise PrepError(self._damage(self.rows_read, error)) from error
-        except OSError as error:
-            if error.errno is None:  # pyarrow's word for damaged zstd data
-                raise PrepError(self._damage(self.rows_read, error)) from error
-            raise
+        with self._damage_in_words():
+            for line, _ in self._lines(-1):
+                row = line.rstrip(b"\r\n")
+                del line
+                yield row
+                del row
+
+    def _lines(self, limit: int) -> Iterator[tuple[bytes, BinaryIO]]:
+        """The lines that begin in the range, or the first `limit` bytes of each, whose rest the taker then reads."""
+        end = math.inf if self.is_whole else self._end
+        with self._raw, _decompressed(self._raw, self.source.path) as file:
+            at = 0 if self.is_whole else self._first_line(file)
+            while at < end:
+                line = file.readline(limit)
+                if not line:
+                    break
+                self.rows_read += 1
+                size = len(line)
+                yield line, file
+                del line
+                at = file.tell() if size == limit and not self.is_whole else at + size
         check_unchanged(self.source)
 
-    @contextlib.contextmanager
-    def _lines(self) -> Iterator[Iterator[bytes]]:
-        with _decompressed(self._raw, self.source.path) as lines:
-            yield iter(lines) if self.is_whole else self._lines_in_range(lines)
-
-    def _lines_in_range(self, file: BinaryIO) -> Iterator[bytes]:
-        """The lines that begin in the range. No more of a line that began before is read than lies in the range."""
+    def _first_line(self, file: BinaryIO) -> int:
+        """Go to the first line that begins in the range. Of one that began before no more is read than lies in it."""
         at = max(self._start - 1, 0)
         file.seek(at)
         while self._start and at < self._end:
@@ -110,12 +99,18 @@ class SourceReader:
             at += len(piece)
             if not piece or piece.endswith(b"\n"):
                 break
-        while at < self._end:
-            line = file.readline()
-            if not line:
-                break
-            at += len(line)
-            yield line
+        return at
+
+    @contextlib.contextmanager
+    def _damage_in_words(self) -> Iterator[None]:
+        try:
+            yield
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise PrepError(self._damage(self.rows_read, error)) from error
+        except OSError as error:
+            if error.errno is None:  # pyarrow's word for damaged zstd data
+                raise PrepError(self._damage(self.rows_read, error)) from error
+            raise
 
     def _damage(self, line: int, error: BaseException) -> str:
         return f"{self.source.path}:{line + 1}: the compressed data is damaged or cut short ({error}); fetch it again."
@@ -123,74 +118,23 @@ class SourceReader:
 
 def sample_rows(source: Source, read_bytes: int) -> list[bytes]:
     """The whole lines in the first `read_bytes` of the text of a source; damaged data ends the list."""
-    raw = HashingFile(source.path, hashed=False)
-    text = b""
-    with contextlib.suppress(EOFError, zlib.error, OSError), raw, _decompressed(raw, source.path) as file:
-        text = file.read(read_bytes)
+    text = sample_bytes(source, read_bytes)
     lines = text.split(b"\n")
     return lines if len(text) < read_bytes else lines[:-1]
+
+
+def sample_bytes(source: Source, read_bytes: int) -> bytes:
+    """The first `read_bytes` of the text of a source; none where its data is damaged."""
+    raw = HashingFile(source.path, hashed=False)
+    with contextlib.suppress(EOFError, zlib.error, OSError), raw, _decompressed(raw, source.path) as file:
+        return file.read(read_bytes)
+    return b""
 
 
 def check_unchanged(source: Source) -> None:
     """Raises PrepError where a source is no longer what it was when the run began."""
     if state_of(source.path) != FileState(source.bytes, source.mtime_ns):
         raise PrepError(f"{source.path} changed while it was read; run again when nothing writes to it.")
-
-
-def parse_row(number: int, line: bytes, text_key: str) -> Document | Rejected:
-    """The document that a line of JSON Lines holds, or why it holds none."""
-    row = line.rstrip(b"\r\n")
-    value = parse_object(number, row)
-    if isinstance(value, Rejected):
-        return value
-    if text_key not in value:
-        keys = ", ".join(sorted(value)[:8]) or "none"
-        return Rejected(number, f"no key {text_key!r} (--text-key); its keys: {keys}")
-    text = value[text_key]
-    if not isinstance(text, str):
-        return Rejected(number, f"{text_key!r} is {json_name(text)}, expected a string")
-    if not text:
-        return Rejected(number, f"{text_key!r} is empty")
-    return Document(number, text, row)
-
-
-def parse_object(number: int, row: bytes) -> dict[str, Any] | Rejected:
-    """The object that a line of JSON Lines is, or why it is none."""
-    try:
-        value = orjson.loads(row)
-    except orjson.JSONDecodeError as error:
-        return Rejected(number, _why_not_json(number, row, error))
-    if not isinstance(value, dict):
-        return Rejected(number, f"expected a JSON object, got {json_name(value)}")
-    return value
-
-
-def _why_not_json(number: int, row: bytes, error: orjson.JSONDecodeError) -> str:
-    if number == 1:
-        for mark, reason in _BYTE_ORDER_MARKS.items():
-            if row.startswith(mark):
-                return reason
-    if not row.strip():
-        return "blank line"
-    try:
-        row.decode("utf-8")
-    except UnicodeDecodeError as bad:
-        return f"not UTF-8: byte 0x{row[bad.start]:02x} at byte {bad.start + 1} of the line ({bad.reason})"
-    if "surrogate" in error.msg:
-        return f"a lone surrogate (\\ud800-\\udfff without its pair), which is no character; column {error.colno}"
-    return f"malformed JSON: {error.msg.split(': line')[0]} (column {error.colno})"
-
-
-def json_name(value: object) -> str:
-    names = {
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-        list: "an array",
-        dict: "an object",
-        str: "a string",
-    }
-    return "null" if value is None else names[type(value)]
 
 
 class HashingFile(io.RawIOBase):

@@ -3,8 +3,10 @@
 import itertools
 from collections.abc import Iterable, Sequence
 
+from data_prep.long_rows import LongDocument
 from data_prep.readers import open_reader
-from data_prep.reading import Document, Rejected, parse_row, sample_rows
+from data_prep.reading import sample_bytes, sample_rows
+from data_prep.rows import Document, Rejected, parse_row
 from data_prep.sources import Source
 
 _SOURCES = 8
@@ -18,8 +20,10 @@ def sample_texts(sources: Sequence[Source], text_key: str) -> list[str]:
     chosen = sources[:: max(len(sources) // _SOURCES, 1)][:_SOURCES]
     texts = []
     for source in chosen:
-        rows: Iterable[Document | Rejected]
-        if source.path.endswith((".parquet", ".txt")):
+        rows: Iterable[Document | LongDocument | Rejected]
+        if source.path.endswith(".txt"):
+            rows = [Document(1, sample_bytes(source, _READ_BYTES).decode("utf-8", errors="ignore"), b"")]
+        elif source.path.endswith(".parquet"):
             rows = itertools.islice(open_reader(source, text_key).rows(), _DOCUMENTS)
         else:
             rows = [parse_row(n, line, text_key) for n, line in enumerate(sample_rows(source, _READ_BYTES), 1)]

@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from data_prep.workers import Executor
 from data_prep.writing import ShardFormat
 
 DOCUMENTS = "documents.jsonl"
+_COPY_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -87,10 +89,19 @@ def _write_rows(staging: Path, path: Path, ordered: Ordered) -> None:
                 continue
             with open(rows, "rb") as part:
                 if ordered.kept_held is None:
-                    shutil.copyfileobj(part, file, 1 << 20)
+                    shutil.copyfileobj(part, file, _COPY_BYTES)
                     continue
-                kept = ordered.kept_held[number].tolist()
-                file.writelines(row for row, wanted in zip(part, kept, strict=True) if wanted)
+                for wanted in ordered.kept_held[number].tolist():
+                    _copy_line(part, file if wanted else None)
+
+
+def _copy_line(source: BinaryIO, target: BinaryIO | None) -> None:
+    """Read one line, a block at a time, and write it, if there is a target."""
+    piece = b" "
+    while piece and not piece.endswith(b"\n"):
+        piece = source.readline(_COPY_BYTES)
+        if target:
+            target.write(piece)
 
 
 def _too_little(split: str, name: str, content: SplitContent, seq_len: int) -> str:

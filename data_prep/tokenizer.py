@@ -23,7 +23,7 @@ from data_prep.holdout import checked_fraction, is_held_out
 from data_prep.progress import ProgressBar
 from data_prep.publishing import exclusive, fresh_staging, publish
 from data_prep.readers import open_reader
-from data_prep.reading import Rejected
+from data_prep.rows import Document, Rejected
 from data_prep.sources import Source, find_sources, sha256_of_source
 from data_prep.tokenizer_files import CONFIG_FILES, TOKENIZER_FILE
 from data_prep.writing import write_durably
@@ -129,6 +129,7 @@ def documents(sources: list[Source], text_key: str, holdout: float, counts: Coun
             for row in reader.rows():
                 if isinstance(row, Rejected):
                     raise PrepError(f"{source.path}:{row.line}: {row.reason}.")
+                assert isinstance(row, Document)  # without a spool
                 if is_held_out(row.text, holdout):
                     continue
                 if counts:

@@ -13,7 +13,7 @@ import pytest
 
 from data_prep.errors import PrepError
 from data_prep.readers import open_reader
-from data_prep.reading import Document, Rejected
+from data_prep.rows import Document, Rejected
 from data_prep.sources import find_sources
 from tests.data_prep.conftest import tree
 

@@ -12,7 +12,7 @@ import pytest
 
 from data_prep.parts import Segment, cut_into_parts
 from data_prep.readers import open_reader
-from data_prep.reading import Document
+from data_prep.rows import Document
 from data_prep.sources import Source, find_sources
 from tests.data_prep.conftest import tree
 

@@ -12,7 +12,8 @@ import pyarrow
 import pytest
 
 from data_prep.errors import PrepError
-from data_prep.reading import Document, Rejected, SourceReader, parse_row
+from data_prep.reading import SourceReader
+from data_prep.rows import Document, Rejected, parse_row
 from data_prep.sources import find_sources, sha256_of_file
 from tests.data_prep.conftest import tree
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from data_prep.reading import Document, SourceReader
+from data_prep.reading import SourceReader
+from data_prep.rows import Document
 from data_prep.sources import find_sources, sha256_of_file
 from tests.conftest import Command
 from tests.data_prep.conftest import CORPUS

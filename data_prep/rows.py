@@ -1,0 +1,96 @@
+"""One row: the document that a line of JSON Lines holds, or the reason that it holds none."""
+
+from typing import Any, NamedTuple, cast
+
+import orjson
+
+_BYTE_ORDER_MARKS = {
+    b"\xef\xbb\xbf": "starts with a UTF-8 byte order mark; save the file without it",
+    b"\xff\xfe": "starts with a UTF-16 byte order mark; expected UTF-8",
+    b"\xfe\xff": "starts with a UTF-16 byte order mark; expected UTF-8",
+}
+
+
+class Document(NamedTuple):
+    """One good row: `text` as decoded, `row` the line's bytes as they stand in the file, without the line's end."""
+
+    line: int  # counts from 1
+    text: str
+    row: bytes
+
+    def fields(self) -> dict[str, Any]:
+        """The whole object that the row is."""
+        return cast("dict[str, Any]", orjson.loads(self.row))
+
+
+class Rejected(NamedTuple):
+    """One bad row and why."""
+
+    line: int  # counts from 1
+    reason: str
+
+
+def parse_row(number: int, line: bytes, text_key: str) -> Document | Rejected:
+    """The document that a line of JSON Lines holds, or why it holds none."""
+    row = line.rstrip(b"\r\n")
+    value = parse_object(number, row)
+    text = value if isinstance(value, Rejected) else text_of(number, value, text_key)
+    return text if isinstance(text, Rejected) else Document(number, text, row)
+
+
+def text_of(number: int, value: dict[str, Any], text_key: str) -> str | Rejected:
+    """The text of a row's object, or why it has none."""
+    if text_key not in value:
+        keys = ", ".join(sorted(value)[:8]) or "none"
+        return Rejected(number, f"no key {text_key!r} (--text-key); its keys: {keys}")
+    text = value[text_key]
+    if not isinstance(text, str):
+        return Rejected(number, f"{text_key!r} is {json_name(text)}, expected a string")
+    if not text:
+        return Rejected(number, f"{text_key!r} is empty")
+    return text
+
+
+def parse_object(number: int, row: bytes) -> dict[str, Any] | Rejected:
+    """The object that a line of JSON Lines is, or why it is none."""
+    try:
+        value = orjson.loads(row)
+    except orjson.JSONDecodeError as error:
+        return Rejected(number, why_not_json(number, row, error))
+    if not isinstance(value, dict):
+        return Rejected(number, f"expected a JSON object, got {json_name(value)}")
+    return value
+
+
+def why_not_json(number: int, row: bytes, error: orjson.JSONDecodeError) -> str:
+    """Why a line is no JSON."""
+    if number == 1:
+        for mark, reason in _BYTE_ORDER_MARKS.items():
+            if row.startswith(mark):
+                return reason
+    if not row.strip():
+        return "blank line"
+    return why_no_string(row, error, 0, f"column {error.colno}")
+
+
+def why_no_string(piece: bytes, error: orjson.JSONDecodeError, at: int, place: str) -> str:
+    """Why a piece of a line, from byte `at` on, is no JSON; `place` says where, if it is UTF-8."""
+    try:
+        piece.decode("utf-8")
+    except UnicodeDecodeError as bad:
+        return f"not UTF-8: byte 0x{piece[bad.start]:02x} at byte {at + bad.start + 1} of the line ({bad.reason})"
+    if "surrogate" in error.msg:
+        return f"a lone surrogate (\\ud800-\\udfff without its pair), which is no character; {place}"
+    return f"malformed JSON: {error.msg.split(': line')[0]} ({place})"
+
+
+def json_name(value: object) -> str:
+    names = {
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        list: "an array",
+        dict: "an object",
+        str: "a string",
+    }
+    return "null" if value is None else names[type(value)]
