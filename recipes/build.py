@@ -209,8 +209,8 @@ def build(recipe: Recipe) -> Run:
     if recipe.get("pretrained") and trainer.state.timestamp.batch == 0:  # a run that goes on has its own weights
         with reporting(recipe, "pretrained"):
             load_pretrained(trainer.state.model, recipe["model"], Path(recipe["pretrained"]))
-    if recipe.get("model.peft_config") and fsdp is not None and trainer.state.timestamp.batch == 0:
-        reset_lora(trainer.state.model)
+    if recipe.get("model.peft_config") and trainer.state.timestamp.batch == 0:
+        reset_lora(trainer.state.model, settings["seed"])
     if found is not None and trainer._checkpoint_saver is not None:
         # so that checkpoints from before the restart count for save_num_checkpoints_to_keep
         trainer._checkpoint_saver.saved_checkpoints = [str(path) for path in found.whole]

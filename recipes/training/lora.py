@@ -64,19 +64,37 @@ def add_lora(model: Any, config: Mapping[str, Any]) -> None:
     inject_adapter_in_model(LoraConfig(**settings), model, "default")
 
 
-def reset_lora(model: Any) -> None:
-    """Fill adapters as peft does, A at random and B with zeros: a model built on the meta device got anything."""
+def reset_lora(model: Any, seed: int) -> None:
+    """Fill adapters as peft does, A at random and B with zeros, with the same numbers however the model is sharded.
+
+    A model that was built on the meta device has anything in them.
+    """
     import torch
     from peft.tuners.tuners_utils import BaseTunerLayer
-    from torch.distributed.tensor import DTensor
 
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         layers: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
         for layer in layers:
             for low, high in ((layer.lora_A[name].weight, layer.lora_B[name].weight) for name in layer.lora_A):
                 bound = 1 / math.sqrt(low.shape[1])  # kaiming_uniform_ with a = √5
-                for tensor, limit in ((low, bound), (high, 0.0)):
-                    (tensor.to_local() if isinstance(tensor, DTensor) else tensor).uniform_(-limit, limit)
+                whole = torch.empty(low.shape, dtype=torch.float32).uniform_(-bound, bound, generator=generator)
+                local, first = local_rows(low)
+                local.copy_(whole[first : first + local.shape[0]])
+                local_rows(high)[0].zero_()
+
+
+def local_rows(parameter: Any) -> tuple[Any, int]:
+    """This process's part of a parameter, and the row that it begins with."""
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    if not isinstance(parameter, DTensor):
+        return parameter.data, 0
+    placed = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
+    offset = placed[1]
+    assert not any(offset[1:]), "FSDP2 shards rows"
+    return parameter.to_local(), int(offset[0]) if offset else 0
 
 
 class Merged(TensorFiles):

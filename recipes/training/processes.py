@@ -8,12 +8,13 @@ import gc
 import os
 import random
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import datasets
 import torch
 import transformers
+from composer.distributed import prepare_distributed
 from composer.utils import dist, get_device, reproducibility
 from composer.utils.parallelism import FSDP2Config
 from llmfoundry.utils import builders
@@ -32,6 +33,7 @@ def prepare_process(settings: Mapping[str, Any]) -> None:
         os.environ["CUDA_MODULE_LOADING"] = "LAZY"
     if not torch.cuda.is_available():
         keep_freed_memory()
+    prepare_distributed.meta_init = initialise
     _tell_nodes_apart()
     dist.initialize_dist(get_device(None), timeout=settings["dist_timeout"])
     reproducibility.seed_all(settings["seed"])
@@ -48,6 +50,25 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)  # bytes; the largest int
         mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # bytes; the most that glibc takes
+
+
+def initialise(module: torch.nn.Module, param_init_fn: Callable[[torch.nn.Module], None] | None = None) -> None:
+    """Fill what was built on the meta device, on this process's device: instead of Composer's meta_init.
+
+    That one knows CUDA only, and LLM Foundry's filling thaws what is frozen: LoRA would train every weight.
+    """
+    param_init_fn = getattr(module, "param_init_fn", param_init_fn)
+    for child in module.children():
+        initialise(child, param_init_fn)
+    own = dict(module.named_parameters(recurse=False))
+    if any(tensor.is_meta for tensor in (*own.values(), *module.buffers(recurse=False))):
+        trained = {name: parameter.requires_grad for name, parameter in own.items()}
+        module.to_empty(device="cuda" if torch.cuda.is_available() else "cpu", recurse=False)
+        if param_init_fn is None:
+            raise ValueError(f"{type(module).__name__} has no param_init_fn, which would fill it")
+        param_init_fn(module)
+        for name, parameter in module.named_parameters(recurse=False):
+            parameter.requires_grad_(trained[name])
 
 
 @functools.cache
@@ -101,9 +122,9 @@ def _device_mesh(fsdp: Mapping[str, Any]) -> Any:
 
 
 def free_memory() -> None:
-    """Give back what building used, before the first step."""
-    gc.collect()
+    """Give back what building used on a GPU, before the first step."""
     if torch.cuda.is_available():
+        gc.collect()
         torch.cuda.empty_cache()
 
 

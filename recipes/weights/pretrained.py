@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.config.keys import RecipeError
-from recipes.training.lora import BASE, Merged, has_adapters, scaling
+from recipes.training.lora import BASE, Merged, has_adapters, local_rows, scaling
 from recipes.weights.checkpoint_tensors import plain_name
 from recipes.weights.hf_architecture import architecture, architecture_of_folder
 from recipes.weights.hf_names import Link, links
@@ -127,7 +127,7 @@ def load_pretrained(module: Any, model: Mapping[str, Any], path: Path) -> int:
 
 
 def _fill(parameter: Any, pieces: list[Link], files: TensorFiles) -> None:
-    local, first = _local_rows(parameter)
+    local, first = local_rows(parameter)
     last = first + local.shape[0]
     covered = 0
     for piece in pieces:
@@ -139,16 +139,3 @@ def _fill(parameter: Any, pieces: list[Link], files: TensorFiles) -> None:
     if covered < last and pieces[0].ours in VOCABULARY:
         mean = files.rows(pieces[0].theirs).float().mean(dim=0)
         local[max(covered - first, 0) :] = mean.to(local.dtype)
-
-
-def _local_rows(parameter: Any) -> tuple[Any, int]:
-    """This process's part of a parameter, and the row that it begins with."""
-    from torch.distributed.tensor import DTensor
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-    if not isinstance(parameter, DTensor):
-        return parameter.data, 0
-    placed = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
-    offset = placed[1]
-    assert not any(offset[1:]), "FSDP2 shards rows"
-    return parameter.to_local(), int(offset[0]) if offset else 0

@@ -93,7 +93,7 @@ def test_a_run_without_adapters_has_none_to_export(shards: Path, tmp_path: Path)
 def test_fresh_adapters_change_nothing() -> None:
     module, _ = tuned(MPT)
     ids = torch.arange(8)[None]
-    reset_lora(module)
+    reset_lora(module, seed=1)
     assert torch.equal(module(input_ids=ids).logits, build(MPT)(input_ids=ids).logits)
 
 
@@ -412,16 +412,16 @@ def test_the_quickstart_from_questions_to_answers(shards: Path, tmp_path: Path, 
 def test_two_processes_start_from_a_folder_tune_with_lora_and_are_exported(
     shards: Path, tmp_path: Path, recipe_file: Any, run_command: Command
 ) -> None:
-    """FSDP2: each process fills its own rows, and the sharded checkpoint is one model again."""
+    """FSDP2, built on the meta device: each process fills its own rows, and learns what one alone does."""
     base = write_run(tmp_path / "base-run", GQA, build(GQA), shards / "tokenizer")
     export(base, tmp_path / "base", "fp32")
     lora = {"r": 4, "lora_alpha": 8, "target_modules": ["Wqkv", "out_proj", "gate_proj"]}
-    first_losses = []
+    curves = []
     for processes in (1, 2):
         text = recipe_text(
             shards,
             tmp_path / str(processes),
-            model={"name": "mpt_causal_lm", **GQA, "peft_config": lora},
+            model={"name": "mpt_causal_lm", "init_device": "meta", **GQA, "peft_config": lora},
             pretrained=str(tmp_path / "base"),
             device_train_microbatch_size=4,
             max_duration="4ba",
@@ -434,8 +434,8 @@ def test_two_processes_start_from_a_folder_tune_with_lora_and_are_exported(
         records = list(read_metrics(tmp_path / str(processes) / "run" / "metrics.jsonl"))
         losses = [r["loss/train/total"] for r in records if "loss/train/total" in r]
         assert losses[-1] < losses[0]
-        first_losses.append(losses[0])
-    assert first_losses[0] == pytest.approx(first_losses[1], rel=2e-5)
+        curves.append(losses)
+    assert curves[0] == pytest.approx(curves[1], rel=2e-5)
     run = tmp_path / "2" / "run"
     assert (run / "checkpoints" / "ep0-ba4" / ".metadata").is_file()
     export(run, tmp_path / "out", "fp32")
