@@ -3,6 +3,7 @@
 
 One subject a file. None imports torch or streaming, and only finetune imports transformers: commands start at once.
 
+    options.py          what the commands ask for in common
     plan.py             what a run will do, and how that stands to what is there
     sources.py          which files are the input, and what identifies them
     storage.py          files here and behind URLs
@@ -21,7 +22,7 @@ One subject a file. None imports torch or streaming, and only finetune imports t
     windows.py          documents' ids joined end to end
     part_task.py        one part tokenised; part_files.py: what it leaves on the disk
     ordering.py         which documents go into a split, in which order
-    splits.py           the splits made out of finished parts
+    splits.py           the splits made out of finished parts; built.py: what each holds, and its manifest
     tasks.py            the kinds of tasks; workers.py: who does them here; cluster.py: a Ray cluster does them
     making.py           a plan carried out
     writing.py          sequences -> MDS shards; mds.py reads them

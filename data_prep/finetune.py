@@ -16,20 +16,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from data_prep.built import DOCUMENTS, BuiltSplit, write_manifest
 from data_prep.conversations import BadExample, ConversationTokenizer, count_tokens, truncated
 from data_prep.errors import PrepError, exit_status
 from data_prep.holdout import checked_fraction, is_held_out
-from data_prep.manifest import MANIFEST, FileRecord, Manifest, SourceRecord, TokenizerRecord
+from data_prep.manifest import FileRecord, Manifest, SourceRecord
+from data_prep.options import add_common_options
 from data_prep.plan import HELD_OUT, MAIN, Plan, checked_split_names, is_finished, what_to_replace
 from data_prep.progress import ProgressBar
 from data_prep.publishing import exclusive, fresh_staging, publish, remove_leftovers
 from data_prep.reading import SourceReader
 from data_prep.rejects import REJECTED
 from data_prep.rows import Rejected, parse_object
-from data_prep.sources import find_sources, sha256_of_file
-from data_prep.splits import DOCUMENTS
+from data_prep.sources import find_sources
 from data_prep.tokenising import Separators, load_tokenizer
-from data_prep.writing import INDEX, JsonShardWriter, write_durably
+from data_prep.writing import JsonShardWriter
 
 TOO_LONG = ("truncate", "drop", "stop")
 
@@ -54,14 +55,25 @@ class SplitWriter:
         if self._rows is not None:
             self._rows.write(row + b"\n")
 
-    def finish(self) -> list[FileRecord]:
-        """Raises PrepError where there is no sample."""
+    def finish(self) -> BuiltSplit:
+        """What was written. Raises PrepError where there is no sample."""
         if self._rows is not None:
             self._rows.close()
         if not self.samples:
             larger = ", or a larger --holdout" if self.role == HELD_OUT else ""
             raise PrepError(f"split {self.folder.name!r}: no row is left; give more rows{larger}.")
-        return [FileRecord(shard.name, shard.bytes, shard.sha256, shard.samples) for shard in self._writer.finish()]
+        shards = self._writer.finish()
+        return BuiltSplit(
+            documents=self.samples,
+            text_bytes=self.text_bytes,
+            sequences=self.samples,
+            tokens=self.tokens,
+            dropped_tokens=0,
+            shards=[
+                FileRecord(shard.name, shard.bytes, shard.sha256, shard.samples) for shard in self._writer.finish()
+            ],
+            loss_tokens=self.loss_tokens,
+        )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -97,8 +109,8 @@ def run(arguments: argparse.Namespace) -> None:
             f"{out / manifest.split}: {manifest.documents:,} samples, {manifest.tokens:,} tokens, "
             f"{manifest.loss_tokens:,} of them with loss; {len(manifest.shards)} shards"
         )
-    left_out = manifests[-1].left_out
-    told = "".join(f"; {count:,} {reason}" for reason, count in sorted(left_out.items()))
+    counts = {**manifests[-1].left_out, "rejected": manifests[-1].rejected}
+    told = "".join(f"; {count:,} {reason}" for reason, count in sorted(counts.items()) if count)
     print(f"{time.perf_counter() - start:.1f} s{told}")
 
 
@@ -145,10 +157,12 @@ def make(plan: Plan, staging: Path, out: Path) -> list[Manifest]:
             done_bytes += source.bytes
             records.append(SourceRecord(**asdict(source), sha256=reader.sha256))
     _check_rejected(staging, out, counts["rejected"], rows_seen, options)
-    shards = {name: writer.finish() for name, writer in writers.items()}
+    built = {name: writer.finish() for name, writer in writers.items()}
     if counts["rejected"]:
         (staging / REJECTED).rename(writers[options["split"]].folder / REJECTED)
-    return [_write_manifest(plan, writers, name, shards[name], records, counts) for name in plan.splits]
+    rejected = counts.pop("rejected")
+    left_out = {reason: count for reason, count in counts.items() if count}
+    return [write_manifest(plan, staging / name, built[name], records, rejected, left_out) for name in plan.splits]
 
 
 def _shortened(turns: list[Any], length: int, place: str, options: dict[str, Any], counts: dict[str, int]) -> list[Any]:
@@ -183,41 +197,6 @@ def _check_rejected(staging: Path, out: Path, rejected: int, rows: int, options:
         )
 
 
-def _write_manifest(
-    plan: Plan,
-    writers: dict[str, SplitWriter],
-    name: str,
-    shards: list[FileRecord],
-    sources: list[SourceRecord],
-    counts: dict[str, int],
-) -> Manifest:
-    writer = writers[name]
-    others = [writer.folder / file for file in (DOCUMENTS, INDEX, REJECTED) if (writer.folder / file).exists()]
-    manifest = Manifest(
-        split=name,
-        splits=plan.splits,
-        role=writer.role,
-        seq_len=plan.options["seq_len"],
-        dtype=plan.dtype,
-        documents=writer.samples,
-        text_bytes=writer.text_bytes,
-        sequences=writer.samples,
-        tokens=writer.tokens,
-        dropped_tokens=0,
-        rejected=counts["rejected"],
-        tokenizer=TokenizerRecord(**asdict(plan.tokenizer)),
-        separators=asdict(plan.separators),
-        options=plan.options,
-        sources=sources,
-        shards=shards,
-        loss_tokens=writer.loss_tokens,
-        left_out={reason: count for reason, count in counts.items() if count},
-        files=[FileRecord(path.name, path.stat().st_size, sha256_of_file(path)) for path in others],
-    )
-    write_durably(writer.folder / MANIFEST, manifest.to_json().encode())
-    return manifest
-
-
 def _named_value(word: str) -> tuple[str, str]:
     name, equals, value = word.partition("=")
     if not equals or not name.isidentifier():
@@ -230,25 +209,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m data_prep.finetune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_common_options(parser)
     add = parser.add_argument
-    add("inputs", nargs="+", metavar="INPUT", help="a .jsonl, .jsonl.gz or .jsonl.zst file, a folder of them or a glob")
-    add("--out", required=True, metavar="DIR", help="the folder that gets DIR/<split>")
-    add("--tokenizer", required=True, metavar="T", help="a folder with tokenizer.json, or a Hugging Face name")
     add(
         "--seq-len", required=True, metavar="N", type=int, help="the most tokens a sample, prompts and answers together"
     )
     help_text = "what becomes of a longer sample: cut its end, leave it out, or fail (%(default)s)"
     add("--too-long", default=TOO_LONG[0], choices=TOO_LONG, help=help_text)
-    add("--split", default="train", metavar="NAME", help="the folder below --out (%(default)s)")
-    help_text = "the share of rows kept out of --split, chosen by their SHA-256 (%(default)s)"
-    add("--holdout", default=0.0, metavar="F", type=float, help=help_text)
-    add("--holdout-split", default="val", metavar="NAME", help="the folder for those (%(default)s)")
     help_text = "a variable of the chat template, such as date_string='26 Jul 2024'; may be repeated"
     add("--template-value", default=[], action="append", metavar="NAME=VALUE", help=help_text)
-    help_text = "a row that cannot be trained on: stop, or leave it out and list it in rejected.jsonl (%(default)s)"
-    add("--on-error", default="stop", choices=("stop", "skip"), help=help_text)
-    add("--max-rejected", default=0.01, metavar="F", type=float, help="fail above this share of rows (%(default)s)")
-    add("--overwrite", action="store_true", help="replace what an earlier run of this command made there")
     return parser
 
 

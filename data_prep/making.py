@@ -3,22 +3,20 @@
 from dataclasses import asdict
 from pathlib import Path
 
+from data_prep.built import write_manifest
 from data_prep.errors import PrepError
-from data_prep.manifest import MANIFEST, FileRecord, Manifest, SourceRecord, TokenizerRecord
+from data_prep.manifest import Manifest, SourceRecord
 from data_prep.near_duplicates import NearDuplicates
 from data_prep.ordering import Ordered, order_by_document, order_by_part
 from data_prep.part_files import HELD, MAIN, PartFacts, load_part
 from data_prep.part_task import BadRow
 from data_prep.parts import Part, whole_sources
-from data_prep.plan import HELD_OUT, Plan
-from data_prep.plan import MAIN as MAIN_ROLE
+from data_prep.plan import Plan
 from data_prep.progress import RunProgress
 from data_prep.rejects import REJECTED, RowNumbers, list_rejected
-from data_prep.sources import sha256_of_file
-from data_prep.splits import DOCUMENTS, BuiltSplit, build_splits, shard_bytes
+from data_prep.splits import build_splits, shard_bytes
 from data_prep.tasks import PARTS, HashTask, PartTask, Task, read_record
 from data_prep.workers import Executor
-from data_prep.writing import INDEX, write_durably
 
 
 def make_splits(
@@ -102,37 +100,3 @@ def _sha256(staging: Path, number: int, facts: list[PartFacts]) -> str:
     if record is not None:
         return str(record["sha256"])
     return next(part.sha256[str(number)] for part in facts if str(number) in part.sha256)
-
-
-def write_manifest(
-    plan: Plan,
-    folder: Path,
-    built: BuiltSplit,
-    sources: list[SourceRecord],
-    rejected: int,
-    left_out: dict[str, int],
-) -> Manifest:
-    """Record a finished split beside its index."""
-    others = [folder / name for name in (DOCUMENTS, INDEX, REJECTED) if (folder / name).exists()]
-    manifest = Manifest(
-        split=folder.name,
-        splits=plan.splits,
-        role=MAIN_ROLE if folder.name == plan.options["split"] else HELD_OUT,
-        seq_len=plan.options["seq_len"],
-        dtype=plan.dtype,
-        documents=built.documents,
-        text_bytes=built.text_bytes,
-        sequences=built.sequences,
-        tokens=built.tokens,
-        dropped_tokens=built.dropped_tokens,
-        rejected=rejected,
-        tokenizer=TokenizerRecord(**asdict(plan.tokenizer)),
-        separators=asdict(plan.separators),
-        options=plan.options,
-        sources=sources,
-        shards=built.shards,
-        left_out=left_out,
-        files=[FileRecord(path.name, path.stat().st_size, sha256_of_file(path)) for path in others],
-    )
-    write_durably(folder / MANIFEST, manifest.to_json().encode())
-    return manifest

@@ -23,6 +23,7 @@ from data_prep.errors import PrepError, exit_status
 from data_prep.long_texts import can_be_cut
 from data_prep.making import make_splits
 from data_prep.manifest import Manifest
+from data_prep.options import add_common_options
 from data_prep.part_task import PartSettings
 from data_prep.parts import PART_BYTES, cut_into_parts
 from data_prep.plan import Plan, checked_options, is_finished, what_to_replace
@@ -174,20 +175,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m data_prep.pretrain", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_common_options(parser)
     add = parser.add_argument
-    add("inputs", nargs="+", metavar="INPUT", help="a .jsonl, .jsonl.gz or .jsonl.zst file, a folder of them or a glob")
-    add("--out", required=True, metavar="DIR", help="the folder that gets DIR/<split>")
-    add(
-        "--tokenizer",
-        required=True,
-        metavar="T",
-        help="a folder with tokenizer.json, that file, or a Hugging Face name",
-    )
     add("--seq-len", required=True, metavar="N", type=int, help="tokens a sequence")
-    add("--split", default="train", metavar="NAME", help="the folder below --out (%(default)s)")
-    help_text = "the share of documents kept out of --split, chosen by the SHA-256 of their text (%(default)s)"
-    add("--holdout", default=0.0, metavar="F", type=float, help=help_text)
-    add("--holdout-split", default="val", metavar="NAME", help="the folder for those (%(default)s)")
     add("--text-key", default="text", metavar="KEY", help="the key of the text in each object (%(default)s)")
     add("--eos-text", metavar="TEXT", help="its tokens go behind each document; '' for none (the tokenizer's EOS)")
     add("--bos-text", metavar="TEXT", help="its tokens go in front of each document (none)")
@@ -195,9 +185,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--allow-special", action="store_true", help="let text that spells a special token become that token")
     help_text = "of the ids in the shards (%(default)s: uint16 where the vocabulary has at most 65,536 ids)"
     add("--dtype", default="auto", choices=("auto", "uint16", "int32"), help=help_text)
-    help_text = "a row that is no document: stop, or leave it out and list it in rejected.jsonl (%(default)s)"
-    add("--on-error", default="stop", choices=("stop", "skip"), help=help_text)
-    add("--max-rejected", default=0.01, metavar="F", type=float, help="fail above this share of rows (%(default)s)")
     add("--shuffle-seed", type=int, metavar="N", help="shuffle the documents of --split, the same way for the same N")
     add("--dedup", action="store_true", help="leave out documents whose text was there before")
     help_text = "leave out documents that are this similar to one before (0.8: 80 %% of their 5-word shingles)"
@@ -226,7 +213,6 @@ def build_parser() -> argparse.ArgumentParser:
     help_text = "where the output of an --out that is a URL is made before it is copied (a folder in ~/.cache)"
     add("--work", metavar="DIR", help=help_text)
     add("--usd-per-hour", type=float, metavar="R", help="the machine's price, for dollars per trillion tokens")
-    add("--overwrite", action="store_true", help="replace what an earlier run of this command made there")
     return parser
 
 

@@ -1,12 +1,12 @@
 """The splits made out of finished parts: their shards, the held-out rows, and what each holds."""
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+from data_prep.built import DOCUMENTS, BuiltSplit
 from data_prep.errors import PrepError
 from data_prep.manifest import FileRecord
 from data_prep.ordering import Ordered, SplitContent
@@ -16,20 +16,7 @@ from data_prep.windows import cut_into_sequences
 from data_prep.workers import Executor
 from data_prep.writing import ShardFormat
 
-DOCUMENTS = "documents.jsonl"
 _COPY_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class BuiltSplit:
-    """What a finished split holds."""
-
-    documents: int
-    text_bytes: int  # in UTF-8
-    sequences: int
-    tokens: int  # in the sequences
-    dropped_tokens: int  # at the end, fewer than one sequence
-    shards: list[FileRecord]
 
 
 def build_splits(

@@ -1,0 +1,64 @@
+"""What a finished split holds, and its manifest."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from data_prep.manifest import MANIFEST, FileRecord, Manifest, SourceRecord, TokenizerRecord
+from data_prep.plan import HELD_OUT, MAIN, Plan
+from data_prep.rejects import REJECTED
+from data_prep.sources import sha256_of_file
+from data_prep.writing import INDEX, write_durably
+
+DOCUMENTS = "documents.jsonl"
+
+
+@dataclass(frozen=True)
+class BuiltSplit:
+    """What a finished split holds."""
+
+    documents: int
+    text_bytes: int  # in UTF-8
+    sequences: int
+    tokens: int  # in the sequences
+    dropped_tokens: int  # at the end, fewer than one sequence
+    shards: list[FileRecord]
+    loss_tokens: int | None = None  # of instruction data: those that the loss is on
+
+
+def write_manifest(
+    plan: Plan,
+    folder: Path,
+    built: BuiltSplit,
+    sources: list[SourceRecord],
+    rejected: int,
+    left_out: dict[str, int],
+) -> Manifest:
+    """Record a finished split beside its index.
+
+    Args:
+        left_out: by reason, the documents of the whole input that are in no split.
+    """
+    others = [folder / name for name in (DOCUMENTS, INDEX, REJECTED) if (folder / name).exists()]
+    manifest = Manifest(
+        split=folder.name,
+        splits=plan.splits,
+        role=MAIN if folder.name == plan.options["split"] else HELD_OUT,
+        seq_len=plan.options["seq_len"],
+        dtype=plan.dtype,
+        documents=built.documents,
+        text_bytes=built.text_bytes,
+        sequences=built.sequences,
+        tokens=built.tokens,
+        dropped_tokens=built.dropped_tokens,
+        rejected=rejected,
+        tokenizer=TokenizerRecord(**asdict(plan.tokenizer)),
+        separators=asdict(plan.separators),
+        options=plan.options,
+        sources=sources,
+        shards=built.shards,
+        loss_tokens=built.loss_tokens,
+        left_out=left_out,
+        files=[FileRecord(path.name, path.stat().st_size, sha256_of_file(path)) for path in others],
+    )
+    write_durably(folder / MANIFEST, manifest.to_json().encode())
+    return manifest
