@@ -69,9 +69,7 @@ class SplitWriter:
             sequences=self.samples,
             tokens=self.tokens,
             dropped_tokens=0,
-            shards=[
-                FileRecord(shard.name, shard.bytes, shard.sha256, shard.samples) for shard in self._writer.finish()
-            ],
+            shards=[FileRecord(shard.name, shard.bytes, shard.sha256, shard.samples) for shard in shards],
             loss_tokens=self.loss_tokens,
         )
 
