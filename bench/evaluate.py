@@ -34,8 +34,9 @@ from eval import harness_tasks
 from eval.backbone import Backbone
 from eval.batching import padded, plan
 from eval.harness_lm import ScoringLM
-from eval.scoring import ENOUGH_TOKENS
+from eval.scoring import PASSES
 from eval.suite import run_tasks, tasks_of
+from eval.vectors import ENOUGH_TOKENS
 
 ROUND_UP = 64  # tokens: the context is the longest prompt, rounded up; LLM Foundry pads everything to it
 TASKS = {  # name: (file, few-shot examples, between question and answer)
@@ -172,7 +173,8 @@ def computed_tokens(task: dict[str, Any], tokenizer: Any, work: Path, rows: int)
     requests = list(dict.fromkeys(request for example in built.examples for request in example.requests))
     lengths = sorted((len(request.inputs) for request in requests), reverse=True)
     theirs = sum(lengths[i] * len(lengths[i : i + rows]) for i in range(0, len(lengths), rows))
-    ours = sum(padded(batch, requests)[1] for batch in plan(requests, rows, 10**6, ENOUGH_TOKENS["cpu"]))
+    batches = plan(requests, rows * PASSES["cpu"], 10**6)
+    ours = sum(padded(batch, requests, rows, ENOUGH_TOKENS["cpu"]) for batch in batches)
     scored = sum(len(request.continuation) for request in requests)
     return (
         f"Tokens through the model: {theirs:,} with logits for each (`hf`'s batches), here {ours:,}, with logits for "

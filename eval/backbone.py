@@ -9,13 +9,15 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-Past = Any  # keys and values of every layer, as the model itself keeps them
+from eval.past import Past, can_be_shared
+
 PROBE_TOKENS = 3
 PROBE_DIFFERENCE = 1e-4  # of logits, relative to the largest; kernels may differ by rounding
 
@@ -33,8 +35,10 @@ class Backbone:
         self.autocast = autocast
         self.device = next(model.parameters()).device
         self.root = _sharded_root(model)
-        self.body, self._head = _halves(self.causal)
+        self.body, self._head, self._finish = _halves(self.causal)
+        self.vocabulary: int = self.causal.config.vocab_size
         self._takes_positions = _takes_positions(self.body)
+        self.shares = True  # whether rows can go on from tokens that another row has read; found out by the first run
         self._checked = False
 
     @property
@@ -72,19 +76,22 @@ class Backbone:
                 positions = (mask.long().cumsum(1) - 1).clamp(min=0)  # (B, T)
                 extra["position_ids"] = positions[:, -ids.shape[1] :]
         out = self.body(input_ids=ids, past_key_values=past, use_cache=keep or past is not None, **extra)
-        return out.last_hidden_state, out.past_key_values if keep else None
+        return out.last_hidden_state, getattr(out, "past_key_values", None) if keep else None
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(N, D) → (N, V) in float32."""
-        return self._head(hidden).float()
+    @property
+    def divisible(self) -> bool:
+        """Whether logits can be had of some words alone: not where the output layer is sharded, or has an adapter."""
+        return not self.sharded and isinstance(self._head, (nn.Linear, nn.Embedding))
 
-    @staticmethod
-    def select(past: Past, rows: Tensor) -> Past:
-        """Keys and values of these rows, in this order; a row may come more than once."""
-        if hasattr(past, "batch_select_indices"):
-            past.batch_select_indices(rows)
-            return past
-        return [tuple(part.index_select(0, rows) for part in layer) for layer in past]
+    def logits(self, hidden: Tensor, words: slice | None = None) -> Tensor:
+        """(N, D) → (N, V) in float32; those of some words alone only where the output layer is `divisible`."""
+        head: Any = self._head
+        if words is not None:
+            bias = getattr(head, "bias", None)
+            logits = nn.functional.linear(hidden, head.weight[words], None if bias is None else bias[words])
+        else:
+            logits = head(hidden, True) if isinstance(head, nn.Embedding) else head(hidden)  # tied: LLM Foundry's own
+        return self._finish(logits).float()
 
     def generate(self, **arguments: Any) -> Tensor:
         """transformers' `generate`; where the weights are sharded, every process must call it with as many steps."""
@@ -103,10 +110,15 @@ class Backbone:
             return self.root()
 
     def _check_halves(self) -> None:
-        """Compare the two halves with the whole on a few tokens; where they differ, the whole is used."""
+        """Compare the two halves with the whole on a few tokens, and see what the model keeps of them."""
         ids = torch.arange(1, PROBE_TOKENS + 1, device=self.device)[None]
         whole = self._whole_pass(lambda: self.causal(input_ids=ids, use_cache=False).logits.float())
-        halves = self._within_root(lambda: self.logits(self.hidden(ids, None)[0]))
+
+        def two_halves() -> tuple[Tensor, Past]:
+            hidden, past = self.hidden(ids, None, keep=True)
+            return self.logits(hidden), past
+
+        halves, past = self._within_root(two_halves)
         scale = max(1.0, float(whole.abs().nan_to_num(0).max()))
         equal = whole.shape == halves.shape and torch.allclose(
             whole, halves, rtol=0, atol=PROBE_DIFFERENCE * scale, equal_nan=True
@@ -116,6 +128,7 @@ class Backbone:
                 f"{type(self.causal).__name__}: its logits are not its output layer applied to its last hidden states; "
                 "this model cannot be scored here"
             )
+        self.shares = can_be_shared(past)
 
 
 def causal_model(model: nn.Module) -> Any:
@@ -132,17 +145,17 @@ def causal_model(model: nn.Module) -> Any:
             return inner
 
 
-def _halves(causal: Any) -> tuple[Any, Callable[[Tensor], Tensor]]:
-    if hasattr(causal, "final_logit_softcapping"):
-        return causal.transformer, lambda hidden: _mpt_head(causal, hidden)
+def _halves(causal: Any) -> tuple[Any, nn.Module, Callable[[Tensor], Tensor]]:
+    """What gives hidden states, the output layer, and what then becomes of its output."""
+    if hasattr(causal, "final_logit_softcapping"):  # LLM Foundry's MPT
+        return causal.transformer, causal.lm_head or causal.transformer.wte, partial(_scaled, causal)
     body = causal.get_decoder() if hasattr(causal, "get_decoder") else None
     body = body if body is not None and body is not causal else causal.base_model
-    return body, causal.get_output_embeddings()
+    return body, causal.get_output_embeddings(), lambda logits: logits
 
 
-def _mpt_head(causal: Any, hidden: Tensor) -> Tensor:
-    """As LLM Foundry's MPTForCausalLM.forward goes from hidden states to logits."""
-    logits = causal.lm_head(hidden) if causal.lm_head is not None else causal.transformer.wte(hidden, True)
+def _scaled(causal: Any, logits: Tensor) -> Tensor:
+    """As LLM Foundry's MPTForCausalLM.forward goes on from its output layer."""
     if causal.logit_scale is not None:
         logits = logits * causal.logit_scale
     if causal.final_logit_softcapping is not None:

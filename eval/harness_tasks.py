@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import random
@@ -18,6 +19,7 @@ from eval.tasks.rows import TaskError
 
 SEED, FEWSHOT_SEED = 0, 1234  # the harness's own
 SUGGESTED = 5  # names, where one is unknown
+TEMPLATES = 1000  # compiled prompt templates that are kept
 # Metrics that are the mean of one number an example, in the order that the first of is shown.
 MEANS = ("acc", "acc_norm", "exact_match", "em", "f1", "contains", "mcc")
 
@@ -53,7 +55,7 @@ def evaluate(lm: Any, loaded: Any, limit: int | None = None) -> tuple[list[dict[
     """Entries for results.json, groups included, and one record an example. Raises ScoringError."""
     from lm_eval.evaluator import evaluate as run
 
-    with _seeded():
+    with _seeded(), _templates_compiled_once():
         found: Any = run(lm=lm, task_dict=loaded, limit=limit, log_samples=True)
     results, examples = [], []
     for name, scores in found["results"].items():
@@ -83,6 +85,18 @@ def _seeded() -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numbers)
+
+
+@contextlib.contextmanager
+def _templates_compiled_once() -> Iterator[None]:
+    """The harness compiles a task's prompt template anew for every example: with five shots, most of its own time."""
+    from lm_eval.utils import env
+
+    env.from_string = functools.lru_cache(TEMPLATES)(env.from_string)
+    try:
+        yield
+    finally:
+        del env.from_string  # the class's own again
 
 
 def prompts(loaded: Any, limit: int = 1) -> list[tuple[str, str, str]]:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
 from typing import Any
 
-import torch.nn.functional as F
-from torch import Tensor
+import torch
 
 from eval.backbone import Backbone
 from eval.questions import ScoringError
-from eval.scoring import from_all, logits_at_once, rank_and_world
+from eval.scoring import from_all, rank_and_world
+from eval.vocabulary import answers_at
 
 IGNORED = -100  # a label that is no target
 
@@ -68,9 +67,5 @@ def _sum(backbone: Backbone, batch: Any) -> tuple[float, int]:
     targets = labels[:, 1:].flatten()
     scored = targets != IGNORED
     vectors, targets = hidden[:, :-1].flatten(0, 1)[scored], targets[scored]
-    size = logits_at_once(backbone, len(vectors))
-    parts: Sequence[Tensor] = [
-        F.cross_entropy(backbone.logits(vectors[start : start + size]), targets[start : start + size], reduction="sum")
-        for start in range(0, len(vectors), size)
-    ]
-    return float(sum(part.double() for part in parts)), len(targets)
+    found = answers_at(backbone, vectors, torch.arange(len(vectors), device=backbone.device), targets)
+    return -math.fsum(found.logprobs), len(targets)

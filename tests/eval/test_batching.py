@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from eval.batching import common_prefix, families_of, plan
+from eval.batching import WASTE, common_prefix, families_of, passes, plan
 from eval.cache import AnswerCache, missing
 from eval.questions import Request, Scored, ScoringError, refuse_unusable
 
@@ -28,7 +28,7 @@ def test_choices_of_a_question_are_one_family_and_questions_are_not() -> None:
     first, second = tuple(range(100, 130)), tuple(range(200, 220))
     requests = choices(first, (1, 2), (3, 4, 5), (6,)) + choices(second, (1, 2), (3,))
     families = families_of(requests, rows=8)
-    assert sorted((f.shared, f.members) for f in families) == [(20, (4, 3)), (30, (2, 0, 1))]
+    assert sorted((f.shared, f.members) for f in families) == [(20, (3, 4)), (30, (1, 0, 2))]
     assert sorted(f.rest for f in families) == [1, 2]
 
 
@@ -57,6 +57,27 @@ def test_every_request_is_in_one_batch_of_bounded_size() -> None:
             starts = {requests[m].inputs[: family.shared] for m in family.members}
             assert len(starts) == 1
     assert plan(requests, rows=8, max_len=100) == batches
+
+
+def test_passes_read_every_request_once_and_pad_little() -> None:
+    chosen = random.Random(2)
+    requests = []
+    for _ in range(200):
+        context = tuple(chosen.randrange(9000) for _ in range(chosen.randrange(5, 60)))
+        requests += choices(context, *((a, *range(chosen.randrange(1, 30))) for a in range(chosen.randrange(1, 4))))
+    for batch in plan(requests, rows=128, max_len=200):
+        whole, branches = passes(batch, requests, rows=32, enough=64)
+        rows = [row for group in (*whole, *branches) for row in group]
+        assert len(set(rows)) == len(rows)
+        assert [m for _, m in (row for group in whole for row in group)] == sorted(
+            (family.members[0] for family in batch), key=lambda m: -len(requests[m].inputs)
+        )
+        unread = {m for family in batch for m in family.members} - {m for _, m in rows}
+        assert all(len(requests[m].inputs) == family.shared for family in batch for m in family.members if m in unread)
+        for group in whole:
+            lengths = [len(requests[m].inputs) for _, m in group]
+            assert len(group) <= 32
+            assert len(group) * max(lengths) <= max(WASTE * sum(lengths), 64 + max(lengths))
 
 
 def test_equal_requests_are_one_whoever_asks() -> None:
