@@ -20,6 +20,7 @@ from recipes.reports.runs import run_folder, write_whole
 from recipes.reports.summary import is_finished, print_summary, write_summary
 from recipes.screen import is_first_rank, print_plan, print_problems, print_recipe, print_stop, usage
 from recipes.training.batches import plan_batches
+from recipes.training.startup import light_imports
 
 
 def main(arguments: list[str]) -> int:
@@ -50,8 +51,9 @@ def main(arguments: list[str]) -> int:
             print_summary(folder)
         return 0
 
-    from recipes.build import build
-    from recipes.training.processes import free_memory, quiet
+    with light_imports():
+        from recipes.build import build
+        from recipes.training.processes import free_memory, quiet
 
     quiet()
     try:

@@ -38,6 +38,7 @@ from recipes.training.lora import add_lora, reset_lora
 from recipes.training.preferences import PreferenceModel, build_preference_loader
 from recipes.training.processes import parallelism, prepare_process
 from recipes.training.resuming import how_it_starts, latest_filename, resume_point, resumes, save_filename
+from recipes.training.startup import spare_questions
 from recipes.weights.pretrained import load_pretrained
 
 log = logging.getLogger("recipes")
@@ -104,6 +105,7 @@ class Run:
 @functools.cache
 def register_components() -> None:
     """Put this project's models, callbacks and loggers into LLM Foundry's registries."""
+    spare_questions()
     from recipes.callbacks import budget, cost, recompiles
     from recipes.models import mpt
     from recipes.training import optimizers
