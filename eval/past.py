@@ -63,8 +63,8 @@ def _token_axes(past: Past) -> tuple[int, int] | None:
 
 
 def _pairs(past: Past) -> list[tuple[Tensor, Tensor]]:
-    layers: Any = past.layers if isinstance(past, DynamicCache) else past
-    return [(layer.keys, layer.values) if isinstance(layer, DynamicLayer) else layer for layer in layers]
+    layers: Any = [(layer.keys, layer.values) for layer in past.layers] if isinstance(past, DynamicCache) else past
+    return list(layers)
 
 
 def _joined(parts: list[Tensor], axis: int) -> Tensor:
