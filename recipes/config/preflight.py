@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -300,6 +301,26 @@ def _hub_reachable() -> bool:
 # --- the machine -------------------------------------------------------------------------------------------------
 
 
+def _fp8_lacks() -> Iterator[str]:
+    """What amp_fp8 needs and this machine with a GPU does not have."""
+    if not importlib.util.find_spec("transformer_engine"):
+        yield "amp_fp8 needs the package transformer-engine (`pip install transformer-engine[pytorch]`)"
+    for name, capability in _compute_capabilities():
+        if capability < 8.9:  # Ada; what Transformer Engine asks for
+            yield f"{name} computes at {capability}, amp_fp8 needs 8.9 or more: an Ada, Hopper or newer GPU"
+            return
+
+
+def _compute_capabilities() -> list[tuple[str, float]]:
+    """(name, CUDA compute capability) of each NVIDIA GPU, asked of the driver; empty where it cannot be asked."""
+    command = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.splitlines()
+        return [(name, float(capability)) for name, capability in (line.rsplit(", ", 1) for line in lines)]
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return []
+
+
 def _device(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     is_mpt = recipe.get("model.name") == "mpt_causal_lm"
     if is_mpt:
@@ -316,9 +337,9 @@ def _device(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
             yield ("model", "loss_fn"), f"liger_crossentropy {text}; fused_crossentropy takes the best that is here"
     if recipe.get("compile") and not any(shutil.which(c) for c in (os.environ.get("CXX") or "g++", "clang++")):
         yield ("compile",), "needs a C++ compiler, and this machine has none: install g++, or leave compile out"
-    if recipe.get("precision") == "amp_fp8" and has_gpu() and not importlib.util.find_spec("transformer_engine"):
-        text = "amp_fp8 needs the package transformer-engine (`pip install transformer-engine[pytorch]`) and a GPU of"
-        yield ("precision",), f"{text} the Hopper generation or newer; use amp_bf16 without it"
+    if recipe.get("precision") == "amp_fp8" and has_gpu():
+        for text in _fp8_lacks():
+            yield ("precision",), f"{text}; use amp_bf16 without it"
     if has_gpu():
         return
     if recipe.get("precision") in ("amp_fp16", "amp_fp8"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 
@@ -65,7 +66,7 @@ def missing(*overrides: str) -> dict[str, str]:
     return {".".join(map(str, p.key)): p.text for p in preflight(load(QUICKSTART, overrides))}
 
 
-def test_what_the_machine_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_machine_lacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     if importlib.util.find_spec("liger_kernel") is None:
         assert "pip install liger-kernel" in missing("model.loss_fn=liger_crossentropy")["model.loss_fn"]
     monkeypatch.setattr(preflight_module.shutil, "which", lambda _: None)
@@ -76,3 +77,10 @@ def test_what_the_machine_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "flash_attn.flash_attn_interface, which is not installed" in flash2
     if importlib.util.find_spec("transformer_engine") is None:
         assert "needs the package transformer-engine" in missing("precision=amp_fp8")["precision"]
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text("#!/bin/sh\necho 'NVIDIA A100-SXM4-80GB, 8.0'\n")
+    driver.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert "A100-SXM4-80GB computes at 8.0, amp_fp8 needs 8.9 or more" in missing("precision=amp_fp8")["precision"]
+    driver.write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 9.0'\n")
+    assert "computes at" not in missing("precision=amp_fp8").get("precision", "")
