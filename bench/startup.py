@@ -1,6 +1,11 @@
 """Start-up: from the command to the end of the first optimizer step, this project's against LLM Foundry's.
 
-    env -u PYTHONDONTWRITEBYTECODE python -m bench.startup --out bench/results/startup.md
+    env -u PYTHONDONTWRITEBYTECODE python -m bench.startup --rounds 3 --stock ENVIRONMENT/bin/python \\
+        --out bench/results/startup.md
+
+ENVIRONMENT is LLM Foundry as it installs itself, with its own pins, made outside this folder, whose pins uv would take:
+`uv venv ENVIRONMENT; uv pip install --python ENVIRONMENT/bin/python llm-foundry==0.22.0 'setuptools<81'`. Without
+--stock it is measured in this project's environment alone, which has less to import.
 
 Both train the quickstart's model on the embedded corpus (`make data` first) from the same resolved recipe; LLM Foundry
 gets `attn_impl: torch` and `loss_fn: torch_crossentropy`, without which it does not start here, and is run as its own
@@ -45,11 +50,16 @@ from llmfoundry.command_utils import train_from_yaml
 
 train_from_yaml(sys.argv[1], sys.argv[2:])
 """
+IMPORTS = (
+    "from recipes.training.startup import light_imports; exec('with light_imports(): import recipes.build')",
+    "import recipes.build",
+    "import llmfoundry",
+)
 OURS_ALONE = ("cost", "include", "dry_run", "compile", "selective_checkpointing", "pretrained", "dpo")
 
 
-def prepare(folder: Path) -> dict[str, list[str]]:
-    """The recipe for both, and the commands."""
+def prepare(folder: Path, stock: Path | None) -> dict[str, list[str]]:
+    """The recipe for both, and the commands; LLM Foundry's own, the one that others are compared with, first."""
     import yaml
 
     from recipes.config.load import load
@@ -69,18 +79,21 @@ def prepare(folder: Path) -> dict[str, list[str]]:
         values[loader].update(prefetch_factor=None, persistent_workers=False)
     values["variables"] = {}
     (folder / "foundry.yaml").write_text(yaml.safe_dump(values))
-    composer = str(Path(sys.executable).with_name("composer"))
-    return {
-        "LLM Foundry: composer train.py": [
-            composer,
-            "-n",
-            "1",
-            str(folder / "foundry.py"),
-            str(folder / "foundry.yaml"),
-        ],
-        "ours: composer train.py": [composer, "-n", "1", "train.py", str(folder / "ours.yaml")],
-        "ours: python train.py": [sys.executable, "train.py", str(folder / "ours.yaml")],
-    }
+    ours, theirs = ["train.py", str(folder / "ours.yaml")], [str(folder / "foundry.py"), str(folder / "foundry.yaml")]
+    commands = {}
+    if stock is not None:
+        commands["LLM Foundry with its own pins: composer"] = [*_composer(stock), *theirs]
+        commands["LLM Foundry with its own pins: python"] = [str(stock), *theirs]
+    here = Path(sys.executable)
+    commands["LLM Foundry in this environment: composer"] = [*_composer(here), *theirs]
+    commands["LLM Foundry in this environment: python"] = [str(here), *theirs]
+    commands["ours: composer"] = [*_composer(here), *ours]
+    commands["ours: python"] = [str(here), *ours]
+    return commands
+
+
+def _composer(python: Path) -> list[str]:
+    return [str(python.with_name("composer")), "-n", "1"]
 
 
 def seconds(command: list[str], folder: Path) -> float:
@@ -96,10 +109,10 @@ def seconds(command: list[str], folder: Path) -> float:
     return float(mark.read_text()) - begun
 
 
-def imports(module: str) -> list[tuple[str, float]]:
-    """Seconds of their own that the packages behind `import module` take, largest first."""
+def imports(statement: str) -> list[tuple[str, float]]:
+    """Seconds of their own that the packages behind an import take, largest first."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    command = [sys.executable, "-X", "importtime", "-c", f"import {module}"]
+    command = [sys.executable, "-X", "importtime", "-c", statement]
     lines = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stderr.splitlines()
     own: dict[str, float] = defaultdict(float)
     for line in lines:
@@ -109,15 +122,22 @@ def imports(module: str) -> list[tuple[str, float]]:
     return sorted(own.items(), key=lambda item: -item[1])
 
 
+def _versions(python: Path) -> str:
+    packages = ("torch", "llm-foundry", "mosaicml", "transformers")
+    statement = f"from importlib.metadata import version; print(*(p + ' ' + version(p) for p in {packages}), sep=', ')"
+    return subprocess.run([str(python), "-c", statement], capture_output=True, text=True, check=True).stdout.strip()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--stock", type=Path, metavar="PYTHON", help="of an environment with LLM Foundry's own pins")
     parser.add_argument("--out", type=Path, help="Markdown file; default: the screen")
     arguments = parser.parse_args()
     times: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        commands = prepare(folder)
+        commands = prepare(folder, arguments.stock)
         for round in range(arguments.rounds + 1):
             for label, command in commands.items():
                 took = seconds(command, folder)
@@ -125,30 +145,33 @@ def main() -> None:
                 if round:
                     times[label].append(took)
     medians = {label: statistics.median(of) for label, of in times.items()}
-    stock = next(iter(medians.values()))
-    rows = [[label, f"{s:.1f}", f"{s / stock:.0%}"] for label, s in medians.items()]
-    parts = {module: imports(module) for module in ("recipes.build", "llmfoundry")}
+    foundry = [s for label, s in medians.items() if label.endswith("composer") and not label.startswith("ours")]
+    rows = [[label, f"{s:.1f}", *(f"{s / of:.0%}" for of in foundry)] for label, s in medians.items()]
+    header = ["command", "seconds", *(["of LLM Foundry's with its own pins"] if arguments.stock else [])]
+    header.append("of LLM Foundry's in this environment")
+    parts = {statement: imports(statement) for statement in IMPORTS}
     lines = [
         "# Start-up: from the command to the end of the first step",
         "",
         f"Command: `env -u PYTHONDONTWRITEBYTECODE python -m bench.startup --rounds {arguments.rounds} "
-        "--out bench/results/startup.md`",
+        f"{'--stock ENVIRONMENT/bin/python ' if arguments.stock else ''}--out bench/results/startup.md`",
         "",
         machine_and_versions("torch", "llm-foundry", "mosaicml", "transformers"),
+        *([f"LLM Foundry's own pins: {_versions(arguments.stock)}"] if arguments.stock else []),
         "",
         f"Median of {arguments.rounds} alternating rounds, bytecode caches filled.",
         "",
-        *table(["command", "seconds", "of LLM Foundry's"], rows),
+        *table(header, rows),
         "",
         "## Where importing goes",
         "",
         "Seconds of their own, by top-level package.",
         "",
     ]
-    for module, found in parts.items():
+    for statement, found in parts.items():
         total = sum(s for _, s in found)
         largest = ", ".join(f"{package} {s:.2f}" for package, s in found[:14])
-        lines += [f"`import {module}`: {total:.1f} s, of which {largest}.", ""]
+        lines += [f"`{statement}`: {total:.1f} s, of which {largest}.", ""]
     write_result(lines[:-1], arguments.out)
 
 
