@@ -8,8 +8,8 @@ what it had; rounds of `compare` on the same text, versions and machine are adde
 
 The text is that of the packages installed beside this interpreter (source code and documentation). A round runs every
 program once, in turn. CPU seconds are user and system time of the program and its children, start-up included.
-Memory is that of a program and its children together, looked at ten times a second: pages that they share count once
-(PSS). Not ru_maxrss, which starts from what the process held that started the program.
+Memory is that of a program and its children together, looked at one to ten times a second: pages that they share count
+once (PSS). Not ru_maxrss, which starts from what the process held that started the program.
 """
 
 import argparse
@@ -118,7 +118,7 @@ def held_mb(root: int) -> float:
 
 
 def measured(words: list[str], env: dict[str, str] | None = None) -> Run:
-    """Run a program to its end, looking at its memory ten times a second; fails loudly where it does."""
+    """Run a program to its end, looking at its memory on the way; fails loudly where it does."""
     start = time.perf_counter()
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), **(env or {})}
     if environment.pop("PYTHONDONTWRITEBYTECODE", None):  # nobody compiles all modules at every start
@@ -130,7 +130,8 @@ def measured(words: list[str], env: dict[str, str] | None = None) -> Run:
             peak_mb = max(peak_mb, held_mb(process.pid))
             found, status, used = os.wait4(process.pid, os.WNOHANG)
             usage = used if found else None
-            time.sleep(0 if found else 0.1)
+            # looking takes time of the program's too: less often in a long run
+            time.sleep(0 if found else min(max((time.perf_counter() - start) / 100, 0.1), 1))
         process.returncode = os.waitstatus_to_exitcode(status)
         output.seek(0)
         text = output.read()
