@@ -1,17 +1,21 @@
-"""Perplexity by position, beyond the length that a model was trained at: what ALiBi or a scaled RoPE make of it.
+"""Perplexity by position, beyond the length that models were trained at: what ALiBi and a scaled RoPE make of it.
 
-    python -m bench.positions runs/mpt-quickstart --data shards/sotu/val --length 1024 --out bench/results/positions.md
-    python -m bench.positions runs/my-rope-run --data shards/mine/val --length 8192 --rope dynamic:4
+    python train.py yamls/pretrain/mpt-quickstart.yaml run_name=alibi
+    python train.py yamls/pretrain/mpt-quickstart.yaml run_name=rope \\
+        model.attn_config.alibi=false model.attn_config.rope=true model.attn_config.rope_impl=hf
+    python -m bench.positions runs/alibi runs/rope --rope linear:8 dynamic:8 \\
+        --data shards/sotu/val --length 1024 --out bench/results/positions.md
 
 Tokens of the data are laid end to end and cut into sequences of `--length`; each token's loss is counted for its place
-in the sequence. Flat beyond the trained length means that the model can be used there, falling that it gains from what
-lies further back, rising that it cannot. Written beside the table: a plot, as SVG.
+in the sequence, the same tokens for every model. Flat beyond the trained length means that the model can be used there,
+falling that it gains from what lies further back, rising that it cannot. A RoPE model is read as it was trained, and
+once more for each scaling of its angles. Written beside the table: a plot, as SVG.
 """
 
 import argparse
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,8 @@ from torch.nn import functional as F
 from bench.machine import machine_and_versions, write_result
 from bench.suites import table
 
-BUCKETS = 32  # of positions, equally wide
+COLOURS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#6b7280")
+BUCKETS = 16  # of positions, equally wide
 
 
 def loss_by_position(model: Any, sequences: Iterator[Tensor]) -> tuple[Tensor, int]:
@@ -88,50 +93,81 @@ def sequences(data: Path, length: int, most: int) -> Iterator[Tensor]:
             held, given = held[length:], given + 1
 
 
-def plot(found: list[tuple[int, int, float]], trained: int) -> str:
+def plot(curves: Mapping[str, list[tuple[int, int, float]]], trained: int) -> str:
     from recipes.reports.charts import Line, line_chart
 
-    points = [((first + last) / 2, perplexity) for first, last, perplexity in found]
-    low, high = min(p for _, p in points), max(p for _, p in points)
-    mark = Line("trained length", [(trained, low), (trained, high)], 1)
-    svg = line_chart([Line("perplexity", points, 0, marked=True), mark], "position", "perplexity")
-    style = "<style>svg{--series-1:#2563eb;--series-2:#dc2626;background:#fff;font:12px sans-serif}"
+    lines = []
+    for colour, (name, found) in enumerate(curves.items()):
+        points = [((first + last) / 2, math.log(perplexity)) for first, last, perplexity in found]
+        lines.append(Line(name, points, colour, marked=True))
+    heights = [y for line in lines for _, y in line.points]
+    mark = Line("trained length", [(trained, min(heights)), (trained, max(heights))], len(COLOURS) - 1)
+    svg = line_chart([*lines, mark], "position", "log of the perplexity")
+    variables = "".join(f"--series-{i + 1}:{colour};" for i, colour in enumerate(COLOURS))
+    style = f"<style>svg{{{variables}background:#fff;font:12px sans-serif}}"
     style += ".grid{stroke:#ddd}polyline{fill:none;stroke-width:2}</style>"
-    return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f">{style}", 1)
+    names = "".join(
+        f'<text x="60" y="{24 + 15 * i}" style="fill:{COLOURS[line.colour]}">{line.name}</text>'
+        for i, line in enumerate([*lines, mark])
+    )
+    return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f">{style}{names}", 1)
+
+
+def curves_of(run: Path, arguments: argparse.Namespace) -> tuple[dict[str, list[tuple[int, int, float]]], int, int]:
+    """A run's perplexities by range of positions, for each way to read it; trained length, and sequences read."""
+    from recipes.talking.loading import build_for_generation
+    from recipes.weights.trained import find_trained
+
+    try:
+        model = build_for_generation(find_trained(run)).eval()
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    has_rope, trained = model.config.attn_config["rope"], model.config.max_seq_len
+    curves = {}
+    for scaling in (None, *(arguments.rope if has_rope else ())):
+        model.config.max_seq_len = trained
+        stretch(model, arguments.length, scaling)
+        losses, count = loss_by_position(model, sequences(arguments.data, arguments.length, arguments.sequences))
+        if not count:
+            sys.exit(f"error: --length: {arguments.data} has fewer than {arguments.length} tokens")
+        kind = ("RoPE" if scaling is None else f"RoPE, {scaling}") if has_rope else "ALiBi"
+        curves[f"{run.name} ({kind})"] = bucketed(losses)
+    return curves, trained, count
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="a run folder or a checkpoint")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run folder or a checkpoint")
     parser.add_argument("--data", type=Path, required=True, help="a folder of MDS shards")
     parser.add_argument("--length", type=int, required=True, help="tokens a sequence")
     parser.add_argument("--sequences", type=int, default=64, help="at most; default 64")
-    parser.add_argument("--rope", help="scale a RoPE model's angles: linear:FACTOR or dynamic:FACTOR")
+    parser.add_argument(
+        "--rope", nargs="+", default=[], metavar="SCALING", help="of RoPE models' angles: linear:FACTOR, dynamic:FACTOR"
+    )
     parser.add_argument("--out", type=Path, help="Markdown file, with an SVG beside it; default: the screen")
     arguments = parser.parse_args()
-    from recipes.talking.loading import build_for_generation
-    from recipes.weights.trained import find_trained
-
     if not (arguments.data / "index.json").exists():
         sys.exit(f"error: --data: {arguments.data} has no index.json; expected a folder of shards")
-    try:
-        model = build_for_generation(find_trained(arguments.run)).eval()
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    trained = stretch(model, arguments.length, arguments.rope)
-    losses, count = loss_by_position(model, sequences(arguments.data, arguments.length, arguments.sequences))
-    if not count:
-        sys.exit(f"error: --length: {arguments.data} has fewer than {arguments.length} tokens")
-    found = bucketed(losses)
-    rows = [[f"{first:,} to {last:,}", f"{p:.2f}", "" if first < trained else "beyond"] for first, last, p in found]
-    options = f" --rope {arguments.rope}" if arguments.rope else ""
+    curves: dict[str, list[tuple[int, int, float]]] = {}
+    lengths = {}
+    for run in arguments.runs:
+        found, lengths[run], count = curves_of(run, arguments)
+        curves |= found
+    if len(set(lengths.values())) > 1:
+        sys.exit(f"error: these runs were trained at different lengths ({lengths}); compare those of one length")
+    trained = lengths[arguments.runs[0]]
+    rows = [
+        [f"{first:,} to {last:,}", "" if first < trained else "beyond", *(f"{c[i][2]:,.1f}" for c in curves.values())]
+        for i, (first, last, _) in enumerate(next(iter(curves.values())))
+    ]
+    options = f" --rope {' '.join(arguments.rope)}" if arguments.rope else ""
+    options += f" --data {arguments.data} --length {arguments.length} --sequences {arguments.sequences}"
     options += f" --out {arguments.out}" if arguments.out else ""
     lines = [
         "# Perplexity by position",
         "",
-        f"Command: `python -m bench.positions {arguments.run} --data {arguments.data} --length {arguments.length}"
-        f" --sequences {arguments.sequences}{options}`",
+        f"Command: `python -m bench.positions {' '.join(map(str, arguments.runs))}{options}`",
         "",
         machine_and_versions("torch", "llm-foundry"),
         "",
@@ -141,9 +177,9 @@ def main() -> None:
     if arguments.out:
         picture = arguments.out.with_suffix(".svg")
         picture.parent.mkdir(parents=True, exist_ok=True)
-        picture.write_text(plot(found, trained) + "\n")
+        picture.write_text(plot(curves, trained) + "\n")
         lines += [f"![perplexity by position]({picture.name})", ""]
-    write_result([*lines, *table(["position", "perplexity", "of the trained length"], rows)], arguments.out)
+    write_result([*lines, *table(["position", "of the trained length", *curves], rows)], arguments.out)
 
 
 if __name__ == "__main__":
