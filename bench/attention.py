@@ -1,12 +1,13 @@
 """Attention, forward and backward: this project's against LLM Foundry's `torch`, flash-attn, and SDPA without a bias.
 
-    python -m bench.attention --suite cpu       # 1k to 16k tokens, under four minutes on two cores
+    python -m bench.attention --suite cpu       # 1k to 16k tokens, memory to 128k; minutes on two cores
     python -m bench.attention --suite cuda      # 1k to 128k tokens on one GPU
 
 One sequence, causal, with ALiBi except for the last row of each length, which is the practical limit: torch's fused
 attention without any bias. Masks and biases are built before the clock starts, for all kernels: a model builds them
 once a batch, not in each layer. FLOPs are those of the causal half, 2·S²·H·D forward and 2.5 times that backward (five
-products instead of two). Peak memory is what the call adds to inputs, mask and bias that lie there already.
+products instead of two). Peak memory is what the call adds to inputs, mask and bias that lie there already; how it
+grows from 1k to 128k tokens is measured apart, in one call a length, on a CPU with a single head.
 """
 
 import argparse
@@ -24,6 +25,9 @@ from bench.suites import NOT_MEASURED, RESULTS, table, write_suites
 
 LENGTHS = {"CPU": [2**n for n in range(10, 15)], "CUDA": [2**n for n in range(10, 18)]}
 HEADS, HEAD_DIM = {"CPU": 4, "CUDA": 16}, {"CPU": 64, "CUDA": 128}  # those of the small model and of MPT-1B
+MEMORY_LENGTHS = [2**n for n in range(10, 18)]
+MEMORY_HEADS = {"CPU": 1, "CUDA": 16}
+MEMORY_KERNELS = ("LLM Foundry torch", "ours")
 REPEATS = {"CPU": 3, "CUDA": 20}
 KERNELS = {
     "CPU": ("LLM Foundry torch", "ours", "SDPA without bias"),
@@ -69,18 +73,13 @@ def measure(kernel: str, S: int, suite: str) -> dict[str, Any]:
 
     device = "cuda" if suite == "CUDA" else "cpu"
     H, D = HEADS[suite], HEAD_DIM[suite]
-    if kernel == "LLM Foundry torch":
-        # scores and bias added up, softmax, its input and the gradients of both, at least, in fp32
-        needed, there = 5 * 4 * H * S * S, _memory(device) // (1 if device == "cuda" else 2)  # others use a CPU's too
-        if needed > there:
-            return {"why": f"not run: takes about {needed / 1e9:,.0f} GB, may take {there / 1e9:,.0f}"}
+    if too_much := _too_much(kernel, S, H, device):
+        return {"why": too_much}
     try:
         function, qkv = build(kernel, S, H, D, device)
         weights = torch.randn_like(function(*qkv).detach())  # the first call compiles, and builds mask and bias
         torch.autograd.grad(function(*qkv), qkv, weights)
-        before = _start_peak(device)
-        torch.autograd.grad(function(*qkv), qkv, weights)
-        peak = _peak(device) - before
+        peak = _peak_of(lambda: torch.autograd.grad(function(*qkv), qkv, weights), device)
         times: list[tuple[float, float]] = []
         for _ in range(REPEATS[suite]):
             begun = _now(device)
@@ -94,6 +93,37 @@ def measure(kernel: str, S: int, suite: str) -> dict[str, Any]:
         return {"why": str(error).partition(",")[0]}
     forward, backward = (statistics.median(part) for part in zip(*times, strict=True))
     return {"forward_s": forward, "backward_s": backward, "peak_bytes": peak}
+
+
+def measure_memory(kernel: str, S: int, suite: str) -> dict[str, Any]:
+    """Peak bytes of one forward and backward call, or why there are none."""
+    import torch
+
+    device, H, D = "cuda" if suite == "CUDA" else "cpu", MEMORY_HEADS[suite], HEAD_DIM[suite]
+    if too_much := _too_much(kernel, S, H, device):
+        return {"why": too_much}
+    try:
+        function, qkv = build(kernel, S, H, D, device)
+        with torch.no_grad():  # compiles, and builds mask and bias
+            weights = torch.ones_like(function(*qkv))
+        return {"peak_bytes": _peak_of(lambda: torch.autograd.grad(function(*qkv), qkv, weights), device)}
+    except torch.OutOfMemoryError:
+        return {"why": "out of memory"}
+
+
+def _too_much(kernel: str, S: int, H: int, device: str) -> str | None:
+    """Why LLM Foundry's S×S scores would not fit, in words."""
+    # scores and bias added up, softmax, its input and the gradients of both, at least, in fp32
+    needed, there = 5 * 4 * H * S * S, _memory(device) // (1 if device == "cuda" else 2)  # others use a CPU's too
+    if kernel != "LLM Foundry torch" or needed <= there:
+        return None
+    return f"not run: takes about {needed / 1e9:,.0f} GB, may take {there / 1e9:,.0f}"
+
+
+def _peak_of(call: Callable[[], Any], device: str) -> int:
+    before = _start_peak(device)
+    call()
+    return _peak(device) - before
 
 
 def _now(device: str) -> float:
@@ -161,7 +191,27 @@ def render(suite: str, found: Mapping[str, Any] | None) -> list[str]:
     lines = [shape, "", *table(header, rows)]
     if found:
         lines += ["", f"![TFLOP/s against tokens](attention-{suite.lower()}.svg)"]
-    return lines
+    return [*lines, "", *render_memory(suite, found)]
+
+
+def render_memory(suite: str, found: Mapping[str, Any] | None) -> list[str]:
+    """Peak memory by length, and how many times that of half the length: 2 is linear, 4 quadratic."""
+    measured = {(r["kernel"], r["S"]): r for r in (found or {}).get("memory", [])}
+    header, rows = ["tokens"], []
+    for kernel in MEMORY_KERNELS:
+        header += [f"{kernel}: peak MB", "× half the tokens"]
+    for S in MEMORY_LENGTHS:
+        cells = []
+        for kernel in MEMORY_KERNELS:
+            row, half = measured.get((kernel, S)), measured.get((kernel, S // 2), {})
+            if row is None or "why" in row:
+                cells += [row["why"] if row else NOT_MEASURED, ""]
+                continue
+            grown = f"{row['peak_bytes'] / half['peak_bytes']:.1f}" if half.get("peak_bytes") else ""
+            cells += [f"{row['peak_bytes'] / 1e6:,.0f}", grown]
+        rows.append([f"{S:,}", *cells])
+    heads = MEMORY_HEADS[suite]
+    return [f"Memory of one call, {heads} head{'s' if heads > 1 else ''}:", "", *table(header, rows)]
 
 
 def plot(suite: str, rows: list[dict[str, Any]]) -> str:
@@ -201,8 +251,14 @@ def main() -> None:
             for kernel in KERNELS[suite]:
                 rows.append({"kernel": kernel, "S": S, **measure(kernel, S, suite)})
                 print(rows[-1], flush=True)
+        memory = []
+        for S in MEMORY_LENGTHS:
+            for kernel in MEMORY_KERNELS:
+                memory.append({"kernel": kernel, "S": S, **measure_memory(kernel, S, suite)})
+                print(memory[-1], flush=True)
         (RESULTS / f"attention-{suite.lower()}.svg").write_text(plot(suite, rows) + "\n")
-        measured = {suite: {"machine": machine_and_versions("torch", "llm-foundry"), "rows": rows}}
+        machine = machine_and_versions("torch", "llm-foundry")
+        measured = {suite: {"machine": machine, "rows": rows, "memory": memory}}
     write_suites("attention", "Attention: time, speed and memory", COMMANDS, measured, render)
 
 
