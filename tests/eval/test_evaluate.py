@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from eval import harness
+from eval.results import examples_path
 from recipes.reports.summary import print_summary
 
 from ..conftest import ROOT, Command, summary
@@ -123,6 +125,17 @@ def test_a_hugging_face_folder_scores_as_its_checkpoint(
     )
     assert compared.returncode == 0, compared.stderr
     assert "+0.0%" in compared.stdout
+    asked = tmp_path / "dates.yaml"
+    shipped = ROOT / "yamls" / "eval" / "harness" / "sotu_dates.yaml"
+    asked.write_text(shipped.read_text().replace("shards/sotu/tasks", str(task)))
+    by_model = []
+    for number, model in enumerate((tmp_path / "folder", whole)):
+        out = tmp_path / f"h{number}.json"
+        assert harness.main([str(model), "--tasks", str(asked), "--out", str(out)]) == 0
+        by_model.append([json.loads(line)["logprobs"] for line in examples_path(out).read_text().splitlines()])
+    assert len(by_model[0]) > 0
+    for ours, theirs in zip(*by_model, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-4)
 
 
 def test_prompts_are_shown_and_nothing_is_evaluated(
