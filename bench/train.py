@@ -75,9 +75,10 @@ def work(job: Mapping[str, Any]) -> dict[str, Any]:
     on_gpu = torch.cuda.is_available()
     if job["side"] != "stock":
         from recipes.models.mpt import ComposerMPTCausalLM as Model
-        from recipes.training.processes import keep_freed_memory
+        from recipes.training.processes import flush_denormals
 
-        keep_freed_memory()
+        if not on_gpu:
+            flush_denormals()  # as a run does
     else:
         Model = foundry.ComposerMPTCausalLM
 
