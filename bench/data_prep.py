@@ -1,13 +1,15 @@
 """Data preparation against LLM Foundry's converters and against the bare tokenizer, on the same text.
 
-    python -m bench.data_prep --tokenizer 20B_tokenizer.json --section compare --rounds 3
+    python -m bench.data_prep --tokenizer 20B_tokenizer.json --section compare --rounds 3 --megabytes 350
     python -m bench.data_prep --tokenizer 20B_tokenizer.json --section reading large profile
 
 Writes bench/results/data_prep.json and from it bench/results/data_prep.md. A section that is measured again replaces
 what it had; rounds of `compare` on the same text, versions and machine are added to those before.
 
-The text is that of the packages installed beside this interpreter (source code and documentation). A round runs every
-program once, in turn. CPU seconds are user and system time of the program and its children, start-up included.
+The text is that of the packages installed beside this interpreter (source code and documentation). A round runs LLM
+Foundry's programs once, and then ours and the bare tokenizer, which take seconds where LLM Foundry takes minutes,
+several times in turn: a noisy machine is quick and slow by turns of such a length. CPU seconds are user and system time
+of the program and its children, start-up included.
 Memory is that of a program and its children together, looked at one to ten times a second: pages that they share count
 once (PSS). Not ru_maxrss, which starts from what the process held that started the program.
 """
@@ -30,7 +32,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -153,22 +155,6 @@ def installed_texts() -> Iterator[str]:
             yield text
 
 
-def write_corpus(texts: Iterator[str], folder: Path, size: int) -> tuple[Path, Path, int]:
-    """The same documents as JSONL and as one .txt file each: both paths, and the bytes of text."""
-    as_text = folder / "texts"
-    as_text.mkdir(parents=True)
-    path = folder / "corpus.jsonl"
-    written = 0
-    with open(path, "w", encoding="utf-8") as file:
-        for number, text in enumerate(texts):
-            if written >= size:
-                break
-            file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-            (as_text / f"{number:06}.txt").write_text(text, encoding="utf-8")
-            written += len(text.encode())
-    return path, as_text, written
-
-
 def tokenizer_folder(tokenizer_json: Path, folder: Path) -> Path:
     """The tokenizer with the configuration that transformers wants."""
     folder.mkdir()
@@ -228,39 +214,71 @@ def programs(tokenizer: Path) -> dict[str, Build]:
     }
 
 
-def write_texts(texts: Iterator[str], folder: Path, size: int) -> tuple[Path, Path, dict[str, Any]]:
-    """`write_corpus`, with what tells this text from another."""
-    jsonl, folder, written = write_corpus(texts, folder, size)
-    digest = hashlib.sha256(jsonl.read_bytes()).hexdigest()[:12]
-    return jsonl, folder, {"bytes": written, "documents": sum(1 for _ in folder.iterdir()), "sha256": digest}
+class Text(NamedTuple):
+    """The same documents as JSONL and as a folder of .txt files, and what tells this text from another."""
+
+    jsonl: Path
+    folder: Path
+    facts: dict[str, Any]
 
 
-def compare(work: Path, tokenizer: Path, megabytes: int, rounds: int) -> dict[str, Any]:
-    """Rounds: of each program its run on the text, and in the first round also one on 0.4 MB, which is its start-up."""
-    jsonl, folder, text = write_texts(installed_texts(), work / "large", megabytes * 1_000_000)
+def write_texts(texts: Iterator[str], folder: Path, size: int) -> Text:
+    """The first `size` bytes of texts, in whole documents."""
+    as_text = folder / "texts"
+    as_text.mkdir(parents=True)
+    path = folder / "corpus.jsonl"
+    number = written = 0
+    with open(path, "w", encoding="utf-8") as file:
+        for number, text in enumerate(texts, 1):
+            file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+            (as_text / f"{number:06}.txt").write_text(text, encoding="utf-8")
+            written += len(text.encode())
+            if written >= size:
+                break
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    return Text(path, as_text, {"bytes": written, "documents": number, "sha256": digest})
+
+
+def compare(work: Path, tokenizer: Path, megabytes: int, rounds: int, repeats: int) -> dict[str, Any]:
+    """Rounds: of each program its runs on the text, and in the first round one on 0.4 MB: its start-up."""
+    large = write_texts(installed_texts(), work / "large", megabytes * 1_000_000)
     small = write_texts(installed_texts(), work / "small", SMALL_BYTES)
-    env = {"HF_DATASETS_CACHE": str(work / "cache"), "TMPDIR": str(work)}
+    builds = programs(tokenizer)
+
+    def run(name: str, text: Text) -> tuple[Run, Path]:
+        for left in ("out", "cache"):
+            shutil.rmtree(work / left, ignore_errors=True)
+        words, result = builds[name](text.jsonl, text.folder, work / "out")
+        return measured(words, {"HF_DATASETS_CACHE": str(work / "cache"), "TMPDIR": str(work)}), result
+
     found: list[dict[str, Any]] = []
     for number in range(rounds):
-        one: dict[str, Any] = {}
-        for name, build in programs(tokenizer).items():
-            runs = []
-            starts = [small[:2]] * 2 if number == 0 else []  # the first one compiles modules and does not count
-            for source, texts in (*starts, (jsonl, folder)):
-                shutil.rmtree(work / "out", ignore_errors=True)
-                shutil.rmtree(work / "cache", ignore_errors=True)
-                words, result = build(source, texts, work / "out")
-                runs.append(measured(words, env))
-            tokens, digest = tokens_of(result), hashlib.sha256()
-            for shard in sorted(result.glob("*.mds")):
-                digest.update(shard.read_bytes())
-            facts = {"tokens": tokens, "sha256": digest.hexdigest()[:12]}
-            one[name] = {**facts, **figures(runs[-1]), "start_cpu_s": runs[1].cpu_s if len(runs) > 1 else None}
-            print(f"{name}: {runs[-1].cpu_s:.2f} CPU-s, {runs[-1].wall_s:.2f} s", flush=True)
-        first, second = bare_rate(jsonl, tokenizer)
-        one[BARE] = {"first": first, "second": second}
+        one: dict[str, Any] = {name: {"runs": [], "start_cpu_s": None} for name in builds}
+        one[BARE] = {"first": [], "second": []}
+        ours = [name for name in builds if name.startswith("ours")]
+        for name in builds:
+            if number == 0:
+                run(name, small)  # this one compiles modules and does not count
+                one[name]["start_cpu_s"] = run(name, small)[0].cpu_s
+        for name in [name for name in builds if name not in ours] + [*ours, BARE] * repeats:
+            if name == BARE:
+                for key, rate in zip(("first", "second"), bare_rate(large.jsonl, tokenizer), strict=True):
+                    one[BARE][key].append(rate)
+                continue
+            took, result = run(name, large)
+            one[name]["runs"].append(figures(took))
+            one[name] |= {"tokens": tokens_of(result), "sha256": digest_of(result)}
+            print(f"{name}: {took.cpu_s:.2f} CPU-s, {took.wall_s:.2f} s", flush=True)
         found.append(one)
-    return {"text": text, "rounds": found}
+    return {"text": large.facts, "repeats": repeats, "rounds": found}
+
+
+def digest_of(folder: Path) -> str:
+    """The beginning of the SHA-256 of all shards of a folder."""
+    digest = hashlib.sha256()
+    for shard in sorted(folder.glob("*.mds")):
+        digest.update(shard.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def figures(run: Run) -> dict[str, float]:
@@ -268,41 +286,44 @@ def figures(run: Run) -> dict[str, float]:
 
 
 def compare_table(section: dict[str, Any]) -> list[str]:
-    """Medians of the rounds."""
+    """Medians of all runs of all rounds."""
     rounds, text = section["rounds"], section["text"]
-    bare = median(one[BARE]["first"] for one in rounds)
+    rates = {key: median(rate for one in rounds for rate in one[BARE][key]) for key in ("first", "second")}
 
     def of(name: str, key: str) -> float:
-        return median(one[name][key] for one in rounds if one[name][key] is not None)
+        return median(run[key] for one in rounds for run in one[name]["runs"])
+
+    def rate_of(name: str) -> float:
+        return float(rounds[0][name]["tokens"] / of(name, "cpu_s"))
 
     names = [name for name in rounds[0] if name != BARE]
-    base = of(CONVERTER, "tokens") / of(CONVERTER, "cpu_s")
-    spread = [one[CONVERTER]["cpu_s"] for one in rounds]
+    runs = [one[CONVERTER]["runs"][0]["cpu_s"] for one in rounds]
     lines = [
         f"{text['bytes'] / 1e6:.1f} MB of text in {text['documents']:,} documents (corpus {text['sha256']}), "
-        f"{rounds[0][CONVERTER]['tokens']:,} tokens of the GPT-NeoX tokenizer in sequences of {SEQ_LEN:,}; medians of "
-        f"{len(rounds)} alternating rounds (convert_dataset_json: {min(spread):.1f} to {max(spread):.1f} CPU-s).",
+        f"{rounds[0][CONVERTER]['tokens']:,} tokens of the GPT-NeoX tokenizer in sequences of {SEQ_LEN:,}. Medians of "
+        f"{len(rounds)} rounds; in each LLM Foundry's programs ran once, ours and bare gigatoken {section['repeats']} "
+        f"times in turn (convert_dataset_json: {min(runs):.1f} to {max(runs):.1f} CPU-s).",
         "",
-        "| program | CPU-s | wall s | peak MB | M tokens per CPU-s | × convert_dataset_json | of bare gigatoken | "
-        "start-up CPU-s | shards' SHA-256 |",
+        "| program | CPU-s | of that start-up | wall s | peak MB | M tokens per CPU-s | × convert_dataset_json | "
+        "of bare gigatoken | shards' SHA-256 |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name in names:
-        rate = of(name, "tokens") / of(name, "cpu_s")
+        rate = rate_of(name)
         digests = {one[name]["sha256"] for one in rounds}
         lines.append(
-            f"| {name} | {of(name, 'cpu_s'):.2f} | {of(name, 'wall_s'):.2f} | {of(name, 'peak_mb'):,.0f} | "
-            f"{rate / 1e6:.2f} | {rate / base:.1f} | {rate / bare:.0%} | {of(name, 'start_cpu_s'):.2f} | "
-            f"{' and '.join(sorted(digests))} |"
+            f"| {name} | {of(name, 'cpu_s'):.2f} | {rounds[0][name]['start_cpu_s']:.2f} | {of(name, 'wall_s'):.2f} | "
+            f"{of(name, 'peak_mb'):,.0f} | {rate / 1e6:.2f} | {rate / rate_of(CONVERTER):.1f} | "
+            f"{rate / rates['first']:.0%} | {' and '.join(sorted(digests))} |"
         )
-    again = median(one[BARE]["second"] for one in rounds)
     same = {one[name]["sha256"] for one in rounds for name in names if name == CONVERTER or "int32" in name}
     words = "the same bytes" if len(same) == 1 else "NOT the same bytes"
     return [
         *lines,
         "",
-        f"gigatoken alone, on texts in memory, one thread: {bare / 1e6:.1f} M tokens per CPU-s at the first pass, "
-        f"{again / 1e6:.1f} with its caches filled. Shards of int32, ours and convert_dataset_json's: {words}.",
+        f"gigatoken alone, on texts in memory, one thread: {rates['first'] / 1e6:.1f} M tokens per CPU-s at the first "
+        f"pass, {rates['second'] / 1e6:.1f} with its caches filled. Shards of int32, ours and convert_dataset_json's: "
+        f"{words}.",
     ]
 
 
@@ -464,6 +485,7 @@ def main() -> None:
     add("--megabytes", type=int, default=160, help="of text to compare on (%(default)s)")
     add("--gigabytes", type=float, default=2.0, help="of the large input (%(default)s)")
     add("--rounds", type=int, default=1, help="of compare (%(default)s)")
+    add("--repeats", type=int, default=3, help="of ours and the bare tokenizer in a round (%(default)s)")
     add("--fresh", action="store_true", help="forget the rounds that were measured before")
     arguments = parser.parse_args()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -472,7 +494,7 @@ def main() -> None:
             work = Path(folder)
             tokenizer = tokenizer_folder(arguments.tokenizer, work / "tokenizer")
             if name == "compare":
-                section = compare(work, tokenizer, arguments.megabytes, arguments.rounds)
+                section = compare(work, tokenizer, arguments.megabytes, arguments.rounds, arguments.repeats)
             elif name == "large":
                 section = large(work, tokenizer, arguments.gigabytes)
             else:
