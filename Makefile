@@ -34,19 +34,19 @@ data: setup ## the embedded corpus → tokenizer, shards and evaluation tasks in
 	@test -f $(SHARDS)/tasks/dates.jsonl || $(PYTHON) -m eval.tasks.generate $(SHARDS)/val/documents.jsonl --out $(SHARDS)/tasks
 
 train: data ## the whole story on the embedded corpus: prepare, train, evaluate, sum up
-	$(BIN)/composer train.py yamls/pretrain/mpt-quickstart.yaml
-	$(BIN)/composer eval/evaluate.py yamls/eval/quickstart.yaml
+	$(PYTHON) -m recipes.launch train.py yamls/pretrain/mpt-quickstart.yaml
+	$(PYTHON) -m recipes.launch eval/evaluate.py yamls/eval/quickstart.yaml
 	$(PYTHON) -m recipes summary runs/mpt-quickstart
 
 finetune: train ## the quickstart model learns to answer questions; its answers before and after
 	$(PYTHON) -m data_prep.sotu.chat_tokenizer $(SHARDS)/tokenizer $(CHAT)/tokenizer
 	$(PYTHON) -m data_prep.finetune data_prep/sotu/questions.jsonl --out $(CHAT) --tokenizer $(CHAT)/tokenizer --seq-len 128 --holdout 0.05
-	$(BIN)/composer train.py yamls/finetune/mpt-quickstart-chat.yaml
+	$(PYTHON) -m recipes.launch train.py yamls/finetune/mpt-quickstart-chat.yaml
 	$(PYTHON) -m recipes generate runs/mpt-quickstart runs/mpt-quickstart-chat --prompts data_prep/sotu/questions.txt \
 		--chat --tokenizer $(CHAT)/tokenizer --temperature 0 --max-new-tokens 30
 
 eval: setup ## evaluate the quickstart run again
-	$(BIN)/composer eval/evaluate.py yamls/eval/quickstart.yaml
+	$(PYTHON) -m recipes.launch eval/evaluate.py yamls/eval/quickstart.yaml
 
 test: setup ## all tests, offline, on a CPU
 	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -n 2 --dist loadfile

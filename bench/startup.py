@@ -88,6 +88,7 @@ def prepare(folder: Path, stock: Path | None) -> dict[str, list[str]]:
     commands["LLM Foundry in this environment: composer"] = [*_composer(here), *theirs]
     commands["LLM Foundry in this environment: python"] = [str(here), *theirs]
     commands["ours: composer"] = [*_composer(here), *ours]
+    commands["ours: python -m recipes.launch"] = [str(here), "-m", "recipes.launch", "-n", "1", *ours]
     commands["ours: python"] = [str(here), *ours]
     return commands
 

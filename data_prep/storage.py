@@ -85,6 +85,8 @@ def filesystem_of(url: str) -> tuple[Any, str]:
     from fsspec.core import url_to_fs
 
     scheme = url.partition("://")[0]
+    if "S3_ENDPOINT_URL" in os.environ:  # as Streaming calls it
+        os.environ.setdefault("AWS_ENDPOINT_URL_S3", os.environ["S3_ENDPOINT_URL"])
     try:
         filesystem, inner = url_to_fs(url)
     except ImportError as error:

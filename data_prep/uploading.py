@@ -1,13 +1,18 @@
 """A finished output in an object store: copied from where it was made on this machine, the manifest of the main split
 last, so that where `URL/train/manifest.json` exists, all that was published with it does too.
+
+Files go up with Streaming's uploader, which tries again and has the settings that training reads with (S3_ENDPOINT_URL,
+S3_CANNED_ACL, credentials), to the stores that it and fsspec call by the same URLs; to others with fsspec.
 """
 
 import hashlib
 import json
+import logging
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from data_prep.errors import PrepError
 from data_prep.manifest import MANIFEST, MadeFrom, Manifest, differences, load_manifest, parse_manifest
@@ -15,6 +20,7 @@ from data_prep.plan import MAIN, Plan
 from data_prep.storage import filesystem_of, remote_errors
 from data_prep.writing import INDEX
 
+STREAMING_SCHEMES = ("s3", "gs", "oci")
 UPLOADED = ".uploaded.jsonl"  # what has been copied, in the work folder, so that a run that is cut off goes on
 
 
@@ -87,22 +93,32 @@ class RemoteOutput:
                 if "file" in self._filesystem.protocol:  # stores have no folders; to make one may make a bucket
                     self._filesystem.makedirs(f"{self._root}/{name}", exist_ok=True)
                 self._remove_others(name, {*wanted, MANIFEST})
+                put = self._putter(work / name, name)
                 for record in sorted(wanted.values(), key=lambda record: record.name == INDEX):
                     key = f"{name}/{record.name}"
                     if done.get(key) == record.sha256 and self._size(key) == record.bytes:
                         continue
-                    self._put(work / name / record.name, key, record.bytes)
+                    self._put(put, name, record.name, record.bytes)
                     copied += record.bytes
                     _note_uploaded(work, self.url, key, record.sha256)
-                path = work / name / MANIFEST
-                self._put(path, f"{name}/{MANIFEST}", path.stat().st_size)
+                self._put(put, name, MANIFEST, (work / name / MANIFEST).stat().st_size)
         return copied
 
-    def _put(self, path: Path, key: str, size: int) -> None:
-        self._filesystem.put_file(str(path), f"{self._root}/{key}")
-        found = self._size(key)
+    def _putter(self, folder: Path, split: str) -> Callable[[str], None]:
+        """What copies a file of `folder` to the split."""
+        if self.url.partition("://")[0] not in STREAMING_SCHEMES:
+            return lambda name: self._filesystem.put_file(str(folder / name), f"{self._root}/{split}/{name}")
+        from streaming.base.storage import CloudUploader  # only here: it imports torch
+
+        logging.getLogger("streaming.base.storage.upload").setLevel(logging.ERROR)  # it warns of files to upload
+        uploader = CloudUploader.get((str(folder), f"{self.url}/{split}"), keep_local=True, exist_ok=True)
+        return cast("Callable[[str], None]", uploader.upload_file)
+
+    def _put(self, put: Callable[[str], None], split: str, name: str, size: int) -> None:
+        put(name)
+        found = self._size(f"{split}/{name}")
         if found != size:
-            raise OSError(None, f"{found} bytes arrived, expected {size}", f"{self.url}/{key}")
+            raise OSError(None, f"{found} bytes arrived, expected {size}", f"{self.url}/{split}/{name}")
 
     def _size(self, key: str) -> int | None:
         self._filesystem.invalidate_cache()

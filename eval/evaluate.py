@@ -36,6 +36,7 @@ from recipes.config.load import Recipe, load
 from recipes.config.preflight import preflight_evaluation
 from recipes.screen import is_first_rank, print_problems, usage
 from recipes.training.batches import shard_folders
+from recipes.training.startup import light_imports
 
 if TYPE_CHECKING:
     from eval.backbone import Backbone
@@ -77,7 +78,9 @@ def main(arguments: list[str]) -> int:
             results.show(path, found)
         return 0
 
-    from recipes.training.processes import quiet
+    with light_imports():
+        import recipes.build  # noqa: F401 (what comes next imports it piece by piece)
+        from recipes.training.processes import quiet
 
     quiet()
     try:

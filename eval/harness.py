@@ -28,6 +28,7 @@ from eval.questions import ScoringError
 from eval.tasks.rows import TaskError
 from recipes.config.keys import RecipeError
 from recipes.screen import is_first_rank
+from recipes.training.startup import light_imports
 from recipes.weights.trained import find_trained, is_hf_folder
 
 PRECISIONS = ("fp32", "amp_bf16", "amp_fp16")
@@ -83,8 +84,11 @@ def _run(chosen: argparse.Namespace) -> int:
             results.show(out, found)
         return 0
 
-    from eval import harness_tasks
-    from recipes.talking.loading import load_model
+    with light_imports():
+        import lm_eval.evaluator  # noqa: F401
+
+        from eval import harness_tasks
+        from recipes.talking.loading import load_model
 
     _quiet()
     loaded = harness_tasks.load_tasks(chosen.tasks, chosen.include, chosen.num_fewshot)

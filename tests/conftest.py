@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,14 @@ ROOT = Path(__file__).resolve().parent.parent
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+@pytest.fixture(autouse=True)
+def _denormal_numbers() -> Iterator[None]:
+    """A run in this process counts denormal numbers as zero; the next test must not."""
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.set_flush_denormal(False)
+
+
 @pytest.fixture(scope="session")
 def run_command() -> Command:
     """Run a command of the project as a user would, in the repository or in another folder."""
@@ -30,6 +38,8 @@ def run_command() -> Command:
     ) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
         words = [sys.executable if a == "python" else str(a) for a in arguments]
+        if words[0] == "launch":
+            words[:1] = [sys.executable, "-m", "recipes.launch"]
         if words[0] == "composer":
             words[0] = str(Path(sys.executable).with_name("composer"))
         return subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)

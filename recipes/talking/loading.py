@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.training.lora import Merged, has_adapters, scaling
+from recipes.training.startup import light_imports
 from recipes.weights.trained import Trained, find_trained, folder_config_of, is_hf_folder
 
 
@@ -28,9 +29,13 @@ def load_model(path: Path, tokenizer: str | None = None, recipe: Path | None = N
     Raises ValueError for a path that is neither, a folder of another architecture, files that are not whole.
     """
     trained = None if is_hf_folder(path) else find_trained(path, recipe)  # before the seconds that torch takes
-    import torch
+    with light_imports():
+        import torch
 
-    from recipes.training.processes import quiet
+        from recipes.training.processes import quiet
+
+        if trained:
+            import recipes.models.mpt  # noqa: F401 (`build_for_generation` takes from it)
 
     quiet()
     logging.getLogger("recipes").setLevel(logging.WARNING)

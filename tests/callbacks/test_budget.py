@@ -224,7 +224,7 @@ def test_two_processes_stop_together_and_go_on_to_the_same_losses(
 ) -> None:
     dear = "callbacks.budget_guard.max_usd_per_hundredth_loss=0.0000000001"
     more = ["eval_interval=3ba", "save_interval=100ba", "eval_first=false"]
-    command = ["composer", "-n", "2", "train.py"]
+    command = ["launch", "-n", "2", "train.py"]
     stopped = run_command(*command, *recipe_arguments(shards, tmp_path, *more, dear))
     assert stopped.returncode == 3, stopped.stdout + stopped.stderr
     assert stopped.stderr.count("budget guard: stopped early: the next 0.01 of validation loss would cost more") == 1

@@ -23,11 +23,10 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     server = ThreadedMotoServer(port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    for name in ("AWS_ENDPOINT_URL", "S3_ENDPOINT_URL"):  # botocore's and Streaming's
-        monkeypatch.setenv(name, f"http://{host}:{port}")
+    monkeypatch.setenv("S3_ENDPOINT_URL", f"http://{host}:{port}")  # Streaming's; fsspec's is to follow it
     for name, value in (("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b"), ("DEFAULT_REGION", REGION)):
         monkeypatch.setenv(f"AWS_{name}", value)
-    client = boto3.client("s3")
+    client = boto3.client("s3", endpoint_url=f"http://{host}:{port}")
     client.create_bucket(Bucket="data")
     yield client
     server.stop()

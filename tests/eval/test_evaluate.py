@@ -68,7 +68,7 @@ def test_the_loss_is_the_one_that_training_measured(
 ) -> None:
     # training looked at two batches of eight; so does this
     more = [f"results={tmp_path}/r.json", "eval_subset_num_batches=2", "device_eval_batch_size=8", "icl_tasks=null"]
-    result = run_command("composer", "eval/evaluate.py", *arguments(shards, whole, task, *more, "samples=null"))
+    result = run_command("launch", "eval/evaluate.py", *arguments(shards, whole, task, *more, "samples=null"))
     assert result.returncode == 0, result.stdout + result.stderr
     (model,) = json.loads((tmp_path / "r.json").read_text())["models"]
     assert model["loss"] == pytest.approx(summary(whole)["eval_loss_end"], rel=1e-6)
@@ -88,7 +88,7 @@ def test_two_processes_score_the_same(
     evaluated: str, shards: Path, whole: Path, task: Path, run_command: Command, tmp_path: Path
 ) -> None:
     result = run_command(
-        "composer", "-n", "2", "eval/evaluate.py", *arguments(shards, whole, task, f"results={tmp_path}/r.json")
+        "launch", "-n", "2", "eval/evaluate.py", *arguments(shards, whole, task, f"results={tmp_path}/r.json")
     )
     assert result.returncode == 0, result.stdout + result.stderr
     (two,) = json.loads((tmp_path / "r.json").read_text())["models"]

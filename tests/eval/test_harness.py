@@ -41,7 +41,7 @@ def test_a_checkpoint_is_scored_directly_and_only_once(
     assert again.returncode == 0
     assert "evaluated before" in again.stdout
     assert " torch\n" not in again.stderr
-    two = run_command("composer", "-n", "2", "-m", "eval.harness", *asked[:-1], tmp_path / "two.json")
+    two = run_command("launch", "-n", "2", "-m", "eval.harness", *asked[:-1], tmp_path / "two.json")
     assert two.returncode == 0, two.stdout + two.stderr
     assert (tmp_path / "two.examples.jsonl").read_text() == (tmp_path / "h.examples.jsonl").read_text()
 

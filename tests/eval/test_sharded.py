@@ -16,7 +16,7 @@ SHARDED = "fsdp_config={sharding_strategy: FULL_SHARD, state_dict_type: sharded}
 @pytest.fixture(scope="module")
 def sharded(shards: Path, run_command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("sharded")
-    result = run_command("composer", "-n", "2", "train.py", *recipe_arguments(shards, run, SHARDED))
+    result = run_command("launch", "-n", "2", "train.py", *recipe_arguments(shards, run, SHARDED))
     assert result.returncode == 0, result.stdout + result.stderr
     return run
 
@@ -31,7 +31,7 @@ def test_one_process_or_a_sharded_model_on_two(
     asked += ["contamination=null", "samples.max_new_tokens=5"]
     one = run_command("python", "eval/evaluate.py", *asked, f"results={tmp_path}/one.json")
     assert one.returncode == 0, one.stdout + one.stderr
-    two = run_command("composer", "-n", "2", "eval/evaluate.py", *asked, SHARDED, f"results={tmp_path}/two/two.json")
+    two = run_command("launch", "-n", "2", "eval/evaluate.py", *asked, SHARDED, f"results={tmp_path}/two/two.json")
     assert two.returncode == 0, two.stdout + two.stderr
     (whole,), (pieces,) = (
         json.loads(p.read_text())["models"] for p in (tmp_path / "one.json", tmp_path / "two/two.json")

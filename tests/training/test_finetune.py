@@ -209,7 +209,7 @@ def test_preferences_are_learned_and_the_base_stays(
     assert (theirs(input_ids=ids).logits - model.eval()(input_ids=ids).logits).abs().max() < 1e-5
     two = tmp_path / "two"  # processes, sharded
     shorter = [f"save_folder={two}/checkpoints", "max_duration=6ba", "eval_interval=6ba", "save_interval=6ba"]
-    done = run_command("composer", "-n", "2", "train.py", path, *shorter, "device_train_microbatch_size=2")
+    done = run_command("launch", "-n", "2", "train.py", path, *shorter, "device_train_microbatch_size=2")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     same = [r["loss/train/total"] for r in read_metrics(two / "metrics.jsonl") if "loss/train/total" in r]
     assert same == pytest.approx(losses[:6], rel=5e-3)  # Adam makes steps of the last digits of a gradient near 0
@@ -406,7 +406,7 @@ def test_the_quickstart_from_questions_to_answers(shards: Path, tmp_path: Path, 
     commands = (
         ["python", "-m", "data_prep.sotu.chat_tokenizer", shards / "tokenizer", chat / "tokenizer"],
         ["python", "-m", "data_prep.finetune", questions, "--out", chat, *more, *cut],
-        ["composer", "train.py", "yamls/finetune/mpt-quickstart-chat.yaml", *changes],
+        ["launch", "train.py", "yamls/finetune/mpt-quickstart-chat.yaml", *changes],
         ["python", "-m", "recipes", "generate", before, tmp_path / "after", *more, *asked],
     )
     for command in commands:
@@ -443,7 +443,7 @@ def test_two_processes_start_from_a_folder_tune_with_lora_and_are_exported(
             fsdp_config={"sharding_strategy": "FULL_SHARD", "state_dict_type": "sharded"},
         )
         path = recipe_file(text, f"recipe{processes}.yaml")
-        done = run_command("composer", "-n", str(processes), "train.py", path)
+        done = run_command("launch", "-n", str(processes), "train.py", path)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         records = list(read_metrics(tmp_path / str(processes) / "run" / "metrics.jsonl"))
         losses = [r["loss/train/total"] for r in records if "loss/train/total" in r]

@@ -1,0 +1,87 @@
+"""Composer's launcher, less the seconds in which `composer` imports all of Composer before it starts a process.
+
+    python -m recipes.launch -n 8 train.py yamls/pretrain/mpt-7b-8k.yaml
+
+Options, environment variables and behaviour are those of `composer`: the launcher is Composer's own file, which asks
+its package for five names and torch for one.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from importlib import metadata, util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+# Names of environment variables, under which a platform asks for the logs of all processes.
+LOGGER_NAMES = {
+    "MOSAICML_PLATFORM_ENV_VAR": "MOSAICML_PLATFORM",
+    "MOSAICML_LOG_DIR_ENV_VAR": "MOSAICML_LOG_DIR",
+    "MOSAICML_GPU_LOG_FILE_PREFIX_ENV_VAR": "MOSAICML_GPU_LOG_FILE_PREFIX",
+}
+GPU_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"), Path("/dev/kfd"))  # NVIDIA's, under Windows, AMD's
+
+
+def main(arguments: list[str]) -> int:
+    launcher = composer_launcher()
+    sys.argv = ["python -m recipes.launch", *arguments]
+    try:
+        return int(launcher.main())
+    except ValueError as error:  # its options contradict each other
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def composer_launcher() -> Any:
+    """The module composer.cli.launcher, with stand-ins for what it imports.
+
+    Raises:
+        ImportError: Composer is not installed.
+    """
+    package = util.find_spec("composer")
+    if package is None or not package.submodule_search_locations:
+        raise ImportError("mosaicml (Composer) is not installed here; `make setup` installs all there is.")
+    path = Path(package.submodule_search_locations[0]) / "cli" / "launcher.py"
+    spec = util.spec_from_file_location("composer_launcher", path)
+    assert spec is not None
+    assert spec.loader is not None
+    launcher = util.module_from_spec(spec)
+    stand_ins = {
+        "composer": _module("composer", __version__=metadata.version("mosaicml")),
+        "composer.loggers.mosaicml_logger": _module("composer.loggers.mosaicml_logger", **LOGGER_NAMES),
+        "composer.utils": _module("composer.utils", get_free_tcp_port=free_port),
+        "torch": _module("torch", cuda=_module("torch.cuda", device_count=device_count)),
+    }
+    with mock.patch.dict(sys.modules, stand_ins):
+        spec.loader.exec_module(launcher)
+    return launcher
+
+
+def device_count() -> int:
+    """GPUs, by torch where there may be one; asked where neither -n nor LOCAL_WORLD_SIZE says how many processes."""
+    if not any(map(os.path.exists, GPU_DEVICES)):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+def _module(name: str, **members: Any) -> ModuleType:
+    module = ModuleType(name)
+    vars(module).update(members)
+    return module
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

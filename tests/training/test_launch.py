@@ -1,0 +1,47 @@
+"""The launcher that does not import Composer: it is Composer's, and what stands in for its imports says the same."""
+
+import sys
+
+import pytest
+from composer import __version__
+from composer.cli import launcher
+from composer.loggers import mosaicml_logger
+
+from recipes import launch
+from tests.conftest import Command
+
+
+def test_stand_ins_say_what_composer_says(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    ours = launch.composer_launcher()
+    for name in launch.LOGGER_NAMES:
+        assert getattr(ours, name) == getattr(launcher, name) == getattr(mosaicml_logger, name)
+    assert ours.torch.cuda.device_count() == launcher.torch.cuda.device_count()
+    assert ours.get_free_tcp_port() != ours.get_free_tcp_port()
+    monkeypatch.setattr(sys, "argv", ["composer", "--version"])
+    with pytest.raises(SystemExit):
+        ours.main()
+    assert capsys.readouterr().out == f"MosaicML Composer {__version__}\n"
+    assert sys.modules["composer.utils"] is not ours.composer  # what stood in is gone
+
+
+def test_it_imports_neither_composer_nor_torch(run_command: Command) -> None:
+    code = "import sys; from recipes.launch import composer_launcher as load; load(); "
+    code += "print({*sys.modules} & {'composer', 'torch'})"
+    assert run_command("python", "-c", code).stdout == "set()\n"
+
+
+@pytest.mark.parametrize("command", ["launch", "composer"])
+def test_every_process_knows_its_place(run_command: Command, command: str) -> None:
+    code = (
+        'import os; print(*(os.environ[k] for k in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR")))'
+    )
+    place = ["--world_size", "2", "--node_rank", "1", "--master_addr", "10.0.0.1", "--master_port", "7501"]
+    result = run_command(command, "-n", "1", *place, "--command_mode", "python", "-c", code)
+    assert (result.returncode, result.stdout.splitlines()[0]) == (0, "1 0 2 1 10.0.0.1")
+
+
+def test_a_process_that_fails_and_options_that_contradict_each_other(run_command: Command) -> None:
+    failed = run_command("launch", "-n", "2", "--command_mode", "false")
+    assert failed.returncode == 1
+    refused = run_command("launch", "-n", "2", "--world_size", "1", "train.py")
+    assert (refused.returncode, refused.stderr) == (2, "error: world_size(1) cannot be less than nproc(2)\n")
