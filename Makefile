@@ -49,7 +49,7 @@ eval: setup ## evaluate the quickstart run again
 	$(PYTHON) -m recipes.launch eval/evaluate.py yamls/eval/quickstart.yaml
 
 test: setup ## all tests, offline, on a CPU
-	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -n 2 --dist loadfile
+	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: setup ## format, lint, types, and generated files that are out of date
 	$(BIN)/ruff format --check $(SOURCES)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from eval.harness_index import index_of
 from eval.results import uncertainty
 from eval.tasks.rows import TaskError
 
@@ -29,14 +30,10 @@ def load_tasks(names: Sequence[str], include: Sequence[Path], num_fewshot: int |
 
     Raises TaskError: a name that nobody has, a file that is no task, data that is not on this machine.
     """
-    from lm_eval.tasks import TaskManager
-
     for folder in include:
         if not folder.is_dir():
             raise TaskError(f"--include: there is no folder {folder}")
-    manager = TaskManager(include_path=list(include) or None, include_defaults=False)
-    if not all(name in manager.all_tasks or Path(name).suffix in (".yaml", ".yml") for name in names):
-        manager = TaskManager(include_path=list(include) or None)  # takes seconds: thousands of files
+    manager = index_of(names, include)
     loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
     for name in names:
         for key, part in _load_one(manager, name).items():

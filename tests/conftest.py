@@ -18,6 +18,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# Folders of tests that start whole commands: first, so that no process is left alone with them at the end.
+LONG = ("training", "eval", "callbacks")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.parent.name not in LONG)
+
+
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

@@ -65,6 +65,11 @@ def _rotates_without_flash_attn(attn_config: dict[str, Any]) -> bool:
     return attn_config["rope"] and attn_config["rope_impl"] == "dail" and not is_flash_v2_installed()
 
 
+def _nothing_more(*_: Any) -> dict[str, Any]:
+    """What ``attend`` wants beside a ``Batch``; LLM Foundry tries to import flash-attn here, in every layer's pass."""
+    return {}
+
+
 class MPTConfig(foundry.MPTConfig):
     """MPT's configuration: LLM Foundry's keys and defaults, with the ``attn_impl`` names of ``backends.CHOICES``.
 
@@ -124,6 +129,7 @@ class MPTModel(foundry.MPTModel):
             for layer in self.modules():
                 if isinstance(layer, GroupedQueryAttention):
                     layer.attn_fn = partial(attend, attn_impl=asked, alibi=self.alibi and not layer.nope)
+                    layer.get_implementation_specific_args = _nothing_more
 
     @torch.no_grad()
     def _attn_bias(

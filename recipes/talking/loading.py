@@ -70,7 +70,7 @@ def _from_folder(path: Path, tokenizer: str | None) -> Loaded:
 
 
 def _from_checkpoint(trained: Trained, path: Path, tokenizer: str | None) -> Loaded:
-    from recipes.weights.export import load_tokenizer
+    from recipes.weights.folder_files import load_tokenizer
 
     words = load_tokenizer(trained, tokenizer)
     return Loaded(path.name, build_for_generation(trained), words, int(trained.recipe["max_seq_len"]))

@@ -5,6 +5,7 @@ tensor_files.py        tensors in files, a few rows at a time; checkpoint_tensor
 number_types.py        the types of their numbers, and one written as another
 hf_architecture.py     one architecture, two spellings; hf_names.py: which rows of which tensor are which
 pretrained.py          in: `pretrained: PATH`
-export.py              out: `recipes export`; shards.py: its weights; model_card.py: its README
+export.py              out: `recipes export`; shards.py: its weights; folder_files.py: its tokenizer and configuration;
+                       model_card.py: its README; appearing.py: all of it at once
 export_adapter.py      out: the adapters of a LoRA run alone
 """

@@ -6,27 +6,25 @@ model, no GPU is needed and no model is built. OUT appears only when all of it i
 
 from __future__ import annotations
 
-import fcntl
-import json
 import math
-import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from recipes.training.lora import Merged, has_adapters, scaling
+from recipes.weights.appearing import appearing
+from recipes.weights.export_adapter import write_adapter
+from recipes.weights.folder_files import save_tokenizer, write_configs
 from recipes.weights.hf_architecture import folder_config, refusals
 from recipes.weights.hf_names import Link, links
 from recipes.weights.model_card import model_card
-from recipes.weights.shards import Target, flush, write_shards
+from recipes.weights.shards import Target, write_shards
 from recipes.weights.tensor_files import TensorFiles
 from recipes.weights.trained import Trained, find_trained
 
 DTYPES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
-TORCH_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 SHARD_GB = 5.0  # as transformers splits them
 
 
@@ -56,8 +54,6 @@ def export(
     refuse_what_cannot_be_said(trained.model)
     with trained.tensors() as files:
         if unmerged:
-            from recipes.weights.export_adapter import write_adapter
-
             with appearing(out) as folder:
                 said = write_adapter(trained, files, folder, DTYPES[dtype], tokenizer)
             return f"{out}: {said}"
@@ -112,105 +108,6 @@ def plan(trained: Trained, source: TensorFiles) -> list[Target]:
         pieces.sort(key=lambda link: link.theirs_at)
         made.append(Target(name, (sum(p.shape[0] for p in pieces), *pieces[0].shape[1:]), tuple(pieces)))
     return made
-
-
-# --- what stands beside the weights -------------------------------------------------------------------------------
-
-
-def save_tokenizer(trained: Trained, folder: Path, other: str | None = None) -> Mapping[str, int | None]:
-    """Write load_tokenizer's tokenizer into the folder; ids of its special tokens."""
-    tokenizer = load_tokenizer(trained, other)
-    tokenizer.save_pretrained(str(folder))
-    return {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
-
-
-def load_tokenizer(trained: Trained, other: str | None = None) -> Any:
-    """The recipe's tokenizer, or the other.
-
-    For a model that was tuned on conversations it has the chat template that they were written with. Raises ValueError
-    where there is no tokenizer, or it has more tokens than the model has embeddings.
-    """
-    from transformers import AutoTokenizer
-
-    name = other or str(trained.recipe.get("tokenizer.name"))
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **(trained.recipe.get("tokenizer.kwargs") or {}))
-    except Exception as error:  # transformers raises whatever its loaders raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"tokenizer {name} cannot be loaded ({reason}): name one with --tokenizer FOLDER") from None
-    embeddings = trained.recipe.get("model.vocab_size", 50368)
-    if len(tokenizer) > embeddings:
-        text = f"tokenizer {name} has {len(tokenizer):,} tokens, the model {embeddings:,} embeddings"
-        raise ValueError(f"{text}: ids beyond them mean nothing; name the tokenizer it was trained with")
-    if trained.recipe.get("train_loader.name") == "finetuning" and tokenizer.chat_template is None:
-        from data_prep.conversations import DEFAULT_TEMPLATE
-
-        tokenizer.chat_template = DEFAULT_TEMPLATE
-    return tokenizer
-
-
-def write_configs(model: Mapping[str, Any], words: Mapping[str, int | None], folder: Path, dtype: str) -> None:
-    """config.json and generation_config.json."""
-    import transformers
-
-    known = {key: value for key, value in words.items() if value is not None}
-    version = {"transformers_version": transformers.__version__}
-    write_json(folder / "config.json", {**folder_config(model), **known, "torch_dtype": TORCH_NAMES[dtype], **version})
-    write_json(folder / "generation_config.json", {"_from_model_config": False, **known, **version})
-
-
-def write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-# --- whole or not there -------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def appearing(out: Path) -> Iterator[Path]:
-    """A folder to write in, which becomes `out` at the end; on an error, nothing of it is left.
-
-    What a killed export left is cleared away by the next one. Raises ValueError where another is writing there now, or
-    nothing can be written.
-    """
-    out = out.absolute()
-    folder, old = (out.with_name(f".{out.name}.{what}") for what in ("partial", "old"))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _held(folder):
-            try:
-                for left in folder.iterdir():
-                    shutil.rmtree(left) if left.is_dir() else left.unlink()
-                yield folder
-                for path in (*folder.iterdir(), folder):
-                    flush(path)
-                if out.exists():
-                    shutil.rmtree(old, ignore_errors=True)
-                    out.rename(old)
-                folder.rename(out)
-                flush(out.parent)
-                shutil.rmtree(old, ignore_errors=True)
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
-    except OSError as error:
-        raise ValueError(f"{out} cannot be written: {error}") from None
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Keep other exports out of the folder, for as long as this process lives at most."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise ValueError(f"another export is writing in {folder}") from None
-    except OSError:
-        pass  # a file system without locks
-    try:
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def refuse_to_replace(out: Path, overwrite: bool, checkpoint: Path) -> None:

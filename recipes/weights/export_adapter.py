@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from recipes.training.lora import HIGH, LOW, has_adapters
+from recipes.weights.folder_files import save_tokenizer, write_json
 from recipes.weights.hf_names import Link, links
 from recipes.weights.model_card import model_card
-from recipes.weights.number_types import torch_type
+from recipes.weights.number_types import BEYOND_FP16, torch_type
 from recipes.weights.tensor_files import TensorFiles
 from recipes.weights.trained import Trained
 
@@ -25,8 +26,6 @@ def write_adapter(trained: Trained, files: TensorFiles, folder: Path, dtype: str
     Raises ValueError for a checkpoint without adapters.
     """
     from safetensors.torch import save_file
-
-    from recipes.weights.export import save_tokenizer, write_json
 
     if not has_adapters(files):
         raise ValueError(f"{trained.checkpoint} has no adapters: it was not trained with model.peft_config")
@@ -50,11 +49,18 @@ def _of(link: Link, files: TensorFiles, dtype: str) -> dict[str, Any]:
     if kind != "weight" or low not in files.shapes():
         return {}
     theirs = f"base_model.model.{link.theirs.removesuffix('.weight')}"
-    found = {f"{theirs}.lora_A.weight": files.rows(low).to(torch_type(dtype))}
+    found = {f"{theirs}.lora_A.weight": _as_type(files.rows(low), dtype, low)}
     fused_there_too = link.theirs.endswith("Wqkv.weight")
     rows = files.rows(high) if fused_there_too else files.rows(high, link.ours_at, link.shape[0])
-    found[f"{theirs}.lora_B.weight"] = rows.to(torch_type(dtype)).contiguous()
+    found[f"{theirs}.lora_B.weight"] = _as_type(rows, dtype, high).contiguous()
     return found
+
+
+def _as_type(tensor: Any, dtype: str, name: str) -> Any:
+    made = tensor.to(torch_type(dtype))
+    if dtype == "F16" and bool((made.isinf() & ~tensor.isinf()).any()):
+        raise ValueError(f"{name}: {BEYOND_FP16}")
+    return made
 
 
 def _config(config: Mapping[str, Any], modules: list[str], base: Any) -> dict[str, Any]:

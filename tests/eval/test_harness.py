@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from eval.harness_index import folders_of
 from recipes.reports.runs import read_metrics
 
 from ..conftest import ROOT, Command, losses, recipe_arguments
@@ -124,3 +125,15 @@ def test_a_folder_without_a_tokenizer_is_said_to_be_one(run_command: Command, tm
     refused = run_command("python", "eval/evaluate.py", *asked)
     assert refused.returncode == 1
     assert "holds no tokenizer" in refused.stderr
+
+
+def test_its_own_tasks_are_found_where_its_index_of_all_finds_them() -> None:
+    pytest.importorskip("lm_eval")
+    from lm_eval.tasks import TaskManager
+
+    known = TaskManager().task_index
+    names = [name for name, entry in known.items() if entry.kind.name == "TASK" and entry.name not in entry.tags]
+    names = ["piqa", "arc_easy", *names[::400]]
+    folders = [known[name].yaml_path.parent for name in names]
+    assert folders_of(names) == [*dict.fromkeys(folders)]
+    assert all(folders_of([name]) is None for name in ("mmlu", "ai2_arc", "no_such_task"))  # a group, a tag, nothing

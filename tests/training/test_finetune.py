@@ -90,6 +90,16 @@ def test_a_run_without_adapters_has_none_to_export(shards: Path, tmp_path: Path)
     assert not (tmp_path / "out").exists()
 
 
+def test_adapters_that_fp16_cannot_hold_are_named(shards: Path, tmp_path: Path) -> None:
+    module, with_lora = tuned(MPT)
+    name = next(name for name, _ in module.named_parameters() if "lora_B" in name)
+    module.get_parameter(name).data[0, 0] = 1e5
+    run = write_run(tmp_path / "run", with_lora, module, shards / "tokenizer")
+    with pytest.raises(ValueError, match=r"lora_B.*\.weight: a number is beyond the largest of fp16"):
+        export(run, tmp_path / "out", "fp16", unmerged=True)
+    assert not (tmp_path / "out").exists()
+
+
 def test_fresh_adapters_change_nothing() -> None:
     module, _ = tuned(MPT)
     ids = torch.arange(8)[None]

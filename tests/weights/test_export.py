@@ -15,8 +15,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes.talking.loading import build_for_generation, load_model
+from recipes.weights.appearing import appearing
 from recipes.weights.checkpoint_tensors import checkpoint_file
-from recipes.weights.export import appearing, export
+from recipes.weights.export import export
 from recipes.weights.hf_architecture import refusals
 from recipes.weights.number_types import SIZES, convert, torch_type
 from recipes.weights.tensor_files import safetensors_folder

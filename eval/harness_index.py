@@ -1,0 +1,61 @@
+"""Where tasks of lm-evaluation-harness are, without its index of all of them, which takes ten seconds to make."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def index_of(names: Sequence[str], include: Sequence[Path]) -> Any:
+    """The harness's TaskManager with an index that has all of these names, if anything has.
+
+    include: folders with YAML files of one's own, whose tasks come before the harness's.
+    """
+    from lm_eval.tasks import TaskManager
+
+    def manager(folders: Iterable[Path], defaults: bool = False) -> Any:
+        return TaskManager(include_path=list(folders) or None, include_defaults=defaults)
+
+    own = manager(include)
+    others = [name for name in names if name not in own.all_tasks and Path(name).suffix not in (".yaml", ".yml")]
+    if not others:
+        return own
+    folders = folders_of(others)
+    return manager(include, defaults=True) if folders is None else manager([*folders, *include])
+
+
+def folders_of(names: Sequence[str]) -> list[Path] | None:
+    """The folders of tasks that come with the harness.
+
+    None: one of the names is a group or a tag, whose members may be anywhere, or nothing.
+    """
+    import lm_eval.tasks
+
+    quoted = b"|".join(re.escape(name.encode()) for name in names)
+    mention = re.compile(rb"^(?:task|group|tag|\s*-)\s*:?\s*['\"]?(?:%b)['\"]?\s*$" % quoted, re.MULTILINE)
+    found: dict[str, Path] = {}
+    for path in sorted(Path(lm_eval.tasks.__file__).parent.rglob("*.yaml")):
+        if mention.search(path.read_bytes()):
+            kinds = _declared(path)
+            if any(name in kinds["group"] or name in kinds["tag"] for name in names):
+                return None
+            for name in kinds["task"]:
+                found.setdefault(name, path.parent)  # the first counts, as in the harness
+    return [*dict.fromkeys(found[name] for name in names)] if all(name in found for name in names) else None
+
+
+def _declared(path: Path) -> dict[str, list[str]]:
+    """What a YAML file declares: the name of a task or a group, and tags."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    try:
+        config = load_yaml(path, resolve_func=False)
+    except Exception:  # the harness leaves such files out
+        config = {}
+    values = {kind: config.get(kind) for kind in ("task", "group", "tag")}
+    return {
+        kind: [value] if isinstance(value, str) else [] if kind == "task" else list(value or [])
+        for kind, value in values.items()
+    }

@@ -1,0 +1,59 @@
+"""What stands beside the weights in an exported folder: the tokenizer, config.json and the like."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from recipes.weights.hf_architecture import folder_config
+from recipes.weights.trained import Trained
+
+TORCH_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+def save_tokenizer(trained: Trained, folder: Path, other: str | None = None) -> Mapping[str, int | None]:
+    """Write load_tokenizer's tokenizer into the folder; ids of its special tokens."""
+    tokenizer = load_tokenizer(trained, other)
+    tokenizer.save_pretrained(str(folder))
+    return {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
+
+
+def load_tokenizer(trained: Trained, other: str | None = None) -> Any:
+    """The recipe's tokenizer, or the other.
+
+    For a model that was tuned on conversations it has the chat template that they were written with. Raises ValueError
+    where there is no tokenizer, or it has more tokens than the model has embeddings.
+    """
+    from transformers import AutoTokenizer
+
+    name = other or str(trained.recipe.get("tokenizer.name"))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **(trained.recipe.get("tokenizer.kwargs") or {}))
+    except Exception as error:  # transformers raises whatever its loaders raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"tokenizer {name} cannot be loaded ({reason}): name one with --tokenizer FOLDER") from None
+    embeddings = trained.recipe.get("model.vocab_size", 50368)
+    if len(tokenizer) > embeddings:
+        text = f"tokenizer {name} has {len(tokenizer):,} tokens, the model {embeddings:,} embeddings"
+        raise ValueError(f"{text}: ids beyond them mean nothing; name the tokenizer it was trained with")
+    if trained.recipe.get("train_loader.name") == "finetuning" and tokenizer.chat_template is None:
+        from data_prep.conversations import DEFAULT_TEMPLATE
+
+        tokenizer.chat_template = DEFAULT_TEMPLATE
+    return tokenizer
+
+
+def write_configs(model: Mapping[str, Any], words: Mapping[str, int | None], folder: Path, dtype: str) -> None:
+    """config.json and generation_config.json."""
+    import transformers
+
+    known = {key: value for key, value in words.items() if value is not None}
+    version = {"transformers_version": transformers.__version__}
+    write_json(folder / "config.json", {**folder_config(model), **known, "torch_dtype": TORCH_NAMES[dtype], **version})
+    write_json(folder / "generation_config.json", {"_from_model_config": False, **known, **version})
+
+
+def write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
