@@ -34,7 +34,8 @@ def folders_of(names: Sequence[str]) -> list[Path] | None:
     import lm_eval.tasks
 
     quoted = b"|".join(re.escape(name.encode()) for name in names)
-    mention = re.compile(rb"^(?:task|group|tag|\s*-)\s*:?\s*['\"]?(?:%b)['\"]?\s*$" % quoted, re.MULTILINE)
+    key = rb"['\"]?(?:task|group|tag)['\"]?\s*:"
+    mention = re.compile(rb"^(?:%b|\s*-)\s*['\"]?(?:%b)['\"]?\s*$" % (key, quoted), re.MULTILINE)
     found: dict[str, Path] = {}
     for path in sorted(Path(lm_eval.tasks.__file__).parent.rglob("*.yaml")):
         if mention.search(path.read_bytes()):
