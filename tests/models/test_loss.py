@@ -12,6 +12,8 @@ from recipes.models import loss as losses
 from recipes.models import mpt
 from recipes.models.loss import IGNORE, LogitsLoss, Terms, chunked
 
+from ..conftest import Command
+
 N, D, V = 37, 8, 50
 TERMS = {
     "plain": Terms(),
@@ -269,11 +271,9 @@ def test_which_loss_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 needs_liger = pytest.mark.skipif(not losses.has_liger(), reason="needs a GPU and liger-kernel")
 
 
-@needs_liger
-@pytest.mark.cuda
-@pytest.mark.parametrize("name", TERMS)
-def test_liger_is_the_plain_loss(name: str) -> None:
-    hidden, weight, targets = (t.detach().cuda() for t in make(torch.float32))
+def check_liger(name: str, device: str) -> None:
+    """Liger's loss and gradients against the plain ones in float64, in single precision."""
+    hidden, weight, targets = (t.detach().to(device) for t in make(torch.float32))
     exact = [t.double().requires_grad_() for t in (hidden, weight)]
     want = written_out(*exact, targets, TERMS[name])
     got = losses.liger(hidden.requires_grad_(), weight.requires_grad_(), targets, TERMS[name]).mean
@@ -281,3 +281,21 @@ def test_liger_is_the_plain_loss(name: str) -> None:
     wanted = torch.autograd.grad(want, exact)
     for ours, plain in zip(torch.autograd.grad(got, (hidden, weight)), wanted, strict=True):
         assert (ours.double() - plain).norm() <= 2e-3 * plain.norm()
+
+
+@needs_liger
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", TERMS)
+def test_liger_is_the_plain_loss(name: str) -> None:
+    check_liger(name, "cuda")
+
+
+def test_ligers_kernels_are_the_plain_loss_where_triton_interprets_them(run_command: Command) -> None:
+    """Its own kernels, on a CPU; the interpreter has no tanh, which soft-capping takes from CUDA's library."""
+    pytest.importorskip("liger_kernel")
+    names = [name for name, terms in TERMS.items() if terms.softcap is None]
+    code = (
+        f"from tests.models.test_loss import check_liger\nfor name in {names}: check_liger(name, 'cpu')\nprint('same')"
+    )
+    done = run_command("python", "-c", code, env={"TRITON_INTERPRET": "1"})
+    assert done.stdout == "same\n", done.stderr
