@@ -17,10 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.errors import PrepError
+from data_prep.mds import read_index, token_stream
 from eval.results import contamination_line
 from eval.tasks.icl import Task
 from eval.tasks.rows import TaskError
 from recipes.config.keys import RecipeError
+from recipes.training.startup import light_imports
 
 TOKENS = 13  # in a row; GPT-3 (arXiv:2005.14165, appendix C) took 13 words
 SHOWN = 3  # examples
@@ -80,18 +83,11 @@ def hashes(ids: np.ndarray[Any, Any], length: int) -> np.ndarray[Any, Any]:
 
 def _blocks(folder: Path, length: int) -> Iterator[np.ndarray[Any, Any]]:
     """The shards' ids as one row, in blocks that overlap by length − 1."""
-    from streaming import LocalDataset
-
     if not (folder / "index.json").is_file():
         raise TaskError(f"{folder} holds no shards: it has no index.json; name a folder that data_prep.pretrain made")
-    data = LocalDataset(str(folder))
     parts: list[np.ndarray[Any, Any]] = []
     held = 0
-    for index in range(len(data)):
-        ids = data[index].get("tokens")
-        if ids is None:
-            raise TaskError(f"{folder} holds no token ids, but {', '.join(data[index])}")
-        ids = np.frombuffer(ids, dtype=np.int64) if isinstance(ids, bytes) else np.asarray(ids)
+    for ids in _ids(folder):
         parts.append(ids.astype(np.uint64))
         held += len(ids)
         if held >= BLOCK:
@@ -100,6 +96,14 @@ def _blocks(folder: Path, length: int) -> Iterator[np.ndarray[Any, Any]]:
             parts, held = [whole[len(whole) - length + 1 :]], length - 1
     if parts:
         yield np.concatenate(parts)
+
+
+def _ids(folder: Path) -> Iterator[np.ndarray[Any, Any]]:
+    """The ids of each sample."""
+    try:
+        yield from token_stream(read_index(folder))
+    except (PrepError, OSError) as error:
+        raise TaskError(str(error)) from None
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -112,10 +116,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--tokens", type=int, default=TOKENS, help=f"in a row (default {TOKENS})")
     chosen = parser.parse_args(arguments)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from transformers import AutoTokenizer
+    with light_imports():
+        from transformers import AutoTokenizer
 
-    from eval.suite import tasks_of
-    from recipes.config.load import load
+        from eval.suite import tasks_of
+        from recipes.config.load import load
 
     try:
         if chosen.tokens < 1:

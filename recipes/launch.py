@@ -15,7 +15,6 @@ from importlib import metadata, util
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-from unittest import mock
 
 # Names of environment variables, under which a platform asks for the logs of all processes.
 LOGGER_NAMES = {
@@ -56,8 +55,15 @@ def composer_launcher() -> Any:
         "composer.utils": _module("composer.utils", get_free_tcp_port=free_port),
         "torch": _module("torch", cuda=_module("torch.cuda", device_count=device_count)),
     }
-    with mock.patch.dict(sys.modules, stand_ins):
+    known = {name: sys.modules.get(name) for name in stand_ins}
+    sys.modules.update(stand_ins)
+    try:
         spec.loader.exec_module(launcher)
+    finally:
+        for name, module in known.items():
+            del sys.modules[name]
+            if module is not None:
+                sys.modules[name] = module
     return launcher
 
 
