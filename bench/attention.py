@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.machine import machine_and_versions
-from bench.suites import NOT_MEASURED, RESULTS, table, write_suites
+from bench.pictures import picture
+from bench.suites import NOT_MEASURED, RESULTS, known, table, write_suites
+from recipes.reports.charts import Line
 
 LENGTHS = {"CPU": [2**n for n in range(10, 15)], "CUDA": [2**n for n in range(10, 18)]}
 HEADS, HEAD_DIM = {"CPU": 4, "CUDA": 16}, {"CPU": 64, "CUDA": 128}  # those of the small model and of MPT-1B
@@ -35,7 +37,6 @@ KERNELS = {
     "CUDA": ("LLM Foundry torch", "ours", "flash-attn 2", "FlashAttention 4", "SDPA without bias"),
 }
 COMMANDS = {suite: f"python -m bench.attention --suite {suite.lower()}" for suite in LENGTHS}
-COLOURS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#6b7280", "#7c3aed")
 
 
 def build(kernel: str, S: int, H: int, D: int, device: str) -> tuple[Callable[..., Any], list[Any]]:
@@ -217,22 +218,13 @@ def render_memory(suite: str, found: Mapping[str, Any] | None) -> list[str]:
 
 def plot(suite: str, rows: list[dict[str, Any]]) -> str:
     """TFLOP/s against the logarithm of the length, as an SVG that stands alone."""
-    from recipes.reports.charts import Line, line_chart
-
     lines = []
     for colour, kernel in enumerate(KERNELS[suite]):
         points = [
             (r["S"].bit_length() - 1, rate(r, suite) / 1e12) for r in rows if r["kernel"] == kernel and "why" not in r
         ]
         lines.append(Line(kernel, points, colour, marked=True))
-    svg = line_chart(lines, "log2 of the tokens", "TFLOP/s")
-    variables = "".join(f"--series-{i + 1}:{colour};" for i, colour in enumerate(COLOURS))
-    style = f"<style>svg{{{variables}background:#fff;font:12px sans-serif}}"
-    style += ".grid{stroke:#ddd}polyline{fill:none;stroke-width:2}</style>"
-    names = "".join(
-        f'<text x="{60 + 130 * i}" y="12" style="fill:{COLOURS[i]}">{line.name}</text>' for i, line in enumerate(lines)
-    )
-    return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f">{style}{names}", 1)
+    return picture(lines, "log2 of the tokens", "TFLOP/s")
 
 
 def main() -> None:
@@ -261,9 +253,10 @@ def main() -> None:
             for kernel in MEMORY_KERNELS:
                 memory.append({"kernel": kernel, "S": S, **measure_memory(kernel, S, suite)})
                 print(memory[-1], flush=True)
-        (RESULTS / f"attention-{suite.lower()}.svg").write_text(plot(suite, rows) + "\n")
         machine = machine_and_versions("torch", "llm-foundry")
         measured = {suite: {"machine": machine, "rows": rows, "memory": memory}}
+    for suite, found in {**known("attention"), **measured}.items():
+        (RESULTS / f"attention-{suite.lower()}.svg").write_text(plot(suite, found["rows"]))
     write_suites("attention", "Attention: time, speed and memory", COMMANDS, measured, render)
 
 

@@ -24,9 +24,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.machine import machine_and_versions, write_result
+from bench.pictures import COLOURS, picture
 from bench.suites import table
+from recipes.reports.charts import Line
 
-COLOURS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#6b7280")
 BUCKETS = 16  # of positions, equally wide
 
 
@@ -94,23 +95,13 @@ def sequences(data: Path, length: int, most: int) -> Iterator[Tensor]:
 
 
 def plot(curves: Mapping[str, list[tuple[int, int, float]]], trained: int) -> str:
-    from recipes.reports.charts import Line, line_chart
-
     lines = []
     for colour, (name, found) in enumerate(curves.items()):
         points = [((first + last) / 2, math.log(perplexity)) for first, last, perplexity in found]
         lines.append(Line(name, points, colour, marked=True))
     heights = [y for line in lines for _, y in line.points]
     mark = Line("trained length", [(trained, min(heights)), (trained, max(heights))], len(COLOURS) - 1)
-    svg = line_chart([*lines, mark], "position", "log of the perplexity")
-    variables = "".join(f"--series-{i + 1}:{colour};" for i, colour in enumerate(COLOURS))
-    style = f"<style>svg{{{variables}background:#fff;font:12px sans-serif}}"
-    style += ".grid{stroke:#ddd}polyline{fill:none;stroke-width:2}</style>"
-    names = "".join(
-        f'<text x="60" y="{24 + 15 * i}" style="fill:{COLOURS[line.colour]}">{line.name}</text>'
-        for i, line in enumerate([*lines, mark])
-    )
-    return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f">{style}{names}", 1)
+    return picture([*lines, mark], "position", "log of the perplexity")
 
 
 def curves_of(run: Path, arguments: argparse.Namespace) -> tuple[dict[str, list[tuple[int, int, float]]], int, int]:
@@ -175,10 +166,10 @@ def main() -> None:
         "",
     ]
     if arguments.out:
-        picture = arguments.out.with_suffix(".svg")
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        picture.write_text(plot(curves, trained) + "\n")
-        lines += [f"![perplexity by position]({picture.name})", ""]
+        drawing = arguments.out.with_suffix(".svg")
+        drawing.parent.mkdir(parents=True, exist_ok=True)
+        drawing.write_text(plot(curves, trained))
+        lines += [f"![perplexity by position]({drawing.name})", ""]
     write_result([*lines, *table(["position", "of the trained length", *curves], rows)], arguments.out)
 
 

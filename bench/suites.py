@@ -28,18 +28,23 @@ def write_suites(
     not measured (None).
     """
     path = RESULTS / f"{name}.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
-    known.update(measured)
+    everything = {**known(name), **measured}
     unfinished = path.with_suffix(".json.tmp")
-    unfinished.write_text(json.dumps(known, indent=1) + "\n")
+    unfinished.write_text(json.dumps(everything, indent=1) + "\n")
     unfinished.replace(path)
     lines = [f"# {title}", ""]
     for suite, command in suites.items():
-        found = known.get(suite)
+        found = everything.get(suite)
         lines += [f"## {suite}", "", f"Command: `{command}`", ""]
         lines += [found["machine"] if found else f"**{NOT_MEASURED.capitalize()}** so far: run the command.", ""]
         lines += [*render(suite, found), ""]
     write_result(lines[:-1], RESULTS / f"{name}.md")
+
+
+def known(name: str) -> dict[str, Any]:
+    """What was measured before, suite by suite."""
+    path = RESULTS / f"{name}.json"
+    return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
