@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
     listing.add_argument("--json", action="store_true", help="for machines: a list of objects")
     _model_arguments(commands)
     chosen, rest = parser.parse_known_args(arguments)
-    unknown = [word for word in rest if chosen.command != "plan" or "=" not in word]
+    unknown = [word for word in rest if chosen.command not in ("plan", "check") or "=" not in word]
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if rest:  # key=value after an option
