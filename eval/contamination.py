@@ -9,16 +9,20 @@ sequences one after the other, so that a text that was cut into several is found
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_prep.errors import PrepError
-from data_prep.mds import read_index, token_stream
+from data_prep.manifest import load_manifest
+from data_prep.mds import ShardEntry, read_index, token_stream
+from data_prep.sources import sha256_of_file
+from data_prep.tokenizer_files import locate_tokenizer
 from eval.results import contamination_line
 from eval.tasks.icl import Task
 from eval.tasks.rows import TaskError
@@ -35,8 +39,9 @@ def contaminated(task: Task, tokenizer: Any, shards: str, tokens: int = TOKENS) 
     """How many examples share `tokens` tokens in a row with the shards, and which.
 
     Examples shorter than that are compared whole; `too_short` says how many. tokenizer: the one of the shards.
-    Raises TaskError where the folder holds no shards of token ids.
+    Raises TaskError where the folder holds no shards of token ids, or those of another tokenizer.
     """
+    entries = check_shards(Path(shards), tokenizer)
     too_short = 0
     by_length: dict[int, list[tuple[int, np.ndarray[Any, Any]]]] = {}
     for index, example in enumerate(task.examples):
@@ -52,7 +57,7 @@ def contaminated(task: Task, tokenizer: Any, shards: str, tokens: int = TOKENS) 
             for value in hashes(ids, length).tolist():
                 grams.setdefault(value, set()).add(index)
         wanted = np.array(sorted(grams), dtype=np.uint64)
-        for block in _blocks(Path(shards), length):
+        for block in _blocks(entries, length):
             seen = hashes(block, length)
             places = np.searchsorted(wanted, seen)
             hits = np.unique(seen[wanted[places.clip(max=len(wanted) - 1)] == seen])
@@ -69,6 +74,28 @@ def contaminated(task: Task, tokenizer: Any, shards: str, tokens: int = TOKENS) 
     }
 
 
+def check_shards(folder: Path, tokenizer: Any) -> list[ShardEntry]:
+    """The shards of a folder, whose ids must be this tokenizer's: another's would never be found in them.
+
+    Raises TaskError.
+    """
+    made = "name a folder that data_prep.pretrain made"
+    if not (folder / "index.json").is_file():
+        raise TaskError(f"{folder} holds no shards: it has no index.json; {made}")
+    try:
+        entries, manifest = read_index(folder), load_manifest(folder)
+    except (PrepError, ValueError, OSError) as error:
+        raise TaskError(str(error)) from None
+    if not sum(entry.samples for entry in entries):
+        raise TaskError(f"{folder} holds no shards: its index.json lists no samples; {made}")
+    name = str(tokenizer.name_or_path)
+    with contextlib.suppress(PrepError):  # without a tokenizer.json of its own nothing tells them apart
+        if manifest is not None and sha256_of_file(locate_tokenizer(name)) != manifest.tokenizer.sha256:
+            text = f"{folder} was made with another tokenizer ({manifest.tokenizer.path}) than {name}"
+            raise TaskError(f"{text}, so that nothing would be found in it; give the tokenizer of the shards")
+    return entries
+
+
 def hashes(ids: np.ndarray[Any, Any], length: int) -> np.ndarray[Any, Any]:
     """64-bit hashes of every `length` ids in a row: (N,) → (N − length + 1,)."""
     if len(ids) < length:
@@ -81,13 +108,11 @@ def hashes(ids: np.ndarray[Any, Any], length: int) -> np.ndarray[Any, Any]:
         return values ^ (values >> np.uint64(29))
 
 
-def _blocks(folder: Path, length: int) -> Iterator[np.ndarray[Any, Any]]:
+def _blocks(entries: list[ShardEntry], length: int) -> Iterator[np.ndarray[Any, Any]]:
     """The shards' ids as one row, in blocks that overlap by length − 1."""
-    if not (folder / "index.json").is_file():
-        raise TaskError(f"{folder} holds no shards: it has no index.json; name a folder that data_prep.pretrain made")
     parts: list[np.ndarray[Any, Any]] = []
     held = 0
-    for ids in _ids(folder):
+    for ids in _ids(entries):
         parts.append(ids.astype(np.uint64))
         held += len(ids)
         if held >= BLOCK:
@@ -98,10 +123,10 @@ def _blocks(folder: Path, length: int) -> Iterator[np.ndarray[Any, Any]]:
         yield np.concatenate(parts)
 
 
-def _ids(folder: Path) -> Iterator[np.ndarray[Any, Any]]:
+def _ids(entries: list[ShardEntry]) -> Iterator[np.ndarray[Any, Any]]:
     """The ids of each sample."""
     try:
-        yield from token_stream(read_index(folder))
+        yield from token_stream(entries)
     except (PrepError, OSError) as error:
         raise TaskError(str(error)) from None
 
@@ -129,12 +154,18 @@ def main(arguments: Sequence[str]) -> int:
         entries = recipe.get("icl_tasks")
         if not entries:
             raise TaskError(f"{chosen.tasks} has no icl_tasks")
-        entries = entries if isinstance(entries, str) else [{**entry, "num_fewshot": [0]} for entry in entries]
+        if not isinstance(entries, str):
+            if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+                raise TaskError(f"{chosen.tasks}: icl_tasks: got {entries!r}, expected a list of tasks")
+            entries = [{**entry, "num_fewshot": [0]} for entry in entries]
+        length = recipe.get("max_seq_len") or 2048
+        if not isinstance(length, int) or length < 1:
+            raise TaskError(f"{chosen.tasks}: max_seq_len: got {length!r}, expected a whole number of at least 1")
         try:
             tokenizer = AutoTokenizer.from_pretrained(chosen.tokenizer)
-        except (OSError, ValueError) as error:
-            raise TaskError(f"--tokenizer: {chosen.tokenizer}: {str(error).splitlines()[0]}") from None
-        length = int(recipe.get("max_seq_len") or 2048)
+        except Exception as error:  # the tokenizers library raises plain ones
+            words = " ".join(str(error).split())[:200] or type(error).__name__
+            raise TaskError(f"--tokenizer: {chosen.tokenizer}: cannot be read: {words}") from None
         for task in tasks_of(entries, tokenizer, length, 1, Path("."), None):
             found = contaminated(task, tokenizer, chosen.shards, chosen.tokens)
             print(contamination_line(found))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 
 from eval.compare import paired
-from eval.contamination import hashes
+from eval.contamination import check_shards, hashes
+from eval.tasks.rows import TaskError
 
 from ..conftest import Command
 
@@ -99,8 +101,20 @@ def test_contamination_finds_what_is_in_the_shards(
     assert found.returncode == 0, found.stderr
     assert "mixed/0-shot: 1 of 2 examples share 13 tokens in a row" in found.stdout
     assert "example 1:" in found.stdout
-    refused = run_command(
-        "python", "-m", "eval.contamination", tmp_path / "tasks.yaml", "--shards", tmp_path, *options[2:]
-    )
-    assert refused.returncode == 1
-    assert "holds no shards" in refused.stderr
+
+
+def test_shards_in_which_nothing_could_be_found_are_refused(shards: Path, tmp_path: Path) -> None:
+    class Named:
+        name_or_path = str(tmp_path)
+
+    shutil.copy(shards / "tokenizer" / "tokenizer.json", tmp_path)
+    assert check_shards(shards / "train", Named())
+    with (tmp_path / "tokenizer.json").open("a") as file:
+        file.write("\n")
+    with pytest.raises(TaskError, match="made with another tokenizer"):
+        check_shards(shards / "train", Named())
+    with pytest.raises(TaskError, match="holds no shards: it has no index"):
+        check_shards(tmp_path, Named())
+    (tmp_path / "index.json").write_text('{"shards": []}')
+    with pytest.raises(TaskError, match="lists no samples"):
+        check_shards(tmp_path, Named())
