@@ -103,7 +103,7 @@ def build_tasks(
     """
     kind = settings.get("icl_task_type")
     label = str(settings.get("label", "?"))
-    if kind not in FIELDS:
+    if not isinstance(kind, str) or kind not in FIELDS:
         raise TaskError(f"task {label}: icl_task_type: got {kind!r}, expected one of {', '.join(sorted(FIELDS))}")
     for key in settings:
         if key not in KEYS:
@@ -118,18 +118,25 @@ def build_tasks(
         if name not in metrics.OF_KIND[kind]:
             allowed = ", ".join(metrics.OF_KIND[kind])
             raise TaskError(f"task {label}: metric_names: got {name}, expected some of {allowed} for {kind}")
-    path, (rows, file_digest) = _rows(settings, fetch)
+    if not _are_shots(settings["num_fewshot"]):
+        expected = "a list of different whole numbers of at least 0, such as [0, 5]"
+        raise TaskError(f"task {label}: num_fewshot: got {settings['num_fewshot']!r}, expected {expected}")
+    path, (rows, file_digest, lines) = _rows(settings, fetch)
     form = prompts.format_of(settings)
     renamed = {"query": form.context_key} if form.context_key and kind == "multiple_choice" else {}
     if form.choices_key:
         renamed["choices" if kind == "multiple_choice" else "context_options"] = form.choices_key
-    check_rows(rows, kind, str(path), renamed)
+    compared = metrics.normalised if settings.get("do_normalization", True) else str.strip
+    check_rows(rows, kind, str(path), renamed, lines, compared)
     length = int(settings.get("max_seq_len") or max_len)
     asked = {key: value for key, value in settings.items() if key not in NOT_ASKED}
     tasks = []
     for shots in settings["num_fewshot"]:
-        for category, part in _by_category(rows, settings, path).items():
+        for category, part in _by_category(rows, settings, path, lines).items():
             name = f"{label}/{shots}-shot" + (f"/{category}" if category else "")
+            if shots >= len(part):
+                text = f"{shots} examples before each question are not there: it has {len(part)} rows"
+                raise TaskError(f"{name}: num_fewshot: {text}; ask for at most {len(part) - 1}")
             examples, cut = _examples(name, part, kind, shots, settings, form, tokens, length, most)
             what = [asked, shots, category, most, file_digest]
             digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
@@ -273,7 +280,12 @@ def _chance(settings: Mapping[str, Any], kind: str, examples: Sequence[Example])
     return 0.0
 
 
-def _rows(settings: Mapping[str, Any], fetch: Fetch) -> tuple[str | Path, tuple[list[Row], str]]:
+def _are_shots(value: Any) -> bool:
+    whole = isinstance(value, list) and all(type(shots) is int and shots >= 0 for shots in value)
+    return whole and 0 < len(value) == len(set(value))
+
+
+def _rows(settings: Mapping[str, Any], fetch: Fetch) -> tuple[str | Path, tuple[list[Row], str, list[int]]]:
     uri = str(settings["dataset_uri"])
     if not uri.startswith("hf://"):
         path = fetch(uri)
@@ -294,13 +306,15 @@ def _rows(settings: Mapping[str, Any], fetch: Fetch) -> tuple[str | Path, tuple[
     if columns:
         rows = [{key: " ".join(str(row[c]) for c in parts) for key, parts in columns.items()} for row in rows]
     text = json.dumps(rows, sort_keys=True, default=str)
-    return uri, (rows, hashlib.sha256(text.encode()).hexdigest())
+    return uri, (rows, hashlib.sha256(text.encode()).hexdigest(), list(range(1, len(rows) + 1)))
 
 
-def _by_category(rows: Sequence[Row], settings: Mapping[str, Any], path: str | Path) -> dict[str, list[Row]]:
+def _by_category(
+    rows: Sequence[Row], settings: Mapping[str, Any], path: str | Path, lines: Sequence[int]
+) -> dict[str, list[Row]]:
     if not settings.get("has_categories"):
         return {"": list(rows)}
-    for number, row in enumerate(rows, 1):
+    for number, row in zip(lines, rows, strict=True):
         if "category" not in row:
             raise TaskError(f"{path}:{number}: 'category' is missing, and the task has has_categories: true")
     names = sorted({str(row["category"]) for row in rows})

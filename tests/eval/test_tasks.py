@@ -96,7 +96,7 @@ def test_documents_without_a_year_are_said_so() -> None:
 
 # --- files that are wrong -----------------------------------------------------------------------------------------
 
-GOOD = {
+GOOD: dict[str, dict[str, Any]] = {
     "multiple_choice": {"query": "q", "choices": ["a", "b"], "gold": 1},
     "schema": {"context_options": ["a", "b"], "continuation": "c", "gold": 0},
     "language_modeling": {"context": "a", "continuation": "b"},
@@ -138,7 +138,10 @@ def test_every_field_is_needed(tmp_path: Path, kind: str) -> None:
         ([{"query": "q", "choices": ["a", "b"], "gold": True}], "'gold': got True"),
         ([{"query": "q", "choices": [], "gold": 0}], "'choices': got .., expected a list of texts, at least one"),
         ([{"query": 3, "choices": ["a"], "gold": 0}], "'query': got 3, expected text"),
+        ([{"query": "q", "choices": ["a", ""], "gold": 0}], "'choices': got .*, at least one and none empty"),
         (['{"query": "q"'], "task.jsonl:1: not JSON"),
+        (["", "", '{"query": "\\ud800"}'], "task.jsonl:3: not JSON: .*surrogates"),
+        (["", "", "{}"], "task.jsonl:3: 'query' is missing"),
         (["[1]"], "got list, expected a JSON object"),
         ([], "holds no examples"),
     ],
@@ -148,11 +151,32 @@ def test_bad_rows_are_named(tmp_path: Path, rows: list[Any], words: str) -> None
         build(tmp_path / "task.jsonl", rows)
 
 
+def test_answers_that_any_text_has_are_refused(tmp_path: Path) -> None:
+    path, kind = tmp_path / "task.jsonl", "generation_task_with_answers"
+    for row in ({"answer": ""}, {"answer": "the"}, {"answer": "b", "aliases": [""]}):
+        with pytest.raises(TaskError, match=r"task\.jsonl:1: nothing of the answer"):
+            build(path, [{"context": "a", **row}], kind)
+    assert build(path, [{"context": "a", "answer": "the"}], kind, do_normalization=False)
+    for kind in ("language_modeling", "schema"):
+        with pytest.raises(TaskError, match="'continuation': got '', expected text that is not empty"):
+            build(path, [{**GOOD[kind], "continuation": ""}], kind)
+
+
+def test_lines_end_at_line_feeds_only(tmp_path: Path) -> None:
+    rows = [json.dumps({"context": "a\u2028b\x85c", "continuation": c}, ensure_ascii=False) + "\r" for c in "xy"]
+    (task,) = build(tmp_path / "task.jsonl", rows, "language_modeling")
+    assert [example.question for example in task.examples] == ["a\u2028b\x85cx", "a\u2028b\x85cy"]
+
+
 def test_settings_that_cannot_be_are_named(tmp_path: Path) -> None:
     for more, words in (
         ({"icl_task_type": "multiple_choices"}, "expected one of generation_task_with_answers"),
         ({"metric_names": ["InContextLearningLMAccuracy"]}, "for multiple_choice"),
         ({"num_fewshot": None}, "num_fewshot is missing"),
+        ({"num_fewshot": [0, 0]}, "num_fewshot: got .*, expected a list of different whole numbers"),
+        ({"num_fewshot": [-1]}, "num_fewshot: got "),
+        ({"num_fewshot": 5}, "num_fewshot: got 5, expected a list"),
+        ({"num_fewshot": [1]}, "task/1-shot: num_fewshot: 1 examples before each question are not there"),
         ({"has_categories": True}, "'category' is missing"),
     ):
         with pytest.raises(TaskError, match=words):
