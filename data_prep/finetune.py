@@ -29,6 +29,7 @@ from data_prep.reading import SourceReader
 from data_prep.rejects import REJECTED
 from data_prep.rows import Rejected, parse_object
 from data_prep.sources import find_sources
+from data_prep.storage import local_output
 from data_prep.tokenising import Separators, load_tokenizer
 from data_prep.writing import JsonShardWriter
 
@@ -80,7 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.seq_len < 1:
         raise PrepError(f"--seq-len {arguments.seq_len}: expected the most tokens a sample, 1 or more (2048).")
     checked_split_names(arguments)
-    out = Path(arguments.out).expanduser()
+    out = local_output(arguments.out)
     sources = find_sources(arguments.inputs)
     _, facts = load_tokenizer(arguments.tokenizer)
     named = "split seq_len too_long on_error max_rejected"

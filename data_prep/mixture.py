@@ -7,15 +7,18 @@ Each SOURCE is the --out of a data_prep.pretrain run and its share of the tokens
 """
 
 import argparse
+import json
 import math
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.errors import PrepError, exit_status
-from data_prep.manifest import Manifest
+from data_prep.manifest import Manifest, shard_problems
 from data_prep.plan import MAIN, read_manifest
+from data_prep.storage import local_output
 from data_prep.writing import write_durably
 
 _MANY_EPOCHS = 4  # Muennighoff et al. 2023 (arXiv 2305.16264): up to 4 epochs are about as good as new text
@@ -64,7 +67,7 @@ def fragment(streams: Sequence[Stream], command: str) -> str:
         f"{samples * first.seq_len:,} tokens in sequences of {first.seq_len:,}.",
         f"# Made with: {command}",
         "tokenizer:",
-        f"  name: {_tokenizer_name(first)}",
+        f"  name: {_quoted(_tokenizer_name(first))}",
         "  kwargs:",
         "    model_max_length: ${max_seq_len}",
         "",
@@ -77,7 +80,7 @@ def fragment(streams: Sequence[Stream], command: str) -> str:
         epochs = f"{stream.tokens:,.0f} of {stream.manifest.tokens:,} tokens: {stream.epochs:.2f} epochs"
         lines += [
             f"      {stream.name}: # {epochs}",
-            f"        local: {stream.folder}",
+            f"        local: {_quoted(stream.folder)}",
             f"        split: {stream.manifest.split}",
             f"        proportion: {stream.share:.6g}",
         ]
@@ -93,18 +96,20 @@ def fragment(streams: Sequence[Stream], command: str) -> str:
     if held_out:
         lines += ["", "eval_loader:", "  name: text", "  dataset:", "    streams:"]
         for stream, split in held_out:
-            lines += [f"      {stream.name}:", f"        local: {stream.folder}", f"        split: {split}"]
+            lines += [f"      {stream.name}:", f"        local: {_quoted(stream.folder)}", f"        split: {split}"]
         lines += ["    shuffle: false", "    max_seq_len: ${max_seq_len}", "  drop_last: false", "  num_workers: 8"]
     return "\n".join(lines) + "\n"
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Plan, tell, write."""
-    out = Path(arguments.out)
+    out = local_output(arguments.out)
+    if out.suffix not in (".yaml", ".yml"):
+        raise PrepError(f"--out {arguments.out}: expected a file named .yaml, which a recipe can include.")
     if out.exists() and not arguments.overwrite:
         raise PrepError(f"{out} is there already; give another --out, or --overwrite.")
-    if arguments.tokens is not None and not arguments.tokens > 0:
-        raise PrepError(f"--tokens {arguments.tokens:g}: expected the tokens of a run, above 0 (20e9).")
+    if arguments.tokens is not None and not 1 <= arguments.tokens < math.inf:
+        raise PrepError(f"--tokens {arguments.tokens:g}: expected the tokens of a run, such as 20e9.")
     streams = plan_mixture(arguments.sources, arguments.tokens)
     words = [*arguments.sources, *([] if arguments.tokens is None else ["--tokens", f"{arguments.tokens:g}"])]
     command = " ".join(["python -m data_prep.mixture", *words, "--out", str(out)])
@@ -127,7 +132,7 @@ def _parse(source: str) -> tuple[str, float]:
         value = float(share)
     except ValueError:
         value = 0.0
-    if not equals or not folder or not (0 < value < math.inf):
+    if not equals or not folder or not (0 < value < 1e9):
         raise PrepError(f"{source}: expected FOLDER=SHARE with a share above 0, such as shards/web=0.7.")
     return folder.rstrip("/") or folder, value
 
@@ -138,6 +143,9 @@ def _main_split(folder: Path) -> Manifest:
     if len(found) != 1:
         names = ", ".join(manifest.split for manifest in found) or "none"
         raise PrepError(f"{folder}: expected the --out of one data_prep.pretrain run; its main splits: {names}.")
+    problems = shard_problems(folder / found[0].split, found[0])
+    if problems or not found[0].tokens:
+        raise PrepError("\n  ".join([f"{folder} cannot be trained on:", *(problems or ["it has no tokens"])]))
     if found[0].loss_tokens is not None:
         raise PrepError(f"{folder}: instruction data, which has no place in a mixture for pretraining.")
     return found[0]
@@ -146,11 +154,11 @@ def _main_split(folder: Path) -> Manifest:
 def _refuse_differences(found: Sequence[tuple[str, Manifest]]) -> None:
     """Raises PrepError where sources were made with different tokenizers or lengths."""
     first_folder, first = found[0]
-    seen: set[str] = set()
+    seen: set[Path] = set()
     for folder, manifest in found:
-        if folder in seen:
+        if Path(folder).resolve() in seen:
             raise PrepError(f"{folder} is given twice.")
-        seen.add(folder)
+        seen.add(Path(folder).resolve())
         for what, one, other in (
             ("tokenizer", first.tokenizer.sha256[:12], manifest.tokenizer.sha256[:12]),
             ("--seq-len", str(first.seq_len), str(manifest.seq_len)),
@@ -166,6 +174,12 @@ def _names(folders: Sequence[str]) -> list[str]:
         base = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in Path(folder).name)
         names.append(base if base not in names else f"{base}-{len(names) + 1}")
     return names
+
+
+def _quoted(path: str) -> str:
+    """A path as YAML has it: as it is where nothing in it means something else."""
+    plain = re.fullmatch(r"[\w./~-]+", path) and not path.startswith(("-", "~"))
+    return path if plain else json.dumps(path, ensure_ascii=False)
 
 
 def _tokenizer_name(manifest: Manifest) -> str:

@@ -36,7 +36,7 @@ from data_prep.staging import resumable_staging
 from data_prep.storage import is_remote
 from data_prep.tasks import Worker
 from data_prep.tokenising import choose_dtype, choose_separators, load_tokenizer
-from data_prep.uploading import RemoteOutput, remove_work, work_folder
+from data_prep.uploading import MADE_TO_COPY, RemoteOutput, remove_work, work_folder
 from data_prep.workers import Executor, InProcess, WorkerProcesses, worth_starting
 from data_prep.writing import ShardFormat
 
@@ -79,6 +79,8 @@ def run(arguments: argparse.Namespace) -> None:
             return
     else:
         with exclusive(out):
+            if remote is not None:
+                (out / MADE_TO_COPY).touch()
             made = make(arguments, plan, tokenizer, out)
         print_summary(out, made, time.perf_counter() - start, arguments.usd_per_hour)
     if remote is not None:

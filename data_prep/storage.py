@@ -9,6 +9,7 @@ import errno
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from data_prep.errors import PrepError
@@ -28,6 +29,17 @@ class FileState:
 def is_remote(path: str) -> bool:
     """Whether a path is a URL."""
     return "://" in path
+
+
+def local_output(given: str) -> Path:
+    """The path of an output that has to be on this machine.
+
+    Raises:
+        PrepError: it is a URL.
+    """
+    if is_remote(given):
+        raise PrepError(f"--out {given}: expected a path on this machine; data_prep.pretrain alone writes to URLs.")
+    return Path(given).expanduser()
 
 
 def open_file(path: str) -> BinaryIO:

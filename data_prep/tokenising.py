@@ -17,6 +17,8 @@ from data_prep.sources import sha256_of_file
 from data_prep.tokenizer_files import locate_tokenizer, special_tokens
 from data_prep.windows import Ids
 
+MOST_IDS = 1 << 24  # tables of that many rows are made; the largest vocabularies have a fiftieth of it
+
 
 class Engine(Protocol):
     """What encodes a batch of documents. Every engine must give the same ids as `HuggingFaceEngine`."""
@@ -60,10 +62,13 @@ def load_tokenizer(name: str) -> tuple[Tokenizer, TokenizerFacts]:
     def token_id(role: str) -> int | None:
         return tokenizer.token_to_id(special[role]) if special.get(role) else None
 
+    ids = tokenizer.get_vocab(with_added_tokens=True).values()
+    if max(ids, default=MOST_IDS) >= MOST_IDS:
+        raise PrepError(f"--tokenizer {path}: its largest id is {max(ids, default='none')}; expected less than 2^24.")
     facts = TokenizerFacts(
         path=path,
         sha256=sha256_of_file(path),
-        vocab_size=max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1,
+        vocab_size=max(ids) + 1,
         bos_id=token_id("bos_token"),
         eos_id=token_id("eos_token"),
         pad_id=token_id("pad_token"),

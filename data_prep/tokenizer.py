@@ -25,6 +25,8 @@ from data_prep.publishing import exclusive, fresh_staging, publish
 from data_prep.readers import open_reader
 from data_prep.rows import Document, Rejected
 from data_prep.sources import Source, find_sources, sha256_of_source
+from data_prep.storage import local_output
+from data_prep.tokenising import MOST_IDS
 from data_prep.tokenizer_files import CONFIG_FILES, TOKENIZER_FILE
 from data_prep.writing import write_durably
 
@@ -46,11 +48,12 @@ class Counts:
 
 def run(arguments: argparse.Namespace) -> None:
     """The whole command: compare with what is there, train, measure, publish."""
-    if arguments.vocab_size < SMALLEST:
+    if not SMALLEST <= arguments.vocab_size < MOST_IDS:
         raise PrepError(
-            f"--vocab-size {arguments.vocab_size}: expected {SMALLEST} or more: 256 bytes and 2 special tokens."
+            f"--vocab-size {arguments.vocab_size}: expected {SMALLEST} or more (256 bytes and 2 "
+            "special tokens), and less than 2^24."
         )
-    out = Path(arguments.out).expanduser().resolve()
+    out = local_output(arguments.out).resolve()
     sources = find_sources(arguments.inputs)
     made_from = {
         "holdout": checked_fraction(arguments.holdout),

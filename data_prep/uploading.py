@@ -21,6 +21,7 @@ from data_prep.storage import filesystem_of, remote_errors
 from data_prep.writing import INDEX
 
 STREAMING_SCHEMES = ("s3", "gs", "oci")
+MADE_TO_COPY = ".made-to-be-copied"  # in a work folder whose splits no one else wants
 UPLOADED = ".uploaded.jsonl"  # what has been copied, in the work folder, so that a run that is cut off goes on
 
 
@@ -36,6 +37,11 @@ class RemoteOutput:
     """The output folder behind a URL."""
 
     def __init__(self, url: str):
+        scheme, _, place = url.partition("://")
+        if not scheme or not place.strip("/"):
+            raise PrepError(f"--out {url}: expected SCHEME://BUCKET/FOLDER; it names no place.")
+        if scheme == "memory":
+            raise PrepError(f"--out {url}: what is written there ends with this process; give another --out.")
         self.url = url.rstrip("/")
         with remote_errors(url):
             self._filesystem, self._root = filesystem_of(self.url)
@@ -165,10 +171,15 @@ class RemoteOutput:
 
 
 def remove_work(work: Path, splits: list[str]) -> None:
-    """Remove the copy on this machine; the main split first, so that half of it is never taken for the whole."""
-    for name in reversed(splits):
-        (work / name / MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(work / name, ignore_errors=True)
+    """Remove the copy on this machine; the main split first, so that half of it is never taken for the whole.
+
+    Splits that stood there before they were to be copied stay.
+    """
+    if (work / MADE_TO_COPY).exists():
+        for name in reversed(splits):
+            (work / name / MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(work / name, ignore_errors=True)
+        (work / MADE_TO_COPY).unlink()
     (work / UPLOADED).unlink(missing_ok=True)
 
 

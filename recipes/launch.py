@@ -9,6 +9,7 @@ its package for five names and torch for one.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 from importlib import metadata, util
@@ -27,12 +28,19 @@ GPU_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"), Path("/dev/kfd"))  # NV
 
 def main(arguments: list[str]) -> int:
     launcher = composer_launcher()
+    for number in (signal.SIGTERM, signal.SIGHUP):  # of which Composer's would die and leave its processes running
+        signal.signal(number, _interrupt)
     sys.argv = ["python -m recipes.launch", *arguments]
     try:
-        return int(launcher.main())
+        code = int(launcher.main())
+        return code if code >= 0 else 128 - code  # of a process that a signal ended, as shells have it
     except ValueError as error:  # its options contradict each other
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt  # the launcher ends its processes, as at Ctrl-C
 
 
 def composer_launcher() -> Any:

@@ -9,9 +9,12 @@ import os
 import re
 import subprocess
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from .conftest import ROOT, Command
 
@@ -48,6 +51,28 @@ def test_requirements_are_pinned_with_hashes() -> None:
     assert all(re.match(r"(\./relaxed/\S+\.zip|[a-z0-9.-]+(\[[a-z,]+\])?==\S+)( ; .*)? \\$", line) for line in lines)
     hashed = re.findall(r"\\\n    --hash=sha256:[0-9a-f]{64}", (ROOT / "requirements.txt").read_text())
     assert len(hashed) >= len(lines)
+
+
+def test_requirements_have_all_that_their_packages_ask_for() -> None:
+    """With --require-hashes pip takes nothing else: each package, each extra, in a version that fits."""
+    pinned = {}
+    for line in re.findall(
+        r"^[a-z0-9.-]+(?:\[[a-z,]+\])?==.* \\$", (ROOT / "requirements.txt").read_text(), re.MULTILINE
+    ):
+        one = Requirement(line.removesuffix("\\"))
+        if one.marker is None or one.marker.evaluate():
+            pinned[(canonicalize_name(one.name), frozenset(one.extras))] = one.specifier
+    assert len(pinned) > 100
+    for (name, extras), specifier in pinned.items():
+        asked = [Requirement(text) for text in metadata.requires(name) or ()]
+        assert metadata.version(name) in specifier
+        for wanted in asked:
+            if wanted.marker is None or any(wanted.marker.evaluate({"extra": extra}) for extra in ("", *extras)):
+                found = pinned.get((canonicalize_name(wanted.name), frozenset(wanted.extras)))
+                assert found is not None, f"{name} asks for {wanted}"
+                version = metadata.version(wanted.name)
+                assert version in found
+                assert wanted.specifier.contains(version, prereleases=True), f"{name} asks for {wanted}, not {version}"
 
 
 @pytest.mark.parametrize("name", ["llm-foundry", "mosaicml", "mosaicml-streaming"])

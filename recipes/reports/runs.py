@@ -35,7 +35,13 @@ def run_folder(recipe: Recipe) -> Path:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old text or the new one, never a part."""
+    """Write a small file so that a reader sees the old text or the new one, never a part.
+
+    Raises ValueError where something else than a file is there, such as a folder or /dev/null.
+    """
+    path = path.resolve()  # a link stays one
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no file and cannot become one: give another name")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -68,6 +68,12 @@ def test_without_tokens_nothing_is_repeated(
 ) -> None:
     words = (f"{tmp_path}/web=0.5", f"{tmp_path}/code=0.5", "--out", tmp_path / "mix.yaml")
     result = run_command("python", "-m", "data_prep.mixture", *words)
+    odd = tmp_path / 'a"b: #c'
+    odd.symlink_to(tmp_path / "web")
+    quoted = run_command("python", "-m", "data_prep.mixture", f"{odd}=1", "--out", tmp_path / "odd.yaml")
+    assert quoted.returncode == 0, quoted.stderr
+    (stream,) = yaml.safe_load((tmp_path / "odd.yaml").read_text())["train_loader"]["dataset"]["streams"].values()
+    assert stream["local"] == str(odd)
     least = min(manifest["tokens"] for manifest in sources.values())
     assert f"50.0% = {least:,} tokens of {least:,}: 1.00 epochs" in result.stdout
 
@@ -91,3 +97,5 @@ def test_refusals_are_words(
         assert said in result.stderr
         assert "Traceback" not in result.stderr
     assert not (tmp_path / "mix.yaml").exists()
+    words = (f"{tmp_path}/web=1", "--overwrite", "--out", corpus)
+    assert "expected a file named .yaml" in run_command("python", "-m", "data_prep.mixture", *words).stderr

@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
+from data_prep.errors import PrepError
 from data_prep.manifest import load_manifest
-from data_prep.uploading import UPLOADED, RemoteOutput, work_folder
+from data_prep.storage import local_output
+from data_prep.uploading import MADE_TO_COPY, UPLOADED, RemoteOutput, work_folder
 from tests.data_prep.conftest import tree
 
 
@@ -68,6 +70,7 @@ def test_an_upload_that_is_cut_off_goes_on(
     work = tmp_path / "work"
     assert prepare(corpus, "--out", work, "--holdout", "0.1").returncode == 0
     expected = tree(work)
+    (work / MADE_TO_COPY).touch()
     manifest = load_manifest(work / "val")
     assert manifest is not None
     shutil.copytree(work / "val", store / "val")  # as if the run had been killed behind the held-out split
@@ -92,6 +95,25 @@ def test_a_store_that_fails_is_words(corpus: Path, prepare: Callable[..., Any], 
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     assert (tmp_path / "work" / "train" / "manifest.json").exists()  # what was made is kept
+
+
+def test_shards_that_stood_in_the_work_folder_stay(
+    corpus: Path, prepare: Callable[..., Any], upload: Callable[..., Any], store: Path, tmp_path: Path
+) -> None:
+    assert prepare(corpus, "--out", tmp_path / "work").returncode == 0
+    before = tree(tmp_path / "work")
+    assert upload(corpus).returncode == 0
+    assert tree(tmp_path / "work") == before == tree(store)
+
+
+@pytest.mark.parametrize("url", ["s3://", "gs:///", "://x/y", "memory://x/y"])
+def test_a_url_that_names_no_place_is_words(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PrepError, match=f"--out {url}: "):
+        RemoteOutput(url)
+    with pytest.raises(PrepError, match="expected a path on this machine"):
+        local_output(url)
+    assert not list(tmp_path.iterdir())
 
 
 def test_where_it_is_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,14 +1,18 @@
 """The launcher that does not import Composer: it is Composer's, and what stands in for its imports says the same."""
 
+import signal
+import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 from composer import __version__
 from composer.cli import launcher
 from composer.loggers import mosaicml_logger
 
 from recipes import launch
-from tests.conftest import Command
+from tests.conftest import ROOT, Command
 
 
 def test_stand_ins_say_what_composer_says(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,3 +49,17 @@ def test_a_process_that_fails_and_options_that_contradict_each_other(run_command
     assert failed.returncode == 1
     refused = run_command("launch", "-n", "2", "--world_size", "1", "train.py")
     assert (refused.returncode, refused.stderr) == (2, "error: world_size(1) cannot be less than nproc(2)\n")
+
+
+def test_its_processes_end_with_it() -> None:
+    command = [sys.executable, "-m", "recipes.launch", "-n", "2", "--command_mode", "sleep", "60"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        started: list[psutil.Process] = []
+        while len(started) < 2:
+            assert process.poll() is None
+            time.sleep(0.05)
+            started = psutil.Process(process.pid).children()
+        process.terminate()
+        process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert not any(one.is_running() for one in started)
