@@ -84,24 +84,50 @@ def read(path: Path, model: str | None) -> tuple[str, Records, dict[str, str]]:
     path = path / EVALUATION if path.is_dir() else path
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        entries = {entry["name"]: entry for entry in content["models"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        entries = {str(entry["name"]): entry for entry in content["models"]}
+        tasks = {name: {t["label"]: t for t in entry.get("tasks", [])} for name, entry in entries.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} holds no results: {error}") from None
+    if not entries:
+        raise ValueError(f"{path} holds no results: its list of models is empty")
+    if len(entries) < len(content["models"]):
+        raise ValueError(f"{path} has two models of one name among {', '.join(entries)}: which is meant cannot be told")
     if model is None and len(entries) > 1:
         raise ValueError(f"{path} has several models: say which with PATH:MODEL, one of {', '.join(entries)}")
     name = model or next(iter(entries))
     if name not in entries:
         raise ValueError(f"{path} has no model {name}, but {', '.join(entries)}")
-    digests = {task["label"]: task.get("digest", "") for task in entries[name].get("tasks", [])}
-    records: Records = {}
+    kept, records = examples_path(path), _records(examples_path(path), name)
+    for label, task in tasks[name].items():
+        expected, found = task.get("examples"), len(records.get(label, {}))
+        if found != expected and "digest" in task:  # a group's examples are those of its tasks
+            raise ValueError(f"{kept} has {found} examples of {label}, {path} says {expected}: evaluate again")
+    return name, records, {label: task.get("digest", "") for label, task in tasks[name].items()}
+
+
+def _records(path: Path, model: str) -> Records:
+    """A model's examples. Raises ValueError, with the line, for what is no example."""
     try:
-        for line in examples_path(path).read_text(encoding="utf-8").splitlines():
+        lines = path.read_text(encoding="utf-8").split("\n")  # not at U+2028 and the like, which texts have
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}, where the examples are, cannot be read: {error}; evaluate again") from None
+    records: Records = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
             record = json.loads(line)
-            if record["model"] == name:
-                records.setdefault(record["task"], {})[int(record["index"])] = record
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{examples_path(path)}, the examples of {path}, cannot be read: {error}") from None
-    return name, records, digests
+            task, correct = record["task"], record.get("correct")
+            if not isinstance(task, str):
+                raise ValueError(f"'task': got {task!r}, expected text")
+            if correct is not None and not (isinstance(correct, (int, float)) and math.isfinite(correct)):
+                raise ValueError(f"'correct': got {correct!r}, expected a number")
+            if record["model"] == model:
+                records.setdefault(task, {})[int(record["index"])] = record
+        except (ValueError, KeyError, TypeError) as error:
+            words = f"no {error}" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"{path}:{number}: not an example: {words}; evaluate again") from None
+    return records
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.compare import paired
+from eval.compare import paired, read
 from eval.contamination import check_shards, hashes
 from eval.tasks.rows import TaskError
 
@@ -64,6 +64,39 @@ def test_comparisons_that_mean_nothing_are_refused(tmp_path: Path, run_command: 
         assert refused.returncode == 1
         assert words in refused.stderr
         assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("[1]", ":2: not an example: list indices"),
+        ('{"model": "m", "task": "t/0-shot", "correct": 1}', ":2: not an example: no 'index'"),
+        ('{"model": "m", "task": "t/0-shot", "index": null}', ":2: not an example: int"),
+        ('{"model": "m", "task": "t/0-shot", "index": 1, "correct": NaN}', "'correct': got nan, expected a number"),
+        ('{"model": "m", "task": "t/0-shot", "index": 1, "correct": [1]}', "'correct': got "),
+        ('{"model": "m", "task": [1], "index": 1}', "'task': got "),
+        ("", "has 1 examples of t/0-shot, .* says 2"),
+    ],
+)
+def test_examples_that_are_damaged_or_cut_short_are_refused(tmp_path: Path, line: str, words: str) -> None:
+    path = results(tmp_path, "m", [1, 0]) / "results.examples.jsonl"
+    assert len(read(tmp_path, None)[1]["t/0-shot"]) == 2
+    path.write_text(path.read_text().split("\n")[0] + f"\n{line}\n")
+    with pytest.raises(ValueError, match=words):
+        read(tmp_path, None)
+
+
+@pytest.mark.parametrize("models", [[], [{"name": "m", "tasks": None}], [{"name": "m", "tasks": [5]}], [5]])
+def test_results_that_are_damaged_are_refused(tmp_path: Path, models: list[Any]) -> None:
+    (tmp_path / "results.json").write_text(json.dumps({"models": models}))
+    with pytest.raises(ValueError, match="holds no results"):
+        read(tmp_path, None)
+
+
+def test_texts_with_other_line_ends_are_read(tmp_path: Path) -> None:
+    path = results(tmp_path, "m", [1, 0]) / "results.examples.jsonl"
+    path.write_text(path.read_text().replace("question", "a\u2028b\x85"), encoding="utf-8")
+    assert read(tmp_path, None)[1]["t/0-shot"][0]["prompt"] == "a\u2028b\x85 0"
 
 
 def test_hashes_are_those_of_what_is_in_a_row() -> None:
