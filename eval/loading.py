@@ -12,6 +12,7 @@ from eval.backbone import Backbone
 from eval.models import is_folder, longest
 from recipes import build
 from recipes.config.load import Recipe
+from recipes.talking.loading import model_of_folder
 from recipes.weights.trained import Trained
 
 
@@ -61,10 +62,9 @@ def _build(entry: Mapping[str, Any], tokenizer: Any, fsdp: dict[str, Any] | None
     if not is_folder(entry):
         return build.build_model(copy.deepcopy(dict(entry["model"])), tokenizer, fsdp, None)
     from composer.models import HuggingFaceModel
-    from transformers import AutoModelForCausalLM
 
-    folder = entry["model"]["pretrained_model_name_or_path"]
-    return HuggingFaceModel(AutoModelForCausalLM.from_pretrained(folder), tokenizer, shift_labels=True)
+    folder = Path(entry["model"]["pretrained_model_name_or_path"])
+    return HuggingFaceModel(model_of_folder(folder), tokenizer, shift_labels=True)
 
 
 def _fill_from_shards(model: Any, folder: Path, recipe: Recipe) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 from recipes.config.check import check
 from recipes.config.keys import KeyPath, Place, Problem, RecipeError
 from recipes.config.load import Recipe, load, merge
+from recipes.talking.loading import say_what_is_ignored
 from recipes.training.checkpoints import find_checkpoints
 from recipes.weights.trained import folder_config_of
 
@@ -51,7 +52,21 @@ def spell_out_models(recipe: Recipe) -> Recipe:
             else model
             for index, model in enumerate(models)
         ]
+        _refuse_equal_names(values["models"], recipe)
     return dataclasses.replace(recipe, values=values, places=places)
+
+
+def _refuse_equal_names(models: list[Any], recipe: Recipe) -> None:
+    """Results and comparisons tell models apart by their names."""
+    first: dict[str, int] = {}
+    problems = []
+    for index, model in enumerate(models):
+        name = str(model.get("model_name")) if isinstance(model, Mapping) else f"models.{index}"
+        if first.setdefault(name, index) != index:
+            text = f"got {name}, which is the name of models.{first[name]}: give one of them another `model_name`"
+            problems.append(Problem(recipe.place(("models", index)), ("models", index, "model_name"), text))
+    if problems:
+        raise RecipeError(problems)
 
 
 def _spelled_out(entry: Mapping[str, Any], place: Place, key: KeyPath) -> Mapping[str, Any]:
@@ -120,5 +135,6 @@ def _latest(trained: Recipe, folder: Path) -> Path | None:
     for pattern, sharded in ((filename, False), ("ep{epoch}-ba{batch}", True)):
         newest = find_checkpoints(inside, pattern, sharded).newest
         if newest is not None:
+            say_what_is_ignored(newest, trained)
             return newest
     return None

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recipes.config.load import Recipe
+from recipes.screen import is_first_rank
+from recipes.training.checkpoints import find_checkpoints
 from recipes.training.lora import Merged, has_adapters, scaling
 from recipes.training.startup import light_imports
 from recipes.weights.trained import Trained, find_trained, folder_config_of, is_hf_folder
@@ -29,6 +33,8 @@ def load_model(path: Path, tokenizer: str | None = None, recipe: Path | None = N
     Raises ValueError for a path that is neither, a folder of another architecture, files that are not whole.
     """
     trained = None if is_hf_folder(path) else find_trained(path, recipe)  # before the seconds that torch takes
+    if trained and path.is_dir() and trained.checkpoint != path.resolve():
+        say_what_is_ignored(trained.checkpoint, trained.recipe)
     with light_imports():
         import torch
 
@@ -44,8 +50,17 @@ def load_model(path: Path, tokenizer: str | None = None, recipe: Path | None = N
     return loaded
 
 
+def say_what_is_ignored(newest: Path, recipe: Recipe) -> None:
+    """On stderr, the checkpoints beside the newest whole one that are not whole: they may be newer than it."""
+    filename = recipe.get("save_filename", "ep{epoch}-ba{batch}-rank{rank}.pt")
+    sharded = newest.is_dir()
+    broken = find_checkpoints(newest.parent, "ep{epoch}-ba{batch}" if sharded else filename, sharded).broken
+    if broken and is_first_rank():
+        print(f"taking {newest}; ignored {', '.join(p.name for p in broken)}: not whole", file=sys.stderr)
+
+
 def _from_folder(path: Path, tokenizer: str | None) -> Loaded:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     from recipes.weights.hf_architecture import architecture_of_folder
     from recipes.weights.tensor_files import safetensors_folder
@@ -59,7 +74,7 @@ def _from_folder(path: Path, tokenizer: str | None) -> Loaded:
         pass
     try:
         words = AutoTokenizer.from_pretrained(tokenizer or str(path))
-        model = AutoModelForCausalLM.from_pretrained(str(path), trust_remote_code=False)
+        model = model_of_folder(path)
     except Exception as error:  # transformers raises whatever its loaders raise
         raise ValueError(f"{path} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
     if len(words) > model.config.vocab_size:
@@ -67,6 +82,26 @@ def _from_folder(path: Path, tokenizer: str | None) -> Loaded:
         raise ValueError(f"{path}: {text}: ids beyond them mean nothing")
     length = config.get("max_seq_len") or config.get("max_position_embeddings")
     return Loaded(path.name, model, words, int(length))
+
+
+def model_of_folder(folder: Path) -> Any:
+    """transformers' own model of a folder.
+
+    Raises ValueError where the folder has other tensors than the model: transformers makes up those that are missing.
+    """
+    from transformers import AutoModelForCausalLM
+
+    loaded: Any = AutoModelForCausalLM.from_pretrained(str(folder), trust_remote_code=False, output_loading_info=True)
+    model, found = loaded
+    missing, unknown = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
+    if missing or unknown:
+        said = [
+            f"{what} {names[0]}" + (f" and {len(names) - 1} more tensors" if names[1:] else "")
+            for what, names in (("lacks", missing), ("has no place for", unknown))
+            if names
+        ]
+        raise ValueError(f"{folder / 'config.json'} is not of its weights: the model {' and '.join(said)}")
+    return model
 
 
 def _from_checkpoint(trained: Trained, path: Path, tokenizer: str | None) -> Loaded:
@@ -96,5 +131,8 @@ def build_for_generation(trained: Trained) -> Any:
     if wrong:
         text = f"{wrong[0]} is missing or of another shape, and so are {len(wrong) - 1} more tensors"
         raise ValueError(f"{trained.checkpoint} is not a checkpoint of {trained.recipe.path}: {text}")
-    model.load_state_dict(state, strict=False, assign=True)
+    unknown = model.load_state_dict(state, strict=False, assign=True).unexpected_keys
+    if unknown:
+        text = f"the model has no place for {unknown[0]} and {len(unknown) - 1} more tensors"
+        raise ValueError(f"{trained.checkpoint} is not a checkpoint of {trained.recipe.path}: {text}")
     return model

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from recipes.build import build as build_run
@@ -298,6 +299,34 @@ def test_work_is_linear_in_new_tokens(section: dict[str, Any], kind: str, shards
     loaded = load_model(path)
     work = {n: positions_read(loaded, n) for n in (4, 8, 16)}
     assert work == {4: 6 + 3, 8: 6 + 7, 16: 6 + 15}
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        ("names", "lacks transformer.blocks.0.attn.Wqkv.weight and .* more tensors and has no place for module."),
+        ("block", "lacks transformer.blocks.1.attn.Wqkv.weight and"),
+        ("layers", "has no place for transformer.blocks.1.attn.Wqkv.weight and"),
+    ],
+)
+def test_weights_are_never_made_up_nor_left_out(damage: str, words: str, shards: Path, tmp_path: Path) -> None:
+    run, out = write_run(tmp_path / "run", MPT, build(MPT), shards / "tokenizer"), tmp_path / "out"
+    export(run, out, "fp32")
+    file, config = out / "model.safetensors", json.loads((out / "config.json").read_text())
+    tensors = load_file(file)
+    if damage == "layers":
+        (out / "config.json").write_text(json.dumps({**config, "n_layers": 1}))
+        recipe = run / "recipe.yaml"
+        recipe.write_text(recipe.read_text().replace("n_layers: 2", "n_layers: 1"))
+        with pytest.raises(ValueError, match=r"has no place for transformer\.blocks\.1"):
+            load_model(run)
+    elif damage == "block":
+        tensors = {name: tensor for name, tensor in tensors.items() if ".blocks.1." not in name}
+    else:
+        tensors = {f"module.{name}": tensor for name, tensor in tensors.items()}
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=words):
+        load_model(out)
 
 
 def test_generate_and_chat_as_commands(talker: Path, tmp_path: Path, run_command: Command) -> None:
