@@ -12,6 +12,7 @@ prints the exact prompt of each task's first example and evaluates nothing.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import math
 import sys
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 if __name__ == "__main__":  # run as a script: look for modules in the folder above, not in this one
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from data_prep.manifest import MANIFEST
 from eval import results
 from eval.baseline import unigram_entropy
 from eval.cache import SCORING, AnswerCache
@@ -33,7 +35,7 @@ from eval.tasks.rows import TaskError
 from recipes.config.check import check
 from recipes.config.keys import Place, Problem, RecipeError
 from recipes.config.load import Recipe, load
-from recipes.config.preflight import preflight_evaluation
+from recipes.config.preflight import evaluation_problems, preflight_evaluation
 from recipes.screen import is_first_rank, print_problems, usage
 from recipes.training.batches import shard_folders
 from recipes.training.startup import light_imports
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from eval.backbone import Backbone
 
 SHOW_PROMPTS = "--show-prompts"
+NEW_TOKENS = 60  # of a sample
 
 
 def main(arguments: list[str]) -> int:
@@ -51,8 +54,8 @@ def main(arguments: list[str]) -> int:
         return usage(__doc__, arguments)
     try:
         written = load(arguments[0], arguments[1:])
-        recipe = spell_out_models(written)
-        problems = check(recipe, "eval")
+        recipe = spell_out_models(_with_its_files(written))
+        problems = check(recipe, "eval") or evaluation_problems(recipe)
         if problems:
             raise RecipeError(problems)
     except RecipeError as error:
@@ -104,6 +107,7 @@ def evaluate(recipe: Recipe, digests: list[str], folder: Path) -> tuple[list[dic
     digests: the models', in their order. folder: that of the results, for answers and task files.
     Raises RecipeError, TaskError, ScoringError.
     """
+    _refuse_samples(recipe)
     models, examples = [], []
     for entry, digest in zip(recipe["models"], digests, strict=True):
         result, records = _evaluate(recipe, entry, digest, folder)
@@ -210,20 +214,39 @@ def _checkpoint(entry: Mapping[str, Any]) -> str | None:
     return entry.get("load_path") or entry["model"].get("pretrained_model_name_or_path")
 
 
+def _with_its_files(recipe: Recipe) -> Recipe:
+    """The recipe with the tasks and the averages that it names as files written out, to be checked like its own.
+
+    Raises RecipeError for a file that is not one of them.
+    """
+    values, places = dict(recipe.values), dict(recipe.places)
+    for key, shape, words in (("icl_tasks", list, "a list"), ("eval_gauntlet", dict, "a section")):
+        path = values.get(key)
+        if not isinstance(path, str) or not Path(path).is_file():  # said later, with all else that is not there
+            continue
+        file = load(path)
+        if not isinstance(file.get(key), shape):
+            raise RecipeError([Problem(file.place((key,)), (key,), f"{path} must have {words} under this key")])
+        values[key] = file[key]
+        places |= {inner: place for inner, place in file.places.items() if inner[:1] == (key,)}
+    return dataclasses.replace(recipe, values=values, places=places)
+
+
 def _files(recipe: Recipe) -> list[Path]:
     """The files of tasks and of data that decide the results."""
-    tasks = recipe.get("icl_tasks", [])
-    files = [Path(value) for key in ("icl_tasks", "eval_gauntlet") if isinstance(value := recipe.get(key), str)]
-    if isinstance(tasks, str):
-        try:
-            tasks = load(tasks).get("icl_tasks", [])
-        except RecipeError:
-            tasks = []
-    files += [Path(str(task.get("dataset_uri"))) for task in tasks if isinstance(task, Mapping)]
+    files = [Path(str(task["dataset_uri"])) for task in recipe.get("icl_tasks", [])]
     loaders = recipe.get("eval_loader")
+    folders = [Path(recipe["contamination"]["shards"])] if recipe.get("contamination") else []
     for loader in loaders if isinstance(loaders, list) else [loaders] if loaders else []:
-        files += [folder / "index.json" for folder in shard_folders(loader.get("dataset") or {})]
-    return files
+        folders += shard_folders(loader.get("dataset") or {})
+    return files + [file for folder in folders for file in _files_of_shards(folder)]
+
+
+def _files_of_shards(folder: Path) -> list[Path]:
+    """What tells shards from others: their manifest, which has their checksums, else themselves."""
+    if (folder / MANIFEST).is_file():
+        return [folder / "index.json", folder / MANIFEST]
+    return sorted(file for file in folder.rglob("*") if file.is_file()) if (folder / "index.json").is_file() else []
 
 
 def _unigram_entropy(recipe: Recipe) -> float | None:
@@ -234,6 +257,33 @@ def _unigram_entropy(recipe: Recipe) -> float | None:
     if len(folders) != 1 or not (folders[0] / "index.json").is_file():
         return None
     return unigram_entropy(folders[0])
+
+
+def _refuse_samples(recipe: Recipe) -> None:
+    """Raise RecipeError for a prompt of `samples:` that some model cannot go on from, before anything is scored."""
+    from recipes.build import reporting
+
+    wanted = recipe.get("samples", {"prompts": []})
+    new = wanted.get("max_new_tokens", NEW_TOKENS)
+    problems = []
+    for entry in recipe["models"] if wanted["prompts"] else []:
+        _settings(recipe, entry)
+        tokenizer, most = _tokenizer(recipe, entry), longest(entry, sys.maxsize)
+        for index, prompt in enumerate(wanted["prompts"]):
+            with reporting(recipe, "samples"):
+                count = len(tokenizer(prompt)["input_ids"])
+            text = None
+            if not count:
+                text = f"got {prompt!r}, which has no tokens: write something to go on from"
+            elif count + new - 1 > most:  # the last new token is written, not read
+                room = most - count + 1
+                mend = f"shorten it, or set max_new_tokens to {room} or less" if room > 0 else "shorten it"
+                text = f"{count} tokens and {new} new ones do not fit {entry['model_name']}, which reads {most}: {mend}"
+            if text:
+                key = ("samples", "prompts", index)
+                problems.append(Problem(recipe.place(key), key, text))
+    if problems:
+        raise RecipeError(problems)
 
 
 def _samples(backbone: Backbone, tokenizer: Any, wanted: dict[str, Any]) -> list[dict[str, str]]:
@@ -247,7 +297,7 @@ def _samples(backbone: Backbone, tokenizer: Any, wanted: dict[str, Any]) -> list
         ids = {k: v.to(backbone.device) for k, v in ids.items() if k != "token_type_ids"}
         text = backbone.generate(
             **ids,
-            max_new_tokens=wanted.get("max_new_tokens", 60),
+            max_new_tokens=wanted.get("max_new_tokens", NEW_TOKENS),
             do_sample=wanted.get("temperature", 0.8) > 0,
             temperature=wanted.get("temperature", 0.8) or None,
             top_p=wanted.get("top_p", 0.9),

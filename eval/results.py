@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from eval import metrics
+from eval.digests import file_digest
 from recipes.config.load import Recipe
 from recipes.reports.page import write_page
 from recipes.reports.runs import write_whole
@@ -32,7 +33,7 @@ def examples_path(results: Path) -> Path:
 
 def digest(recipe: Recipe, models: Iterable[str], files: Iterable[Path]) -> str:
     """SHA-256 over the recipe, the models' digests and the content of the files it reads."""
-    contents = {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()}
+    contents = {str(path): file_digest(path) for path in files if path.is_file()}
     values = {k: v for k, v in recipe.values.items() if k not in ("results", "loggers", "dry_run")}
     text = json.dumps([values, list(models), contents], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -75,7 +76,9 @@ def uncertainty(outcomes: Sequence[float] | None) -> dict[str, float | None]:
 
 
 def finished(path: Path, wanted: str) -> dict[str, Any] | None:
-    """The results that this very evaluation wrote before, or None."""
+    """The results that this very evaluation wrote before, with their examples, or None."""
+    if not examples_path(path).is_file():
+        return None
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

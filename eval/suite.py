@@ -70,7 +70,7 @@ def tasks_of(
     subset_batches: LLM Foundry's `icl_subset_num_batches`; a batch has as many examples as `batch_size` has choices.
     Raises TaskError, RecipeError.
     """
-    entries = load(icl_tasks)["icl_tasks"] if isinstance(icl_tasks, str) else icl_tasks
+    entries = load(icl_tasks).get("icl_tasks") if isinstance(icl_tasks, str) else icl_tasks
     if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
         raise TaskError(f"icl_tasks: got {type(entries).__name__}, expected a list of tasks")
     tokens = Tokens(tokenizer)

@@ -13,6 +13,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -67,8 +68,17 @@ def preflight(recipe: Recipe) -> list[Problem]:
     found += _device(recipe)
     found += _disk(recipe)
     found += _resumed(recipe)
+    found += _shots(recipe)
     found += _tasks(recipe)
     found += _packages(recipe)
+    return [Problem(recipe.place(key), key, text) for key, text in found]
+
+
+def evaluation_problems(recipe: Recipe) -> list[Problem]:
+    """What a well-formed evaluation recipe asks for and cannot be done, on whichever machine."""
+    found = [*_shots(recipe), *_gauntlet(recipe)]
+    if not any(recipe.get(key) for key in ("eval_loader", "icl_tasks", "samples")):
+        found.append((("icl_tasks",), "there is nothing to evaluate: add tasks, an eval_loader or samples"))
     return [Problem(recipe.place(key), key, text) for key, text in found]
 
 
@@ -82,12 +92,30 @@ def preflight_evaluation(recipe: Recipe) -> list[Problem]:
         found += _data(key, loader, recipe)
     found += _tasks(recipe)
     found += _packages(recipe)
+    shards = recipe.get("contamination.shards")
+    if shards and not (Path(shards) / "index.json").is_file():
+        text = f"{shards} holds no shards: it has no index.json; name a folder that data_prep.pretrain made"
+        found.append((("contamination", "shards"), text))
     if not has_gpu() and recipe.get("precision") in ("amp_fp16", "amp_fp8"):
         found.append((("precision",), f"no GPU here, and {recipe.get('precision')} needs one: use fp32 or amp_bf16"))
     results = recipe.get("results")
     if results and (Path(results).is_dir() or not _can_be_made(Path(results).absolute().parent)):
         found.append((("results",), f"results cannot be written to {results}"))
     return [Problem(recipe.place(key), key, text) for key, text in found]
+
+
+def _shots(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
+    tasks = recipe.get("icl_tasks", [])
+    seen: dict[str, int] = {}
+    for index, task in enumerate(tasks if isinstance(tasks, list) else []):
+        place = ("icl_tasks", index, "num_fewshot")
+        if not task["num_fewshot"] or min(task["num_fewshot"]) < 0:
+            yield place, f"got {task['num_fewshot']}, expected one or several numbers of examples, each 0 or more"
+        for label in (f"{task['label']}/{number}-shot" for number in task["num_fewshot"]):
+            if label in seen:
+                text = f"{label} is asked for here and in icl_tasks.{seen[label]}: scores are known by these names"
+                yield place, f"{text}, so ask once, or give another label"
+            seen.setdefault(label, index)
 
 
 def _tasks(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
@@ -102,6 +130,68 @@ def _tasks(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
         path = recipe.get(key)
         if isinstance(path, str) and not Path(path).is_file():
             yield (key,), f"there is no file {path}"
+
+
+def _gauntlet(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
+    """What LLM Foundry's averages would stop at after all tasks, or leave out and call 0."""
+    section, tasks = recipe.get("eval_gauntlet"), recipe.get("icl_tasks") or []
+    if section is None or isinstance(section, str) or isinstance(tasks, str):
+        return  # a file that is not there is said elsewhere
+    key: KeyPath = ("eval_gauntlet",)
+    if not tasks:
+        yield key, "averages icl_tasks, and there are none"
+        return
+    known = {"categories", "weighting", "subtract_random_baseline", "rescale_accuracy", "averages"}
+    for name in section.keys() - known:
+        yield (*key, name), f"unknown key. Allowed: {', '.join(sorted(known))}"
+    weighting, weightings = section.get("weighting", "EQUAL"), ("EQUAL", "SAMPLE_SZ", "LOG_SAMPLE_SZ")
+    if weighting not in weightings:
+        yield (*key, "weighting"), f"got {weighting!r}, expected one of {', '.join(weightings)}"
+    subtracts = section.get("subtract_random_baseline", True)
+    if section.get("rescale_accuracy", True) and not subtracts:
+        yield (*key, "rescale_accuracy"), "needs subtract_random_baseline: set it to false, or that to true"
+    scored = {f"{t['label']}/{n}-shot" for t in tasks if _has_accuracy(t) for n in t["num_fewshot"]}
+    names = []
+    for index, category in _sections(section.get("categories")):
+        where = (*key, "categories", index)
+        names.append(str(category.get("name")))
+        if not isinstance(category.get("name"), str):
+            yield (*where, "name"), f"got {category.get('name')!r}, expected text"
+        benchmarks = _sections(category.get("benchmarks"))
+        if not benchmarks:
+            yield (*where, "benchmarks"), f"got {category.get('benchmarks')!r}, expected a list of sections"
+        for number, benchmark in benchmarks:
+            wanted = f"{benchmark.get('name')}/{benchmark.get('num_fewshot')}-shot"
+            if wanted not in scored:
+                text = f"icl_tasks scores no accuracy of {wanted}, only of {', '.join(sorted(scored)) or 'nothing'}"
+                yield (*where, "benchmarks", number), text
+            chance = benchmark.get("random_baseline")
+            if subtracts and (isinstance(chance, bool) or not isinstance(chance, (int, float)) or not 0 <= chance < 1):
+                text = f"got {chance!r}, expected a share from 0 up to 1"
+                yield (*where, "benchmarks", number, "random_baseline"), text
+    if not names:
+        text = f"got {section.get('categories')!r}, expected a list of sections with name and benchmarks"
+        yield (*key, "categories"), text
+    averages = section.get("averages")
+    if averages is not None and not (isinstance(averages, Mapping) and averages):
+        yield (*key, "averages"), f"got {averages!r}, expected the name of each average and its list of categories"
+    for name, members in averages.items() if isinstance(averages, Mapping) else ():
+        if name in names:
+            yield (*key, "averages", name), "is the name of a category: give the average another"
+        if not (isinstance(members, list) and members and all(member in names for member in members)):
+            text = f"got {members!r}, expected a list of categories, of {', '.join(names)}"
+            yield (*key, "averages", name), text
+
+
+def _sections(value: Any) -> list[tuple[int, Mapping[str, Any]]]:
+    """The sections of a list, with their numbers; none where one of them, or the list, is something else."""
+    whole = isinstance(value, list) and all(isinstance(inner, Mapping) for inner in value)
+    return list(enumerate(value)) if whole else []
+
+
+def _has_accuracy(task: Mapping[str, Any]) -> bool:
+    """Whether there is a score that LLM Foundry's averages take."""
+    return any("Accuracy" in name for name in task.get("metric_names") or ["Accuracy"])
 
 
 def has_gpu() -> bool:
@@ -166,7 +256,8 @@ def _shards(key: KeyPath, folder: Path, loader: Mapping[str, Any], recipe: Recip
         state = "has no index.json" if os.path.isdir(folder) else "does not exist"
         kind = "finetune" if loader.get("name") == "finetuning" else "pretrain"
         length, tokenizer = recipe["max_seq_len"], recipe.get("tokenizer.name", "TOKENIZER")
-        command = f"python -m data_prep.{kind} YOUR.jsonl --out {folder.parent} --split {folder.name}"
+        split = "--holdout-split" if key[0] == "eval_loader" else "--split"
+        command = f"python -m data_prep.{kind} YOUR.jsonl --out {folder.parent} --holdout 0.01 {split} {folder.name}"
         yield key, f"no data: {folder} {state}; make it with `{command} --tokenizer {tokenizer} --seq-len {length}`"
         return
     try:
@@ -391,7 +482,7 @@ NOT_THE_MODEL = {"use_train_metrics", "additional_train_metrics", "loss_fn", "in
 
 
 def _resumed(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
-    """A run that would go on from the checkpoints of another model."""
+    """A run that would go on from the checkpoints of another model, or with another optimizer in name alone."""
     save_folder, folder = recipe.get("save_folder"), run_folder(recipe)
     if not save_folder or "://" in save_folder or recipe.values.get("autoresume") is False:
         return
@@ -400,20 +491,31 @@ def _resumed(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     if not (folder / "recipe.yaml").is_file() or find_checkpoints(kept, filename, sharded=False).newest is None:
         return
     try:
-        before = _architecture(load(folder / "recipe.yaml").get("model", {}))
+        before = load(folder / "recipe.yaml")
     except RecipeError:
         return
-    now = _architecture(recipe["model"])
-    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    if changed:
-        what = ", ".join(f"{key} {before.get(key)} → {now.get(key)}" for key in changed)
+    what = _changes(_architecture(before.get("model", {})), _architecture(recipe["model"]))
+    if what:
         text = f"the checkpoints in {kept} are of another model ({what})"
         yield ("model",), f"{text}: choose another run_name or save_folder, or delete {folder}"
+    what = _changes(_flat(before.get("optimizer", {})), _flat(recipe.get("optimizer", {})))
+    if what:
+        text = f"the checkpoints in {kept} bring the numbers of their optimizer, so that {what} would change nothing"
+        mend = "put it back, or choose another run_name, with load_path and load_weights_only: true for these weights"
+        yield ("optimizer",), f"{text}: {mend}"
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    return ", ".join(f"{key} {before.get(key)} → {now.get(key)}" for key in changed)
 
 
 def _architecture(model: Mapping[str, Any]) -> dict[str, Any]:
-    flat = {".".join(map(str, key)): value for key, value in walk(model) if not isinstance(value, (dict, list))}
-    return {k: v for k, v in flat.items() if k not in NOT_THE_MODEL and k != "attn_config.attn_impl"}
+    return {k: v for k, v in _flat(model).items() if k not in NOT_THE_MODEL and k != "attn_config.attn_impl"}
+
+
+def _flat(section: Mapping[str, Any]) -> dict[str, Any]:
+    return {".".join(map(str, key)): value for key, value in walk(section) if not isinstance(value, (dict, list))}
 
 
 def _existing(path: Path) -> Path:
@@ -424,8 +526,11 @@ def _existing(path: Path) -> Path:
 
 
 def _can_be_made(folder: Path) -> bool:
-    existing = _existing(folder)
-    return existing.is_dir() and os.access(existing, os.W_OK)
+    try:
+        with tempfile.TemporaryFile(dir=_existing(folder)):  # to root, all of /proc says that it is writable
+            return True
+    except OSError:
+        return False
 
 
 def _packages(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:

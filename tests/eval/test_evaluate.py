@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 
-from eval import harness
+from eval import evaluate, harness, results
+from eval.models import spell_out_models
 from eval.results import examples_path
+from recipes.config.load import load
 from recipes.reports.summary import print_summary
 
 from ..conftest import ROOT, Command, summary
@@ -82,6 +85,23 @@ def test_the_same_evaluation_is_not_done_twice(
     assert "evaluated before" in result.stdout
     assert "cloze/0-shot" in result.stdout
     assert " torch\n" not in result.stderr
+
+
+def test_data_is_known_by_more_than_its_index(shards: Path, whole: Path, task: Path, tmp_path: Path) -> None:
+    shutil.copytree(shards / "val", tmp_path / "val")
+    shutil.copytree(shards / "train", tmp_path / "train")
+    data = [f"eval_loader.dataset.local={tmp_path}", f"contamination.shards={tmp_path}/train"]
+    recipe = load(arguments(shards, whole, task)[0], [*arguments(shards, whole, task)[1:], *data])
+    seen = {results.digest(recipe, [], evaluate._files(recipe))}
+    for name in ("val/manifest.json", "train/manifest.json"):  # as of shards in another order
+        (tmp_path / name).write_text("{}")
+        seen.add(results.digest(recipe, [], evaluate._files(recipe)))
+    for folder in ("val", "train"):
+        (tmp_path / folder / "manifest.json").unlink()
+        seen.add(results.digest(recipe, [], evaluate._files(recipe)))
+        next((tmp_path / folder).glob("*.mds")).write_bytes(b"other")
+        seen.add(results.digest(recipe, [], evaluate._files(recipe)))
+    assert len(seen) == 7
 
 
 def test_two_processes_score_the_same(
@@ -179,6 +199,67 @@ def test_bad_evaluations_are_refused_in_words(
     assert result.returncode == 1
     assert words in result.stderr
     assert "Traceback" not in result.stderr
+
+
+GAUNTLET = "eval_gauntlet={{categories: [{{name: all, benchmarks: [{}]}}], averages: {{core: [{}]}}}}"
+DATES = "{name: dates, num_fewshot: 0, random_baseline: 0.25}"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("models=[{run: RUN}, {run: RUN, load_path: x.pt}]", "which is the name of models.0: give one of them another"),
+        ("icl_tasks.0.num_fewshot=[0, 0]", "cloze/0-shot is asked for here and in icl_tasks.0"),
+        ("icl_tasks.1.label=cloze", "cloze/0-shot is asked for here and in icl_tasks.0"),
+        ("icl_tasks.0.num_fewshot=[-1]", "got [-1], expected one or several numbers of examples"),
+        ("icl_tasks.0.num_fewshot=[]", "got [], expected one or several numbers of examples"),
+        (GAUNTLET.format(DATES.replace("dates", "nope"), "all"), "no accuracy of nope/0-shot, only of cloze/0-shot"),
+        (GAUNTLET.format(DATES.replace("shot: 0", "shot: 3"), "all"), "scores no accuracy of dates/3-shot"),
+        (GAUNTLET.format(DATES.replace("0.25", "1"), "all"), "random_baseline: got 1, expected a share"),
+        (GAUNTLET.format(DATES, "core"), "averages.core: got ['core'], expected a list of categories, of all"),
+        (GAUNTLET.format("", "all"), "benchmarks: got [], expected a list of sections"),
+        ("eval_gauntlet={categories: []}", "categories: got [], expected a list of sections"),
+        ("eval_gauntlet={weighting: NOPE}", "got 'NOPE', expected one of EQUAL"),
+        ("icl_tasks=FILE", "tasks.yaml:3: icl_tasks.0.num_fewshot: got 5, expected a list"),
+        ("eval_gauntlet=FILE", "tasks.yaml must have a section under this key"),
+        ("contamination.shards=nothing", "nothing holds no shards"),
+        ("results=/proc/nothing/r.json", "results cannot be written to"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused_before_anything_is_loaded(
+    override: str,
+    words: str,
+    shards: Path,
+    whole: Path,
+    task: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "tasks.yaml"
+    file.write_text("icl_tasks:\n- label: a\n  num_fewshot: 5\n  dataset_uri: a\n  icl_task_type: schema\n")
+    asked = override.replace("RUN", str(whole)).replace("FILE", str(file))
+    assert evaluate.main([*arguments(shards, whole, task), asked]) == 1
+    assert words in capsys.readouterr().err
+
+
+def test_nothing_to_evaluate_and_prompts_that_do_not_fit(
+    shards: Path, whole: Path, task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [*arguments(shards, whole, task), f"results={tmp_path}/r.json", "contamination=null"]
+    assert evaluate.main([*asked, "icl_tasks=[]", "eval_loader=null", "samples=null"]) == 1
+    assert "there is nothing to evaluate" in capsys.readouterr().err
+    assert evaluate.main([*asked, "samples={prompts: ['', the people], max_new_tokens: 32}"]) == 1
+    said = capsys.readouterr().err
+    assert "samples.prompts.0: got '', which has no tokens" in said
+    assert f"32 new ones do not fit {whole.name}, which reads 32" in said
+
+
+def test_a_damaged_newest_checkpoint_is_named(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run, symlinks=True)
+    (run / "checkpoints" / "ep0-ba99-rank0.pt").write_bytes(b"cut off")
+    spell_out_models(load(RECIPE, [f"models.0.run={run}"]))
+    assert "ep0-ba24-rank0.pt; ignored ep0-ba99-rank0.pt: not whole" in capsys.readouterr().err
 
 
 def test_the_summary_of_a_run_has_its_evaluation(evaluated: str, whole: Path, run_command: Command) -> None:
