@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import Any
 from eval import results
 from eval.cache import SCORING, AnswerCache
 from eval.digests import file_digest, model_digest
+from eval.harness_index import YAML, files_of
 from eval.questions import ScoringError
 from eval.tasks.rows import TaskError
 from recipes.config.keys import RecipeError
@@ -84,6 +86,8 @@ def _run(chosen: argparse.Namespace) -> int:
             results.show(out, found)
         return 0
 
+    if not chosen.show_prompts:
+        _check_writable(out)
     with light_imports():
         import lm_eval.evaluator  # noqa: F401
 
@@ -165,27 +169,26 @@ def _identify(chosen: argparse.Namespace) -> tuple[str, Path]:
     return digest, chosen.out or folder / "harness.json"
 
 
+def _check_writable(out: Path) -> None:
+    """Raises ValueError where the results could not be written: now, not after the evaluation."""
+    try:
+        if out.is_dir():
+            raise IsADirectoryError("it is a folder")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"--out: {out} cannot be written: {error}; name a file in a folder of yours") from None
+
+
 def _digest_of_question(chosen: argparse.Namespace, model: str) -> str:
     """Over the model, the options and, for tasks of one's own, the files that say what is asked."""
     files = [path for folder in chosen.include if folder.is_dir() for path in sorted(folder.rglob("*"))]
     files += [Path(name) for name in chosen.tasks]
-    contents = {str(path): file_digest(path) for path in files if path.is_file()}
-    contents |= {name: file_digest(Path(name)) for name in _data_files(list(contents))}
+    named = {path for task in files if task.suffix in YAML for path in files_of(task)}
+    contents = {str(path): file_digest(path) for path in {*files, *named} if path.is_file()}
     options = [chosen.tasks, chosen.num_fewshot, chosen.limit, chosen.batch_size, _version(), SCORING]
     return hashlib.sha256(json.dumps([model, options, contents], sort_keys=True).encode()).hexdigest()
-
-
-def _data_files(yamls: Sequence[str]) -> list[str]:
-    """Local files that task YAML files name, as words in them: what they hold decides the results too."""
-    words = {
-        word.strip("'\"[],{}")
-        for path in yamls
-        if path.endswith((".yaml", ".yml"))
-        for word in Path(path).read_text(encoding="utf-8", errors="replace").split()
-    }
-    return sorted(
-        word for word in words if word.endswith((".json", ".jsonl", ".csv", ".parquet")) and Path(word).is_file()
-    )
 
 
 def _version() -> str:

@@ -1,11 +1,20 @@
-"""Where tasks of lm-evaluation-harness are, without its index of all of them, which takes ten seconds to make."""
+"""Where tasks of lm-evaluation-harness are, without its index of all of them, which takes ten seconds to make.
+
+Also which files decide what a task of one's own asks.
+"""
 
 from __future__ import annotations
 
+import glob
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
+
+YAML = (".yaml", ".yml")
+DATA_FOLDERS = ("data_dir", "dataset_path")  # keys whose folders are read whole
 
 
 def index_of(names: Sequence[str], include: Sequence[Path]) -> Any:
@@ -19,7 +28,7 @@ def index_of(names: Sequence[str], include: Sequence[Path]) -> Any:
         return TaskManager(include_path=list(folders) or None, include_defaults=defaults)
 
     own = manager(include)
-    others = [name for name in names if name not in own.all_tasks and Path(name).suffix not in (".yaml", ".yml")]
+    others = [name for name in names if name not in own.all_tasks and Path(name).suffix not in YAML]
     if not others:
         return own
     folders = folders_of(others)
@@ -60,3 +69,41 @@ def _declared(path: Path) -> dict[str, list[str]]:
         kind: [value] if isinstance(value, str) else [] if kind == "task" else list(value or [])
         for kind, value in values.items()
     }
+
+
+def files_of(task: Path) -> list[Path]:
+    """A task's YAML file and the local files that it names: those it includes, its functions and its data."""
+    found: dict[Path, None] = {}
+    waiting = [task]
+    while waiting:
+        path = waiting.pop()
+        if path in found or not path.is_file():
+            continue
+        found[path] = None
+        for key, tag, text in _scalars(path) if path.suffix in YAML else ():
+            if tag == "!function":
+                module = text.rpartition(".")[0].replace(".", "/")
+                waiting.append(path.parent / f"{module}.py")
+            elif "\n" not in text and len(text) < 1000:  # else no path
+                names = [Path(text), path.parent / text, *map(Path, sorted(glob.glob(text, recursive=True)))]
+                waiting += names if text else []
+                if key in DATA_FOLDERS and Path(text).is_dir():
+                    waiting += sorted(Path(text).rglob("*"))
+    return sorted(found)
+
+
+def _scalars(path: Path) -> Iterator[tuple[str, str, str]]:
+    """(the key it stands under, tag, text) of everything in a YAML file; nothing of one that is broken."""
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
+    except (OSError, ValueError, yaml.YAMLError):
+        return
+    waiting: list[tuple[str, Any]] = [("", root)]
+    while waiting:
+        key, node = waiting.pop()
+        if isinstance(node, yaml.ScalarNode):
+            yield key, node.tag, node.value
+        elif isinstance(node, yaml.MappingNode):
+            waiting += [(str(name.value), value) for name, value in node.value]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += [(key, item) for item in node.value]

@@ -28,7 +28,7 @@ class ScoringLM(TemplateLM):
     """Log-likelihoods and texts for the harness.
 
     model: gives the backbone when something has to be computed. max_length: tokens that the model reads at most.
-    cache: the answers kept for a digest of a task's requests. `truncated` counts, by task, the requests that lost their
+    cache: the answers kept for a digest of a task's requests. `truncated` counts, by task, the examples that lost their
     beginning.
     """
 
@@ -49,6 +49,7 @@ class ScoringLM(TemplateLM):
         self.cache = cache
         self.progress = progress
         self.truncated: collections.Counter[str] = collections.Counter()
+        self._cut: set[tuple[str, int | None]] = set()  # the examples that it counts
         self._ids: dict[tuple[str, bool | None], list[int]] = {}
         self._end = "" if tokenizer.eos_token_id is None else tokenizer.decode(tokenizer.eos_token_id)
         begin = self.prefix_token_id
@@ -131,7 +132,8 @@ class ScoringLM(TemplateLM):
             if room <= 0:
                 raise ScoringError(f"{name}: {most} new tokens leave no room for the question in {self.max_length}")
             ids = tuple(self.tok_encode(context))
-            self.truncated[str(request.task_name)] += len(ids) > room
+            if len(ids) > room:
+                self._count_cut(request)
             if not asked.get("do_sample"):
                 asked = {}
             prompt = Prompt(ids[-room:], most, stop, tuple(sorted(asked.items())), name)
@@ -161,8 +163,15 @@ class ScoringLM(TemplateLM):
     def _request(self, before: Sequence[int], after: Sequence[int], request: Instance) -> Request:
         """The last max_length + 1 tokens: the last one is predicted, not read."""
         keep = max(0, self.max_length + 1 - len(after))
-        self.truncated[str(request.task_name)] += len(before) > keep
+        if len(before) > keep:
+            self._count_cut(request)
         return Request(tuple(before[len(before) - min(keep, len(before)) :]), tuple(after), _name(request))
+
+    def _count_cut(self, request: Instance) -> None:
+        """An example has a request for each of its choices, and counts once."""
+        example = str(request.task_name), request.doc_id
+        self.truncated[example[0]] += example not in self._cut
+        self._cut.add(example)
 
     def _score(self, asked: Sequence[Request], owners: Sequence[Instance]) -> list[Scored]:
         answers: dict[int, Scored] = {}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.harness_index import folders_of
+from eval.harness_index import files_of, folders_of
 from recipes.reports.runs import read_metrics
 
 from ..conftest import ROOT, Command, losses, recipe_arguments
@@ -125,6 +125,21 @@ def test_a_folder_without_a_tokenizer_is_said_to_be_one(run_command: Command, tm
     refused = run_command("python", "eval/evaluate.py", *asked)
     assert refused.returncode == 1
     assert "holds no tokenizer" in refused.stderr
+
+
+def test_every_file_that_decides_a_task_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = {
+        "tasks/own.yaml": "include: base.yml\ndoc_to_text: !function more.fn.text\n",
+        "tasks/base.yml": "dataset_kwargs:\n  data_files:\n    test: [a b.jsonl.gz, 'many/*.txt']\n  data_dir: data\n",
+    }
+    data = ["tasks/more/fn.py", "a b.jsonl.gz", "many/1.txt", "data/deep/x.bin"]
+    for name, text in {**files, **dict.fromkeys([*data, "many/1.csv", "test"], "")}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert [str(path) for path in files_of(Path("tasks/own.yaml"))] == sorted([*files, *data])
+    (tmp_path / "broken.yaml").write_text("a: [")
+    assert files_of(Path("broken.yaml")) == [Path("broken.yaml")]
 
 
 def test_its_own_tasks_are_found_where_its_index_of_all_finds_them() -> None:
