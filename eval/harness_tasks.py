@@ -7,16 +7,17 @@ import functools
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from eval.harness_index import index_of
+from eval.harness_index import files_of, index_of
+from eval.questions import ScoringError
 from eval.results import uncertainty
-from eval.tasks.rows import TaskError
+from eval.tasks.rows import TaskError, read_rows
 
 SEED, FEWSHOT_SEED = 0, 1234  # the harness's own
 SUGGESTED = 5  # names, where one is unknown
@@ -33,6 +34,7 @@ def load_tasks(names: Sequence[str], include: Sequence[Path], num_fewshot: int |
     for folder in include:
         if not folder.is_dir():
             raise TaskError(f"--include: there is no folder {folder}")
+        _check_yaml(folder)
     manager = index_of(names, include)
     loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
     for name in names:
@@ -45,6 +47,10 @@ def load_tasks(names: Sequence[str], include: Sequence[Path], num_fewshot: int |
         elif set_to is None:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
+    for name, task in loaded["tasks"].items():
+        _check_settings(name, task)
+        for part in ("build_all_requests", "process_results"):
+            setattr(task, part, _in_words(name, getattr(task, part)))
     return loaded
 
 
@@ -53,6 +59,8 @@ def evaluate(lm: Any, loaded: Any, limit: int | None = None) -> tuple[list[dict[
     from lm_eval.evaluator import evaluate as run
 
     with _seeded(), _templates_compiled_once():
+        for name, task in loaded["tasks"].items():
+            _check_examples(name, task, limit)
         found: Any = run(lm=lm, task_dict=loaded, limit=limit, log_samples=True)
     results, examples = [], []
     for name, scores in found["results"].items():
@@ -100,18 +108,105 @@ def prompts(loaded: Any, limit: int = 1) -> list[tuple[str, str, str]]:
     """(task, exact prompt, what is asked for) of the first example of each task."""
     shown = []
     for name, task in loaded["tasks"].items():
+        _check_examples(name, task, limit)
         task.build_all_requests(limit=limit, rank=0, world_size=1)
         first = task.instances[0].args
         shown.append((name, str(first[0]), str(first[1]) if len(first) > 1 else ""))
     return shown
 
 
+def _check_yaml(folder: Path) -> None:
+    """The harness leaves out files that it cannot read, and then does not know their tasks. Raises TaskError."""
+    from lm_eval.tasks._index import TaskIndex
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    for path in TaskIndex._iter_yaml_files(folder):
+        try:
+            task = load_yaml(path, resolve_func=False).get("task", "")
+            if not isinstance(task, (str, list)):
+                raise ValueError(f"task: got {task!r}, expected a name")
+        except Exception as error:  # of YAML, of the files that it includes
+            raise TaskError(f"--include: {path} cannot be read: {_words(error)}") from None
+
+
+def _check_settings(name: str, task: Any) -> None:
+    shots = task.get_config("num_fewshot")
+    if type(shots) is not int or shots < 0:
+        raise TaskError(f"task {name}: num_fewshot: got {shots!r}, expected a whole number of at least 0")
+    pool, split = getattr(getattr(task, "sampler", None), "df", None), task.get_config("fewshot_split")
+    asked = task.get_config("test_split") or task.get_config("validation_split")
+    if pool is not None and shots > len(pool) - (split == asked):  # the question itself is left out
+        text = f"{shots} examples before each question are not there: its fewshot split {split} has {len(pool)}"
+        raise TaskError(f"task {name}: num_fewshot: {text}")
+    if (
+        task.OUTPUT_TYPE == "multiple_choice"
+        and task.get_config("doc_to_choice") is None
+        and not task.get_config("use_prompt")
+    ):
+        raise TaskError(f"task {name}: doc_to_choice is missing, which output_type: multiple_choice needs")
+    if not task.aggregation():
+        raise TaskError(f"task {name}: metric_list: names no metric, so that nothing would be scored")
+
+
+def _check_examples(name: str, task: Any, limit: int | None) -> None:
+    """Raises ScoringError for an example without a right answer, which the harness would score as wrong."""
+    if callable(task.get_config("process_results")) or not hasattr(task, "doc_to_choice"):
+        return  # judged by code of its own
+    for index, doc in task.doc_iterator(rank=0, limit=limit, world_size=1):
+        with _named(f"{name}, example {index + 1}"):
+            text, target = task.doc_to_text(doc), task.doc_to_target(doc)
+            if text is None or target is None:
+                raise ScoringError(f"doc_to_{'text' if text is None else 'target'}: got nothing, expected a text")
+            if task.OUTPUT_TYPE == "loglikelihood" and not isinstance(target, str):
+                raise ScoringError(f"doc_to_target: got {target!r}, expected a text")
+            if task.OUTPUT_TYPE == "multiple_choice":
+                _check_choice(task.doc_to_choice(doc), text if task.multiple_input else target)
+
+
+def _check_choice(choices: Any, right: Any) -> None:
+    if not isinstance(choices, (list, tuple)) or not choices or not all(isinstance(c, str) for c in choices):
+        raise ScoringError(f"doc_to_choice: got {choices!r}, expected a list of texts")
+    for gold in right if isinstance(right, list) and right else [right]:
+        if not (0 <= gold < len(choices) if isinstance(gold, (int, np.integer)) else gold in choices):
+            raise ScoringError(
+                f"the right answer: got {gold!r}, expected a choice or its index, 0 to {len(choices) - 1}"
+            )
+
+
+def _in_words(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """What a task's settings and rows make of the harness's code is said with the task's name."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **more: Any) -> Any:
+        with _named(f"task {name}"):
+            return function(*args, **more)
+
+    return call
+
+
+@contextlib.contextmanager
+def _named(where: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise ScoringError(f"{where}: {_words(error)}") from error
+
+
+def _words(error: BaseException) -> str:
+    """In one line; what the harness and datasets raise often says nothing without its kind."""
+    words = " ".join(str(error).split())[:300]
+    known = isinstance(error, (ScoringError, TaskError))
+    return words if known and words else f"{type(error).__name__}: {words}" if words else type(error).__name__
+
+
 def _load_one(manager: Any, name: str) -> Any:
     try:
         return manager.load([name])
     except KeyError as error:
-        if name in manager.all_tasks:
-            raise TaskError(f"task {name} cannot be read: {error}") from None
+        if name in manager.all_tasks or Path(name).is_file():
+            words = " ".join(str(error.args[0]).split())
+            words = words if " " in words else f"it names {words!r}, which there is not"
+            raise TaskError(f"task {name} cannot be read: {words}") from None
         import difflib
 
         close = difflib.get_close_matches(name, manager.all_tasks, SUGGESTED)
@@ -123,9 +218,15 @@ def _load_one(manager: Any, name: str) -> Any:
 
 
 def _unreachable(manager: Any, name: str, error: Exception) -> str:
-    words = " ".join(str(error).split()) or type(error).__name__
+    words = " ".join(f"{error} {error.__cause__ or ''}".split()) or type(error).__name__
     missing = [path for path in sorted(_datasets(manager, name)) if path not in ("json", "csv", "parquet", "text")]
     if not missing:
+        try:  # datasets does not say which line of which file
+            for file in files_of(_yaml_of(manager, name) or Path()):
+                if file.suffix == ".jsonl":
+                    read_rows(file)
+        except TaskError as better:
+            words = str(better)
         return f"task {name} cannot be loaded: {words}"
     commands = " and ".join(f"`hf download --repo-type dataset {path}`" for path in missing)
     return (
@@ -139,8 +240,7 @@ def _datasets(manager: Any, name: str) -> set[str]:
     """The data sets on the hub that a task, or the tasks of a group, read."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    entry = manager.task_index.get(name)
-    path = getattr(entry, "yaml_path", None) or (Path(name) if Path(name).is_file() else None)
+    entry, path = manager.task_index.get(name), _yaml_of(manager, name)
     if path is None:
         return set()
     try:
@@ -157,6 +257,10 @@ def _datasets(manager: Any, name: str) -> set[str]:
         if tagged != name and tagged in manager.task_index and not found:
             found |= _datasets(manager, tagged)
     return found
+
+
+def _yaml_of(manager: Any, name: str) -> Path | None:
+    return getattr(manager.task_index.get(name), "yaml_path", None) or (Path(name) if Path(name).is_file() else None)
 
 
 def _group(label: str, scores: Mapping[str, Any]) -> dict[str, Any]:

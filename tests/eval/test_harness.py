@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from eval.harness_index import files_of, folders_of
+from eval.questions import ScoringError
+from eval.tasks.rows import TaskError
 from recipes.reports.runs import read_metrics
 
 from ..conftest import ROOT, Command, losses, recipe_arguments
@@ -125,6 +129,37 @@ def test_a_folder_without_a_tokenizer_is_said_to_be_one(run_command: Command, tm
     refused = run_command("python", "eval/evaluate.py", *asked)
     assert refused.returncode == 1
     assert "holds no tokenizer" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("row", "more", "words"),
+    [
+        ({"gold": "x"}, {}, "t, example 2: the right answer: got 'x'"),
+        ({"gold": 7}, {}, "t, example 2: the right answer: got 7, expected a choice or its index, 0 to 1"),
+        ({"choices": "bc"}, {}, "t, example 1: doc_to_choice: got 'bc', expected a list of texts"),
+        ({"query": None}, {}, "t, example 1: doc_to_text: got nothing"),
+        ({}, {"output_type": "loglikelihood"}, "t, example 1: doc_to_target: got 0, expected a text"),
+        ({}, {"doc_to_choice": None}, "task t: doc_to_choice is missing"),
+        ({}, {"metric_list": []}, "task t: metric_list: names no metric"),
+        ({}, {"num_fewshot": -3}, "task t: num_fewshot: got -3"),
+        ({}, {"num_fewshot": 2}, "task t: num_fewshot: 2 examples before each question are not there"),
+        ({}, {"task": 5}, "--include: .*t.yaml cannot be read: ValueError: task: got 5"),
+        ({}, {"test_split": "no"}, "task t cannot be read: it names 'no'"),
+    ],
+)
+def test_tasks_that_cannot_be_scored_are_named(tmp_path: Path, row: dict[str, Any], more: Any, words: str) -> None:
+    pytest.importorskip("lm_eval")
+    from eval.harness_tasks import evaluate, load_tasks
+
+    rows = [{"query": "q", "choices": ["b", "c"], "gold": 0, **row}] * 2
+    if "gold" in row:
+        rows[0] = {**rows[0], "gold": "b" if row["gold"] == "x" else 0}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = yaml.safe_load((SHIPPED / "sotu_cloze.yaml").read_text())
+    task |= {"task": "t", "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.jsonl")}}, **more}
+    (tmp_path / "t.yaml").write_text(yaml.safe_dump(task))
+    with pytest.raises((TaskError, ScoringError), match=words):
+        evaluate(None, load_tasks(["t"], [tmp_path], None))
 
 
 def test_every_file_that_decides_a_task_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
