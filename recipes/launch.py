@@ -8,10 +8,12 @@ its package for five names and torch for one.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from importlib import metadata, util
 from pathlib import Path
 from types import ModuleType
@@ -56,7 +58,7 @@ def composer_launcher() -> Any:
     spec = util.spec_from_file_location("composer_launcher", path)
     assert spec is not None
     assert spec.loader is not None
-    launcher = util.module_from_spec(spec)
+    launcher: Any = util.module_from_spec(spec)
     stand_ins = {
         "composer": _module("composer", __version__=metadata.version("mosaicml")),
         "composer.loggers.mosaicml_logger": _module("composer.loggers.mosaicml_logger", **LOGGER_NAMES),
@@ -67,12 +69,28 @@ def composer_launcher() -> Any:
     sys.modules.update(stand_ins)
     try:
         spec.loader.exec_module(launcher)
+        launcher.log.addFilter(lambda record: record.levelno < logging.ERROR)  # twice what the screen has said
+        launcher._cleanup_processes = _only_where_needed(launcher._cleanup_processes)
     finally:
         for name, module in known.items():
             del sys.modules[name]
             if module is not None:
                 sys.modules[name] = module
     return launcher
+
+
+def _only_where_needed(clean_up: Callable[[dict[int, Any]], None]) -> Callable[[dict[int, Any]], None]:
+    """Composer's end of a launch, which speaks of waiting and of killing also where every process has ended by itself.
+
+    What rank 0 had to say is on the screen; the others' words are shown by the clean-up.
+    """
+
+    def clean(processes: dict[int, Any]) -> None:
+        ended = {rank: process.poll() for rank, process in processes.items()}
+        if any(code is None or (code and rank) for rank, code in ended.items()):
+            clean_up(processes)
+
+    return clean
 
 
 def device_count() -> int:

@@ -138,6 +138,7 @@ def estimate(
     if gpu_hours is not None and row.watts is not None:
         kwh = gpu_hours.times(row.watts / 1000 * power_usage_effectiveness)
     parameters = setup.parameters.total
+    scratch = None if recipe.get("pretrained") else tokens  # scaling laws say nothing of weights that have been trained
     return Estimate(
         gpu=row.name,
         gpus=gpus,
@@ -162,8 +163,8 @@ def estimate(
         fits=fits(setup, row),
         max_microbatch_sequences=most,
         to_fit=smallest_change(setup, row),
-        predicted_loss=None if tokens is None else scaling_law(law).loss(parameters, tokens),
-        training_balance=None if tokens is None else balance(parameters, tokens, law),
+        predicted_loss=None if scratch is None else scaling_law(law).loss(parameters, scratch),
+        training_balance=None if scratch is None else balance(parameters, scratch, law),
         notes=(*setup.notes, *_notes(setup, row, recipe, tokens)),
         setup=setup,
         hardware=row,

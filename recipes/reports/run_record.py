@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,9 +89,19 @@ def read_run(folder: Path) -> RunRecord:
         plan=plan,
         no_plan=no_plan,
         planned_tokens=tokens,
-        predicted_loss=scaling_law().loss(parameters, tokens) if parameters and tokens else None,
+        predicted_loss=_predicted_loss(recipe, parameters, tokens),
         extrapolated=bool(parameters and tokens) and is_extrapolated(parameters or 0, tokens or 0),
     )
+
+
+def _predicted_loss(recipe: Mapping[str, Any], parameters: int | None, tokens: int | None) -> float | None:
+    """By the scaling law, where it says anything: not of pretrained weights, nor more than guessing all words alike."""
+    if not parameters or not tokens or recipe.get("pretrained"):
+        return None
+    loss = scaling_law().loss(parameters, tokens)
+    model = recipe.get("model")
+    vocabulary = model.get("vocab_size") if isinstance(model, dict) else None
+    return loss if not isinstance(vocabulary, int) or loss < math.log(max(vocabulary, 2)) else None
 
 
 def _curves(folder: Path, tokens_per_step: int) -> tuple[list[Point], list[Point]]:

@@ -16,6 +16,7 @@ TORCH_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 def save_tokenizer(trained: Trained, folder: Path, other: str | None = None) -> Mapping[str, int | None]:
     """Write load_tokenizer's tokenizer into the folder; ids of its special tokens."""
     tokenizer = load_tokenizer(trained, other)
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]  # token types: neither class takes them
     tokenizer.save_pretrained(str(folder))
     return {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
 

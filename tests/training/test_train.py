@@ -132,6 +132,11 @@ def test_checkpoints_of_another_model_are_not_gone_on_from(whole: Path, shards: 
     )
     assert result.returncode == 1
     assert "are of another model (d_model 32 → 64): choose another run_name or save_folder" in result.stderr
+    result = run_command(
+        "python", "train.py", *recipe_arguments(shards, whole, "optimizer.lr=0.5", "max_duration=30ba")
+    )
+    assert result.returncode == 1
+    assert "→ 0.5 would change nothing: put it back, or choose another run_name" in result.stderr
 
 
 @pytest.mark.parametrize(
