@@ -7,6 +7,7 @@ done. A line torn by a kill is not an answer. No torch.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,4 +61,7 @@ def _encode(answer: Answer) -> dict[str, Any]:
 def _decode(record: Mapping[str, Any]) -> Answer:
     if "text" in record:
         return str(record["text"])
-    return Scored(tuple(float(x) for x in record["logprobs"]), bool(record["greedy"]), float(record["confidence"]))
+    logprobs = tuple(float(x) for x in record["logprobs"])
+    if any(map(math.isnan, logprobs)):
+        raise ValueError("no score")  # damage, or to be computed and refused again
+    return Scored(logprobs, bool(record["greedy"]), float(record["confidence"]))

@@ -25,6 +25,7 @@ from recipes.talking.loading import say_what_is_ignored
 from recipes.training.checkpoints import find_checkpoints
 from recipes.weights.trained import folder_config_of
 
+LENGTHS = ("max_seq_len", "max_position_embeddings")  # of a model's section or config.json
 HF_MODEL = "hf_causal_lm"  # LLM Foundry's name for any causal model of transformers
 
 
@@ -81,7 +82,12 @@ def _from_folder(entry: Mapping[str, Any], place: Place, key: KeyPath) -> dict[s
         text = f"{folder} is no Hugging Face folder: it has no config.json; make one with `python -m recipes export`"
         raise RecipeError([Problem(place, (*key, "folder"), text)])
     try:
-        folder_config_of(folder)
+        config: Any = folder_config_of(folder)
+        if not isinstance(config, Mapping):
+            raise ValueError(f"{folder / 'config.json'}: got {type(config).__name__}, expected a JSON object")
+        for name in LENGTHS:
+            if not isinstance(config.get(name) or 1, int) or (config.get(name) or 1) < 1:
+                raise ValueError(f"{folder / 'config.json'}: {name}: got {config[name]!r}, expected a number of tokens")
     except ValueError as error:
         raise RecipeError([Problem(place, (*key, "folder"), str(error))]) from None
     its_own = {
@@ -105,7 +111,7 @@ def longest(entry: Mapping[str, Any], wanted: int) -> int:
         section: Any = folder_config_of(folder)
     else:
         section = entry["model"]
-    has = section.get("max_seq_len") or section.get("max_position_embeddings") or wanted
+    has = next((section[name] for name in LENGTHS if section.get(name)), wanted)
     return min(wanted, int(has))
 
 

@@ -83,7 +83,10 @@ def finished(path: Path, wanted: str) -> dict[str, Any] | None:
         results = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return results if isinstance(results, dict) and results.get("digest") == wanted else None
+    if not isinstance(results, dict) or results.get("digest") != wanted:
+        return None
+    models = results.get("models")
+    return results if isinstance(models, list) and all(isinstance(m, dict) and "name" in m for m in models) else None
 
 
 def write(path: Path, content: Mapping[str, Any], examples: Iterable[Mapping[str, Any]]) -> None:

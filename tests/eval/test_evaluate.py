@@ -12,6 +12,7 @@ import pytest
 from eval import evaluate, harness, results
 from eval.models import spell_out_models
 from eval.results import examples_path
+from recipes.config.keys import RecipeError
 from recipes.config.load import load
 from recipes.reports.summary import print_summary
 
@@ -240,6 +241,15 @@ def test_what_cannot_be_scored_is_refused_before_anything_is_loaded(
     asked = override.replace("RUN", str(whole)).replace("FILE", str(file))
     assert evaluate.main([*arguments(shards, whole, task), asked]) == 1
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("config", "words"), [("[]", "got list, expected a JSON object"), ('{"max_seq_len": "x"}', "max_seq_len: got 'x'")]
+)
+def test_a_damaged_config_is_named(config: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(RecipeError, match=words):
+        spell_out_models(load(RECIPE, [f"models=[{{folder: {tmp_path}}}]"]))
 
 
 def test_nothing_to_evaluate_and_prompts_that_do_not_fit(

@@ -18,6 +18,9 @@ def test_the_report_of_a_finished_run_gets_the_results(tmp_path: Path) -> None:
     results.write(run / EVALUATION, CONTENT, [{"task": "riddles/0-shot", "index": 0}])
     assert json.loads((run / EVALUATION).read_text()) == CONTENT
     assert results.finished(run / EVALUATION, "d") == CONTENT
+    (run / EVALUATION).write_text('{"digest": "d"}')
+    assert results.finished(run / EVALUATION, "d") is None
+    results.write(run / EVALUATION, CONTENT, [])
     results.examples_path(run / EVALUATION).unlink()
     assert results.finished(run / EVALUATION, "d") is None  # they are made again
     assert "riddles/0-shot" in (run / "report.html").read_text()
