@@ -68,7 +68,7 @@ def model_card(trained: Trained, folder: Path, name: str) -> str:
 
 def _prompt(chat: bool) -> list[str]:
     if not chat:
-        return ['inputs = tokenizer("Once", return_tensors="pt", return_token_type_ids=False)']
+        return ['inputs = tokenizer("Once", return_tensors="pt")']
     return [
         'messages = [{"role": "user", "content": "Who are you?"}]',
         "inputs = tokenizer.apply_chat_template(",

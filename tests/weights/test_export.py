@@ -67,6 +67,7 @@ def test_transformers_alone_computes_the_same(name: str, shards: Path, tmp_path:
     prompt = ids[:1, :6]
     assert module.generate(prompt, **more).tolist() == theirs.generate(prompt, **more).tolist()
     words = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert set(words("the Congress")) == {"input_ids", "attention_mask"}  # what generate() takes
     assert (
         words("the Congress")["input_ids"]
         == AutoTokenizer.from_pretrained(shards / "tokenizer")("the Congress")["input_ids"]
