@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
+from eval.harness import _check_writable
 from eval.harness_index import files_of, folders_of
 from eval.questions import ScoringError
 from eval.tasks.rows import TaskError
@@ -160,6 +162,28 @@ def test_tasks_that_cannot_be_scored_are_named(tmp_path: Path, row: dict[str, An
     (tmp_path / "t.yaml").write_text(yaml.safe_dump(task))
     with pytest.raises((TaskError, ScoringError), match=words):
         evaluate(None, load_tasks(["t"], [tmp_path], None))
+
+
+def test_an_example_that_is_cut_counts_once() -> None:
+    pytest.importorskip("lm_eval")
+    from lm_eval.api.instance import Instance
+
+    from eval.harness_lm import ScoringLM
+
+    tokenizer: Any = SimpleNamespace(eos_token_id=0, bos_token_id=None, decode=str)
+    lm = ScoringLM(lambda: pytest.fail("nothing is scored"), tokenizer, 4, 1)
+    for example, choice in ((0, 0), (0, 1), (1, 0), (2, 0)):
+        asked = Instance("loglikelihood", {}, ("", ""), choice, metadata=("t", example, 1))
+        lm._request([1] * (9 if example < 2 else 2), [1], asked)
+    assert lm.truncated == {"t": 2}
+
+
+def test_results_that_cannot_be_written_are_said_first(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for out in (tmp_path, tmp_path / "file" / "h.json"):
+        with pytest.raises(ValueError, match=r"--out: .* cannot be written"):
+            _check_writable(out)
+    _check_writable(tmp_path / "new" / "h.json")
 
 
 def test_every_file_that_decides_a_task_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
