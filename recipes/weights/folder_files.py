@@ -10,13 +10,13 @@ from typing import Any
 from recipes.weights.hf_architecture import folder_config
 from recipes.weights.trained import Trained
 
+INPUTS = {"model_input_names": ["input_ids", "attention_mask"]}  # of generate(); these classes know no token types
 TORCH_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 def save_tokenizer(trained: Trained, folder: Path, other: str | None = None) -> Mapping[str, int | None]:
     """Write load_tokenizer's tokenizer into the folder; ids of its special tokens."""
     tokenizer = load_tokenizer(trained, other)
-    tokenizer.model_input_names = ["input_ids", "attention_mask"]  # token types: neither class takes them
     tokenizer.save_pretrained(str(folder))
     return {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
 
@@ -31,7 +31,7 @@ def load_tokenizer(trained: Trained, other: str | None = None) -> Any:
 
     name = other or str(trained.recipe.get("tokenizer.name"))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **(trained.recipe.get("tokenizer.kwargs") or {}))
+        tokenizer = AutoTokenizer.from_pretrained(name, **INPUTS, **(trained.recipe.get("tokenizer.kwargs") or {}))
     except Exception as error:  # transformers raises whatever its loaders raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"tokenizer {name} cannot be loaded ({reason}): name one with --tokenizer FOLDER") from None
