@@ -31,7 +31,7 @@ def load_tokenizer(trained: Trained, other: str | None = None) -> Any:
 
     name = other or str(trained.recipe.get("tokenizer.name"))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **INPUTS, **(trained.recipe.get("tokenizer.kwargs") or {}))
+        tokenizer = AutoTokenizer.from_pretrained(name, **{**INPUTS, **(trained.recipe.get("tokenizer.kwargs") or {})})
     except Exception as error:  # transformers raises whatever its loaders raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"tokenizer {name} cannot be loaded ({reason}): name one with --tokenizer FOLDER") from None
