@@ -29,7 +29,10 @@ def entries(suite: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[
             words = row["query"].split()
             kind = "even" if index % 2 else "odd"
             lm.write(json.dumps({"context": " ".join(words[:20]), "continuation": "the of", "category": kind}) + "\n")
-            question = {"context": " ".join(words[:15]), "answer": words[15], "aliases": ["the", words[16]]}
+            answer, other, *_ = (
+                word for word in words[15:] if word.strip(".,;:").lower() not in ("a", "an", "the", "")
+            )
+            question = {"context": " ".join(words[:15]), "answer": answer, "aliases": [f"the {other}"]}
             asked.write(json.dumps(question) + "\n")
     choice = "InContextLearningMultipleChoiceAccuracy"
     return [
