@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,10 @@ def _from_folder(path: Path, tokenizer: str | None) -> Loaded:
     return Loaded(path.name, model, words, int(length))
 
 
+def _first_of(tensors: Sequence[str]) -> str:
+    return tensors[0] + (f" and {len(tensors) - 1} more tensors" if tensors[1:] else "")
+
+
 def model_of_folder(folder: Path) -> Any:
     """transformers' own model of a folder.
 
@@ -96,9 +101,7 @@ def model_of_folder(folder: Path) -> Any:
     missing, unknown = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
     if missing or unknown:
         said = [
-            f"{what} {names[0]}" + (f" and {len(names) - 1} more tensors" if names[1:] else "")
-            for what, names in (("lacks", missing), ("has no place for", unknown))
-            if names
+            f"{what} {_first_of(names)}" for what, names in (("lacks", missing), ("has no place for", unknown)) if names
         ]
         raise ValueError(f"{folder / 'config.json'} is not of its weights: the model {' and '.join(said)}")
     return model
@@ -133,6 +136,6 @@ def build_for_generation(trained: Trained) -> Any:
         raise ValueError(f"{trained.checkpoint} is not a checkpoint of {trained.recipe.path}: {text}")
     unknown = model.load_state_dict(state, strict=False, assign=True).unexpected_keys
     if unknown:
-        text = f"the model has no place for {unknown[0]} and {len(unknown) - 1} more tensors"
+        text = f"the model has no place for {_first_of(unknown)}"
         raise ValueError(f"{trained.checkpoint} is not a checkpoint of {trained.recipe.path}: {text}")
     return model
