@@ -6,16 +6,15 @@ from pathlib import Path
 from data_prep.built import write_manifest
 from data_prep.errors import PrepError
 from data_prep.manifest import Manifest, SourceRecord
-from data_prep.near_duplicates import NearDuplicates
 from data_prep.ordering import Ordered, order_by_document, order_by_part
-from data_prep.part_files import HELD, MAIN, PartFacts, load_part
+from data_prep.part_files import HELD, MAIN, DocumentTables, PartFacts, load_part, table_type
 from data_prep.part_task import BadRow
 from data_prep.parts import Part, whole_sources
 from data_prep.plan import Plan
 from data_prep.progress import RunProgress
 from data_prep.rejects import REJECTED, RowNumbers, list_rejected
 from data_prep.splits import build_splits, shard_bytes
-from data_prep.tasks import PARTS, HashTask, PartTask, Task, read_record
+from data_prep.tasks import ORDERS, PARTS, HashTask, PartTask, Task, read_record
 from data_prep.workers import Executor
 
 
@@ -90,9 +89,9 @@ def order(plan: Plan, staging: Path, facts: list[PartFacts]) -> Ordered:
     similarity, seed = plan.options.get("near_dedup"), plan.options.get("shuffle_seed")
     dedup = plan.options.get("dedup", False)
     if not dedup and similarity is None and seed is None:
-        return order_by_part(facts)
-    near = None if similarity is None else NearDuplicates(similarity)
-    return order_by_document(staging / PARTS, len(facts), dedup, near, seed)
+        return order_by_part(facts, staging / ORDERS)
+    tables = DocumentTables(staging / PARTS, len(facts), table_type(dedup, similarity is not None))
+    return order_by_document(tables, staging / ORDERS, dedup, similarity, seed)
 
 
 def _sha256(staging: Path, number: int, facts: list[PartFacts]) -> str:

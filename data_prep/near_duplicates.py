@@ -1,41 +1,61 @@
-"""Near-duplicate documents, by locality-sensitive hashing of their MinHash signatures."""
+"""Near-duplicate documents, by locality-sensitive hashing of their MinHash signatures.
+
+A signature is cut into bands; documents that agree in one whole band are compared, and are near duplicates where the
+share of equal hashes, which estimates the Jaccard similarity of their shingles, is the threshold or more. A document is
+left out if it is a near duplicate of one before it that is kept.
+
+So the first of the documents that share a band is kept if that holds in all its bands, and those that are near
+duplicates of it are left out; then the same is asked of those that are left, until none is. Each round reads a file
+from its beginning to its end, so nothing of it has to be in memory.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.part_files import SIGNATURES
+from data_prep.part_files import SIGNATURES, DocumentTables
+from data_prep.sorting import Sorter
+
+DUPLICATE = 1
+_BLOCKED = 255  # in some band there is one before it; within a round
+_SHARED = np.dtype([("band", ">u8"), ("document", ">u8")])  # band: a hash of which one it is and of what it holds
+_BLOCK_RECORDS = 1 << 16
+_PAIRS = 1 << 13  # compared at once
+
+States = npt.NDArray[np.uint8]
 
 
-class NearDuplicates:
-    """Meets documents in order and says of each whether it is a near duplicate of one that was kept before.
+def mark_near_duplicates(tables: DocumentTables, states: States, threshold: float, folder: Path) -> None:
+    """Set the state of near duplicates to DUPLICATE.
 
-    A signature is cut into bands; documents that agree in one whole band are compared, and are near duplicates where
-    the share of equal hashes, which estimates the Jaccard similarity of their shingles, is `threshold` or more.
+    Disk: in `folder`, 16 bytes a band of each document for a while, and then of those documents only that share one.
 
-    Memory: about 512 bytes of signature and 2 kB of tables a kept document.
+    Args:
+        tables: with signatures.
+        states: (documents,); looked at are those whose state is 0.
     """
-
-    def __init__(self, threshold: float):
-        self._threshold = threshold
-        self._rows = rows_of_a_band(threshold)
-        self._bands: list[dict[bytes, list[int]]] = [{} for _ in range(SIGNATURES // self._rows)]
-        self._kept: list[npt.NDArray[np.uint32]] = []
-
-    def is_duplicate(self, signature: npt.NDArray[np.uint32]) -> bool:
-        """Whether the document is one; if not, it is remembered."""
-        content = signature.tobytes()
-        width = 4 * self._rows
-        keys = [content[n * width : (n + 1) * width] for n in range(len(self._bands))]
-        seen: set[int] = set()
-        for band, key in zip(self._bands, keys, strict=True):
-            for other in band.get(key, ()):
-                if other not in seen and np.mean(self._kept[other] == signature) >= self._threshold:
-                    return True
-                seen.add(other)
-        for band, key in zip(self._bands, keys, strict=True):
-            band.setdefault(key, []).append(len(self._kept))
-        self._kept.append(signature.copy())
-        return False
+    path, following = folder / "shared", folder / "shared.next"
+    _write_shared(tables, states, rows_of_a_band(threshold), path)
+    while path.stat().st_size:
+        for _, is_first, documents in _bands(path, states):
+            states[documents[~is_first]] = _BLOCKED
+        for leaders, is_first, documents in _bands(path, states):
+            led = ~is_first & (states[leaders] == 0)
+            pairs = np.unique(np.stack([leaders[led], documents[led]]), axis=1)
+            for start in range(0, pairs.shape[1], _PAIRS):
+                first, second = pairs[:, start : start + _PAIRS]
+                same = tables.signatures(first) == tables.signatures(second)
+                states[second[np.mean(same, axis=1) >= threshold]] = DUPLICATE
+        with open(following, "wb") as file:
+            for records in _read(path):
+                file.write(records[states[_numbers(records)] == _BLOCKED].tobytes())
+        for records in _read(following):
+            states[_numbers(records)] = 0
+        following.rename(path)
+    path.unlink()
 
 
 def rows_of_a_band(threshold: float) -> int:
@@ -45,3 +65,66 @@ def rows_of_a_band(threshold: float) -> int:
     """
     fitting = [r for r in range(1, SIGNATURES + 1) if 1 - (1 - threshold**r) ** (SIGNATURES // r) >= 0.95]
     return max(fitting, default=1)
+
+
+def _write_shared(tables: DocumentTables, states: States, rows: int, path: Path) -> None:
+    """A record for each band of each document that another has too, in order."""
+    sorter = Sorter(_SHARED, path.parent)
+    for block in tables.blocks():
+        free = np.flatnonzero(states[block.first : block.first + len(block.records)] == 0)
+        bands = _hash_bands(block.records["signature"][free], rows)  # (n, bands)
+        records = np.empty(bands.shape, dtype=_SHARED)
+        records["band"] = bands
+        records["document"] = block.numbers[free, None]
+        sorter.add(records.reshape(-1))
+    with open(path, "wb") as file:
+        last: npt.NDArray[Any] = np.empty(0, dtype=_SHARED)  # it waits for the one behind it
+        last_is_shared = False
+        for piece in sorter.sorted():
+            records = np.concatenate([last, piece], dtype=_SHARED)  # else its bytes would be swapped
+            same = records["band"][1:] == records["band"][:-1]
+            shared = np.append(last_is_shared, same) | np.append(same, False)
+            file.write(records[:-1][shared[:-1]].tobytes())
+            last, last_is_shared = records[-1:], bool(shared[-1])
+        file.write(last[: int(last_is_shared)].tobytes())
+
+
+def _hash_bands(signatures: npt.NDArray[np.uint32], rows: int) -> npt.NDArray[np.uint64]:
+    """(n, SIGNATURES) -> (n, bands): 64 bits of each band, with which one it is (steps of FNV-1a, a word at a time)."""
+    count = SIGNATURES // rows
+    bands = signatures[:, : count * rows].reshape(len(signatures), count, rows).astype(np.uint64)  # (n, bands, rows)
+    hashes = np.arange(count, dtype=np.uint64) + np.zeros((len(signatures), 1), dtype=np.uint64)  # (n, bands)
+    for row in range(rows):
+        hashes = (hashes ^ bands[:, :, row]) * np.uint64(0x9E3779B97F4A7C15)
+        hashes ^= hashes >> np.uint64(32)
+    return hashes
+
+
+def _bands(path: Path, states: States) -> Iterator[tuple[Any, Any, Any]]:
+    """Of the documents that are not left out, those that share a band, in blocks.
+
+    Yields:
+        leaders: (n,) the first document of the band; is_first: (n,) whether it is this one; documents: (n,).
+    """
+    band: Any = None
+    leader = 0
+    for records in _read(path):
+        records = records[states[_numbers(records)] != DUPLICATE]
+        if not len(records):
+            continue
+        bands, documents = records["band"], _numbers(records)
+        is_first = np.append(band is None or bands[0] != band, bands[1:] != bands[:-1])
+        starts = np.maximum.accumulate(np.where(is_first, np.arange(len(bands)), -1))
+        leaders = np.where(starts >= 0, documents[starts], leader)
+        band, leader = bands[-1], int(leaders[-1])
+        yield leaders, is_first, documents
+
+
+def _read(path: Path) -> Iterator[npt.NDArray[Any]]:
+    with open(path, "rb") as file:
+        while len(records := np.fromfile(file, dtype=_SHARED, count=_BLOCK_RECORDS)):
+            yield records
+
+
+def _numbers(records: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    return records["document"].astype(np.int64)

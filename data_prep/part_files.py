@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ DOCUMENT = [("held", "u1"), ("tokens", "<u8"), ("bytes", "<u8")]  # tokens: sepa
 HASH = ("hash", "<u8", (2,))  # the first 16 bytes of the text's SHA-256
 SIGNATURES = 128  # hash functions of a MinHash signature
 SIGNATURE = ("signature", "<u4", (SIGNATURES,))
+_BLOCK_RECORDS = 1 << 13
 
 
 @dataclass
@@ -96,6 +98,55 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def read_table(parts: Path, number: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """The records of a part's documents, in order."""
-    return np.fromfile(part_folder(parts, number) / TABLE, dtype=dtype)
+@dataclass(frozen=True)
+class TableBlock:
+    """Some of the records of a part's documents, in order."""
+
+    part: int
+    first: int  # the number of the first document, counted through all parts
+    offsets: dict[str, int]  # where their ids begin in the part's, by MAIN and HELD
+    records: npt.NDArray[Any]
+
+    @property
+    def numbers(self) -> npt.NDArray[np.int64]:
+        """Of the documents, counted through all parts."""
+        return np.arange(self.first, self.first + len(self.records))
+
+
+class DocumentTables:
+    """The records of all documents of `count` parts."""
+
+    def __init__(self, parts: Path, count: int, kind: np.dtype[Any]):
+        self._parts = parts
+        self._kind = kind
+        sizes = [(part_folder(parts, number) / TABLE).stat().st_size for number in range(count)]
+        self._starts = np.cumsum([0, *(size // kind.itemsize for size in sizes)])
+
+    @property
+    def documents(self) -> int:
+        return int(self._starts[-1])
+
+    def blocks(self) -> Iterator[TableBlock]:
+        """All records, in order. Memory: a few MiB."""
+        for part, first in enumerate(self._starts[:-1].tolist()):
+            offsets = {MAIN: 0, HELD: 0}
+            with open(part_folder(self._parts, part) / TABLE, "rb") as file:
+                while len(records := np.fromfile(file, dtype=self._kind, count=_BLOCK_RECORDS)):
+                    yield TableBlock(part, first, dict(offsets), records)
+                    first += len(records)
+                    held = int(records["tokens"][records["held"] == 1].sum())
+                    offsets[HELD] += held
+                    offsets[MAIN] += int(records["tokens"].sum()) - held
+
+    def signatures(self, documents: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
+        """(n, SIGNATURES): of documents that are given by their numbers."""
+        values = np.empty((len(documents), SIGNATURES), dtype=np.uint32)
+        parts = np.searchsorted(self._starts, documents, side="right") - 1
+        assert self._kind.fields is not None
+        at = (documents - self._starts[:-1][parts]) * self._kind.itemsize + self._kind.fields["signature"][1]
+        for part in np.unique(parts).tolist():
+            with open(part_folder(self._parts, part) / TABLE, "rb", buffering=0) as file:  # mapped it would be held
+                for place in np.flatnonzero(parts == part).tolist():
+                    file.seek(at[place])
+                    file.readinto(values[place])  # type: ignore[arg-type]
+        return values

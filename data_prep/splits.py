@@ -1,6 +1,7 @@
 """The splits made out of finished parts: their shards, the held-out rows, and what each holds."""
 
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
 
@@ -9,7 +10,7 @@ import numpy as np
 from data_prep.built import DOCUMENTS, BuiltSplit
 from data_prep.errors import PrepError
 from data_prep.manifest import FileRecord
-from data_prep.ordering import Ordered, SplitContent
+from data_prep.ordering import KEPT_HELD, Ordered, SplitContent
 from data_prep.part_files import HELD, MAIN, ROWS, part_folder
 from data_prep.tasks import ORDERS, PARTS, ShardTask, read_shard
 from data_prep.windows import cut_into_sequences
@@ -34,7 +35,6 @@ def build_splits(
         sequences, _ = cut_into_sequences(content.tokens, seq_len)
         if not sequences:
             raise PrepError(_too_little(split, name, content, seq_len))
-        np.save(staging / ORDERS / f"{split}.npy", content.extents)
         (staging / name).mkdir(exist_ok=True)
         each = layout.samples_a_shard
         tasks[split] = [
@@ -49,7 +49,7 @@ def build_splits(
         assert len(shards) == len(tasks[split])
         layout.write_index(staging / name, shards)
         if split == HELD:
-            _write_rows(staging, staging / name / DOCUMENTS, ordered)
+            _write_rows(staging, staging / name / DOCUMENTS)
         sequences, left_over = cut_into_sequences(content.tokens, seq_len)
         built[split] = BuiltSplit(
             documents=content.documents,
@@ -67,19 +67,22 @@ def shard_bytes(names: dict[str, str], ordered: Ordered, dtype: str) -> int:
     return sum(ordered.splits[split].tokens for split in names) * np.dtype(dtype).itemsize
 
 
-def _write_rows(staging: Path, path: Path, ordered: Ordered) -> None:
-    """The held-out documents' rows, in the order of the input."""
-    with open(path, "wb") as file:
+def _write_rows(staging: Path, path: Path) -> None:
+    """The rows of the held-out documents that are kept, in the order of the input."""
+    with ExitStack() as stack:
+        file = stack.enter_context(open(path, "wb"))
+        kept = staging / ORDERS / KEPT_HELD
+        wanted = stack.enter_context(open(kept, "rb")) if kept.is_file() else None
         for number in sorted(int(folder.name) for folder in (staging / PARTS).glob("[0-9]*")):
             rows = part_folder(staging / PARTS, number) / ROWS
             if not rows.is_file():
                 continue
             with open(rows, "rb") as part:
-                if ordered.kept_held is None:
+                if wanted is None:
                     shutil.copyfileobj(part, file, _COPY_BYTES)
                     continue
-                for wanted in ordered.kept_held[number].tolist():
-                    _copy_line(part, file if wanted else None)
+                while part.peek(1):
+                    _copy_line(part, file if wanted.read(1) == b"\1" else None)
 
 
 def _copy_line(source: BinaryIO, target: BinaryIO | None) -> None:

@@ -5,9 +5,7 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-
-from data_prep.ordering import EXTENT, read_stream
+from data_prep.extents import extents_name, read_stream
 from data_prep.part_task import PartSettings, Progress, Report, tokenise_part
 from data_prep.parts import Part
 from data_prep.reading import check_unchanged
@@ -75,8 +73,7 @@ class ShardTask:
 
     def run(self, worker: Worker, report: Report) -> None:
         layout = ShardFormat(self.seq_len, self.dtype)
-        extents = np.load(worker.staging / ORDERS / f"{self.split}.npy", mmap_mode="r")
-        assert extents.dtype == EXTENT
+        extents = worker.staging / ORDERS / extents_name(self.split)
         start, end = self.first * self.seq_len, (self.first + self.samples) * self.seq_len
         block = max(_BLOCK_BYTES // (self.seq_len * layout.dtype.itemsize), 1) * self.seq_len
         stream = read_stream(

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
+from data_prep import near_duplicates
 from data_prep.curation import load_predicate, signature_of
 from data_prep.errors import PrepError
 from data_prep.holdout import is_held_out
 from data_prep.manifest import load_manifest
-from data_prep.near_duplicates import NearDuplicates, rows_of_a_band
-from data_prep.ordering import shuffled
+from data_prep.near_duplicates import mark_near_duplicates, rows_of_a_band
+from data_prep.ordering import shuffle_keys
+from data_prep.part_files import TABLE, DocumentTables, part_folder, table_type
 from data_prep.sources import sha256_of_file
 from tests.data_prep.conftest import tree
 
@@ -113,24 +116,67 @@ def test_near_duplicates(compare: Callable[..., Any], rows: list[dict[str, Any]]
     assert found["left_out"] == {"near duplicate": len(rows) - len(kept)}
 
 
-def test_bands_find_pairs_at_the_threshold() -> None:
+def test_bands_find_pairs_at_the_threshold(tmp_path: Path) -> None:
     assert rows_of_a_band(0.8) == 7
     assert rows_of_a_band(1.0) == 128
     rng = np.random.default_rng(0)
-    found = 0
-    for _ in range(200):
-        near = NearDuplicates(0.8)
-        first = rng.integers(0, 1 << 32, 128, dtype=np.uint32)
-        second = np.where(rng.permutation(128) < 104, first, first ^ np.uint32(1))  # 81 % equal
-        assert not near.is_duplicate(first)
-        found += near.is_duplicate(second)
-    assert found >= 180
+    first = rng.integers(0, 1 << 32, (200, 128), dtype=np.uint32)
+    equal = rng.permuted(np.tile(np.arange(128) < 104, (200, 1)), axis=1)  # 81 %
+    states = marked(np.stack([first, np.where(equal, first, first ^ np.uint32(1))], axis=1).reshape(400, 128), tmp_path)
+    assert not states[::2].any()
+    assert states[1::2].sum() >= 180
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_near_duplicates_of_kept_documents_only(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chains and crowds, in which what is left out depends on what was kept before; in blocks that cut them."""
+    monkeypatch.setattr(near_duplicates, "_BLOCK_RECORDS", 64)
+    monkeypatch.setattr(near_duplicates, "_PAIRS", 5)
+    rng = np.random.default_rng(seed)
+    signatures = [rng.integers(0, 1 << 32, 128, dtype=np.uint32) for _ in range(30)]
+    for _ in range(600):
+        made = signatures[rng.integers(len(signatures))].copy()
+        changed = rng.permutation(128)[: rng.choice([0, 6, 14, 20, 40])]
+        made[changed] = rng.integers(0, 1 << 32, len(changed), dtype=np.uint32)
+        signatures.append(made)
+    order = rng.permutation(len(signatures))
+    shuffled_signatures = np.stack([signatures[place] for place in order])
+    rows = rows_of_a_band(0.8)
+    kept: list[npt.NDArray[np.uint32]] = []
+    expected = []
+    for signature in shuffled_signatures:
+        banded = signature[: 128 // rows * rows].reshape(-1, rows)
+        alike = [
+            np.all(banded == other[: 128 // rows * rows].reshape(-1, rows), axis=1).any()
+            and np.mean(other == signature) >= 0.8
+            for other in kept
+        ]
+        expected.append(any(alike))
+        if not any(alike):
+            kept.append(signature)
+    assert 100 < len(kept) < 600
+    assert marked(shuffled_signatures, tmp_path).astype(bool).tolist() == expected
+
+
+def marked(signatures: npt.NDArray[np.uint32], folder: Path) -> npt.NDArray[np.uint8]:
+    """The states of documents in two parts."""
+    kind = table_type(with_hashes=False, with_signatures=True)
+    records = np.zeros(len(signatures), dtype=kind)
+    records["signature"] = signatures
+    half = len(records) // 3
+    for number, part in enumerate((records[:half], records[half:])):
+        path = part_folder(folder, number)
+        path.mkdir()
+        part.tofile(path / TABLE)
+    states = np.zeros(len(signatures), dtype=np.uint8)
+    mark_near_duplicates(DocumentTables(folder, 2, kind), states, 0.8, folder)
+    return states
 
 
 def test_shuffling(prepare: Callable[..., Any], jsonl: Callable[..., Path], texts: list[str], tmp_path: Path) -> None:
     main = [{"text": text} for text in texts if not is_held_out(text, 0.1)]
     source = jsonl([{"text": text} for text in texts], "given.jsonl")
-    reordered = jsonl([main[place] for place in shuffled(len(main), 7).tolist()], "reordered.jsonl")
+    reordered = jsonl([main[place] for place in np.argsort(shuffle_keys(0, len(main), 7)).tolist()], "reordered.jsonl")
     for name, more in (("one", ()), ("two", ("--workers", "2", "--part-mb", "0.05"))):
         assert (
             prepare(source, "--out", tmp_path / name, "--holdout", "0.1", "--shuffle-seed", "7", *more).returncode == 0
@@ -145,10 +191,11 @@ def test_shuffling(prepare: Callable[..., Any], jsonl: Callable[..., Path], text
     assert held == [text for text in texts if is_held_out(text, 0.1)]
 
 
-def test_a_shuffle_is_a_permutation_that_never_changes() -> None:
-    order = shuffled(1000, 5)
-    assert sorted(order.tolist()) == list(range(1000))
-    assert shuffled(8, 0).tolist() == PERMUTATION
+def test_a_shuffle_never_changes() -> None:
+    assert np.argsort(shuffle_keys(0, 8, 0)).tolist() == PERMUTATION
+    whole = shuffle_keys(0, 1000, 5)
+    assert shuffle_keys(300, 20, 5).tolist() == whole[300:320].tolist()
+    order = np.argsort(whole)
     assert abs(np.corrcoef(order, np.arange(1000))[0, 1]) < 0.1
 
 
