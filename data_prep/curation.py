@@ -4,7 +4,7 @@ Exact and near duplicates are found later, by what is noted of each document her
 """
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from data_prep.rows import Document
 TOO_SHORT, TOO_LONG, PREDICATE = "too short", "too long", "predicate"
 EXACT, NEAR = "exact duplicate", "near duplicate"
 _SHINGLE_WORDS = 5
+_WORD_CHARACTERS = 256
 
 Predicate = Callable[[dict[str, Any]], bool]
 
@@ -33,11 +34,6 @@ class FilterSettings:
     predicate: str = ""  # FILE.py:FUNCTION
     dedup: bool = False
     near_dedup: bool = False
-
-    @property
-    def need_whole_rows(self) -> bool:
-        """Whether every row has to be in memory as a whole."""
-        return bool(self.predicate) or self.near_dedup
 
 
 class DocumentFilter:
@@ -60,7 +56,6 @@ class DocumentFilter:
             return TOO_LONG
         if self._predicate is None:
             return None
-        assert isinstance(document, Document)  # FilterSettings.need_whole_rows
         try:
             kept = self._predicate(document.fields())
         except Exception as error:
@@ -99,12 +94,33 @@ def digest_pair(sha256: bytes) -> tuple[int, int]:
     return int.from_bytes(sha256[:8], "little"), int.from_bytes(sha256[8:16], "little")
 
 
-def signature_of(text: str) -> npt.NDArray[np.uint32]:
-    """The MinHash signature (SIGNATURES,) of the text's shingles of 5 words, in lower case."""
+def signature_of(blocks: Iterable[str]) -> npt.NDArray[np.uint32]:
+    """The MinHash signature (SIGNATURES,) of a text's shingles of 5 words, in lower case; the text is given in blocks.
+
+    Of a word of more than 256 characters it takes as many.
+    """
     from rensa import RMinHash  # only here: an optional package
 
-    words = text.lower().split()
-    shingles = [" ".join(words[n : n + _SHINGLE_WORDS]) for n in range(max(len(words) - _SHINGLE_WORDS + 1, 1))]
     minhash = RMinHash(num_perm=SIGNATURES, seed=1)
-    minhash.update(shingles)
+    words: list[str] = []
+    is_short = True
+    for more in _words(blocks):
+        words += more
+        shingles = [" ".join(words[n : n + _SHINGLE_WORDS]) for n in range(len(words) - _SHINGLE_WORDS + 1)]
+        if shingles:
+            minhash.update(shingles)
+            words, is_short = words[1 - _SHINGLE_WORDS :], False
+    if is_short:
+        minhash.update([" ".join(words)])
     return np.array(minhash.digest(), dtype=np.uint32)
+
+
+def _words(blocks: Iterable[str]) -> Iterator[list[str]]:
+    """The words of a text, block by block, none of them cut where a block ends."""
+    begun = ""
+    for block in blocks:
+        text = begun + block
+        words = text.split()
+        begun = words.pop()[:_WORD_CHARACTERS] if words and not text[-1].isspace() else ""
+        yield [word[:_WORD_CHARACTERS].lower() for word in words]
+    yield [begun.lower()] if begun else []

@@ -12,7 +12,8 @@ from data_prep.reading import HashingFile, check_unchanged
 from data_prep.rows import Document, Rejected, json_name
 from data_prep.sources import Source
 
-_BATCH_ROWS = 256
+_BATCH_ROWS = 32
+_READ_BYTES = 1 << 20  # of a column at once
 
 
 class TextReader:
@@ -51,7 +52,7 @@ class TextReader:
         try:
             text = content.decode("utf-8")
         except UnicodeDecodeError as bad:
-            what = f"not UTF-8: byte 0x{content[bad.start]:02x} at byte {bad.start + 1} of the file ({bad.reason})"
+            what = f"not UTF-8: byte 0x{content[bad.start]:02x} at byte {bad.start + 1} of the text ({bad.reason})"
             yield Rejected(1, what)
             return
         del content
@@ -72,8 +73,11 @@ class ParquetReader:
 
     is_whole = False  # its bytes are not read in order, so not hashed on the way
 
-    def __init__(self, source: Source, text_key: str, start: int, end: int, all_fields: bool):
+    def __init__(
+        self, source: Source, text_key: str, start: int, end: int, all_fields: bool, spool: Path | None = None
+    ):
         self.source = source
+        self._spool = spool
         self.rows_read = 0
         self._text_key = text_key
         self._range = range(start, end)
@@ -88,20 +92,24 @@ class ParquetReader:
     def sha256(self) -> str:
         raise AssertionError("a parquet file is hashed by a task of its own")
 
-    def rows(self) -> Iterator[Document | Rejected]:
-        """Every row in order. Memory: a few hundred rows, and what pyarrow holds of a row group."""
+    def rows(self) -> Iterator[Document | LongDocument | Rejected]:
+        """Every row in order. Memory: 32 rows; a row twice, as pyarrow decodes it."""
         import pyarrow  # only here: 0.1 s
         import pyarrow.parquet
 
         try:
-            with self._raw, pyarrow.parquet.ParquetFile(pyarrow.PythonFile(self._raw, mode="r")) as file:
-                yield from self._rows(file)
+            with self._raw:
+                raw = pyarrow.PythonFile(self._raw, mode="r")
+                with pyarrow.parquet.ParquetFile(raw, buffer_size=_READ_BYTES) as file:
+                    yield from self._rows(file)
         except pyarrow.ArrowException as error:
             reason = str(error).splitlines()[0]
             raise PrepError(f"{self.source.path}: not a parquet file that can be read ({reason}).") from error
         check_unchanged(self.source)
 
-    def _rows(self, file: Any) -> Iterator[Document | Rejected]:
+    def _rows(self, file: Any) -> Iterator[Document | LongDocument | Rejected]:
+        import pyarrow
+
         names = file.schema_arrow.names
         if self._text_key not in names:
             listed = ", ".join(names[:8])
@@ -109,10 +117,15 @@ class ParquetReader:
         groups = [number for number in range(file.num_row_groups) if _start(file.metadata, number) in self._range]
         columns = names if self._all_fields else [self._text_key]
         for batch in file.iter_batches(_BATCH_ROWS, row_groups=groups, columns=columns) if groups else ():
-            texts = batch.column(columns.index(self._text_key)).to_pylist()
             objects = batch.to_pylist() if self._all_fields else None
-            for place, text in enumerate(texts):
+            for place, value in enumerate(batch.column(columns.index(self._text_key))):
                 self.rows_read += 1
+                content = value.as_buffer() if hasattr(value, "as_buffer") else None
+                if self._spool and objects is None and content is not None and content.size >= LONG_ROW:
+                    long = read_long_text(cast(BinaryIO, pyarrow.BufferReader(content)), self._text_key, self._spool)
+                    yield long._replace(line=self.rows_read)
+                    continue
+                text = value.as_py()
                 if isinstance(text, bytes):
                     try:
                         text = text.decode("utf-8")

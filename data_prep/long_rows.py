@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import orjson
 
@@ -55,6 +55,10 @@ class LongDocument(NamedTuple):
     line: int  # counts from 1
     text: LongText
     row: Path  # a file of the row's bytes, without the line's end
+
+    def fields(self) -> dict[str, Any]:
+        """The whole object that the row is, in memory."""
+        return cast("dict[str, Any]", orjson.loads(self.row.read_bytes()))
 
     def remove(self) -> None:
         """Remove its files."""
@@ -113,7 +117,7 @@ def read_long_text(file: BinaryIO, text_key: str, folder: Path) -> LongDocument 
                 piece = "" if reason else decoder.decode(block, final=not block)
             except UnicodeDecodeError as bad:
                 at = done + len(block) - len(bad.object) + bad.start
-                what = f"byte 0x{bad.object[bad.start]:02x} at byte {at + 1} of the file ({bad.reason})"
+                what = f"byte 0x{bad.object[bad.start]:02x} at byte {at + 1} of the text ({bad.reason})"
                 reason = Rejected(1, f"not UTF-8: {what}")
                 piece = ""
             text.write(piece)

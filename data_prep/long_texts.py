@@ -1,11 +1,13 @@
-"""Long texts cut where every tokenizer of the GPT-2 family cuts too, so that the pieces' ids are the text's ids.
+"""Long texts cut where a token begins whatever stands around, so that the pieces' ids are the text's ids.
 
-Between a lower-case ASCII letter and a single space that a lower-case ASCII letter follows, these tokenizers always
-begin a new word, whatever stands farther away.
+Of two families it is known where that is. Tokenizers like GPT-2's cut a text into words with a regular expression, in
+each of which a run of letters ends where something else than a letter, a mark or an apostrophe follows. Tokenizers like
+LLaMA's put ▁ for spaces, and where no token of theirs has one behind another character, a space begins one.
 """
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,52 +16,115 @@ import orjson
 
 from data_prep.tokenising import Engine
 
-_CUT = re.compile(r"(?<=[a-z]) (?=[a-z])")
-_TAIL = r"\s+(?!\S)"  # in the pattern of every tokenizer of the family
+
+@dataclass(frozen=True)
+class CutRule:
+    """Where the texts of a tokenizer may be cut."""
+
+    place: str  # a regular expression of no width that looks one character back and two ahead at most
+    left_out: int  # characters behind a cut that the tokenizer puts there by itself
 
 
-def pieces_of(blocks: Iterable[str], characters: int) -> Iterator[str]:
+# Letters that have been letters since long before any of these tokenizers, and what is no letter, mark or apostrophe.
+_LETTER = "a-zα-ωа-яա-ֆא-תء-غف-يऄ-हก-ฮა-ჰ가-힣ぁ-ゖァ-ヺ一-龥"
+_OTHER = r"\x00-\x26\x28-\x40\x5b-\x60\x7b-\x7e、。，！？：；（）「」"
+_BEHIND_LETTERS = CutRule(f"(?<=[{_LETTER}])(?=[{_OTHER}])", left_out=0)
+_BETWEEN_WORDS = CutRule("(?<=[a-z])(?= [a-z])", left_out=0)  # which no added token has in it, most often
+_AT_SPACES = CutRule("(?<=[^ ▁])(?= [^ ▁])", left_out=0)
+_PREPENDED = CutRule(f"(?<=[{_LETTER}A-Z0-9.,])(?= [{_LETTER}A-Z0-9])", left_out=1)  # so not beside an added token
+_TAIL = r"\s+(?!\S)"  # in the regular expression of every tokenizer of GPT-2's family
+_HARMLESS = re.compile(r"(?:\\p\{N\}|\[0-9\]|[0-9{}\[\],+*?-]|[^\x00-\x7f])+")  # one that finds digits and such alone
+
+
+def pieces_of(blocks: Iterable[str], characters: int, rule: CutRule | None) -> Iterator[str]:
     """A text, given in blocks, in pieces of a little more than `characters`; longer where it has no place to cut."""
+    if rule is None:
+        yield "".join(blocks)
+        return
+    place = re.compile(rule.place)
     text, searched = "", 0
     for block in blocks:
         text, start = text + block, 0
         while len(text) - start > characters:
-            found = _CUT.search(text, max(start + characters, searched))
+            found = place.search(text, max(start + characters, searched))
             if found is None:
                 break
             yield text[start : found.start()]
-            start = searched = found.start()
+            start = searched = found.start() + rule.left_out
         text = text[start:]
         searched = max(len(text) - 2, 0)
     yield text
 
 
-def can_be_cut(tokenizer_json: str, engine: Engine, sample: Sequence[str]) -> bool:
-    """Whether the tokenizer is of the family, by its configuration and by its ids on a sample cut everywhere."""
+def cut_rule(tokenizer_json: str, engine: Engine, allow_special: bool, sample: Sequence[str]) -> CutRule | None:
+    """Where the tokenizer's texts may be cut, by its configuration, and by its ids on a sample cut everywhere.
+
+    Args:
+        engine: with that tokenizer.
+        allow_special: whether text that spells a special token becomes that token.
+        sample: texts.
+    """
     config = orjson.loads(Path(tokenizer_json).read_bytes())
-    if not _is_of_the_family(config):
-        return False
+    added = [token for token in config.get("added_tokens") or [] if allow_special or not token.get("special")]
+    if any(token.get("lstrip") or token.get("rstrip") or token.get("single_word") for token in added):
+        return None
+    spelled = [f"x {token['content']} x".replace("▁", " ") for token in added]
+    rule = next((rule for rule in _rules_of(config) if not any(_cuts(rule, text) for text in spelled)), None)
+    if rule is None:
+        return None
     texts = list(sample)
     for text, whole in zip(texts, engine.encode(texts), strict=True):
-        if not np.array_equal(np.concatenate(engine.encode(list(pieces_of([text], 1)))), whole):
-            return False
-    return True
+        if not np.array_equal(np.concatenate(engine.encode(list(pieces_of([text], 1, rule)))), whole):
+            return None
+    return rule
 
 
-def _is_of_the_family(config: dict[str, Any]) -> bool:
-    normalizer = config.get("normalizer") or {"type": "NFC"}
-    if normalizer.get("type") not in ("NFC", "NFD", "NFKC", "NFKD"):
+def _rules_of(config: dict[str, Any]) -> list[CutRule]:
+    """Those that hold for all text without added tokens, the one with most places first."""
+    normalizers = _steps(config.get("normalizer"), "normalizers")
+    pre_tokenizers = _steps(config.get("pre_tokenizer"), "pretokenizers")
+    is_unicode_only = all(step.get("type") in ("NFC", "NFD", "NFKC", "NFKD") for step in normalizers)
+    if is_unicode_only and _cuts_behind_letters(pre_tokenizers):
+        return [_BEHIND_LETTERS, _BETWEEN_WORDS]
+    model = config.get("model") or {}
+    if model.get("type") != "BPE" or any("▁" in token.lstrip("▁") for token in model.get("vocab") or {}):
+        return []
+    if not normalizers and [step.get("type") for step in pre_tokenizers] == ["Metaspace"]:
+        return [_AT_SPACES] if pre_tokenizers[0].get("replacement") == "▁" else []
+    prepend, replace = (
+        {"type": "Prepend", "prepend": "▁"},
+        {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+    )
+    if not pre_tokenizers and normalizers in ([replace], [prepend, replace]):
+        return [_PREPENDED if prepend in normalizers else _AT_SPACES]
+    return []
+
+
+def _cuts(rule: CutRule, token: str) -> bool:
+    """Whether a rule cuts the token in `x token x`, or takes a space away that is beside it."""
+    return re.search(rule.place, token if rule.left_out else token[2:-2]) is not None
+
+
+def _steps(config: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:
+    """The steps of a normalizer or pre-tokenizer, which may be a sequence of them, one of them, or none."""
+    if not config:
+        return []
+    return list(config[name]) if config.get("type") == "Sequence" else [config]
+
+
+def _cuts_behind_letters(steps: list[dict[str, Any]]) -> bool:
+    """Whether pre-tokenizers are those of GPT-2's family."""
+    if not steps or steps[-1].get("type") != "ByteLevel" or any(step.get("add_prefix_space") for step in steps):
         return False
-    for token in config.get("added_tokens") or []:
-        if token.get("lstrip") or token.get("rstrip") or token.get("single_word") or _CUT.search(token["content"]):
+    found = bool(steps[-1].get("use_regex", True))
+    for step in steps[:-1]:
+        if step.get("type") == "Digits":
+            continue
+        pattern = (step.get("pattern") or {}).get("Regex", "")
+        if step.get("type") != "Split" or step.get("behavior") != "Isolated" or step.get("invert"):
             return False
-    first = config.get("pre_tokenizer") or {}
-    steps = first.get("pretokenizers") or [first]
-    kinds = [step.get("type") for step in steps]
-    if any(step.get("add_prefix_space") for step in steps):
-        return False
-    if kinds == ["ByteLevel"]:
-        return bool(steps[0].get("use_regex", True))
-    pattern = (steps[0].get("pattern") or {}).get("Regex", "")
-    isolated = steps[0].get("behavior") == "Isolated" and not steps[0].get("invert")
-    return kinds == ["Split", "ByteLevel"] and isolated and _TAIL in pattern
+        if _TAIL in pattern and r"\p{L}" in pattern and r"\w" not in pattern and r"[\p{L}\p{N}]" not in pattern:
+            found = True
+        elif not _HARMLESS.fullmatch(pattern):
+            return False
+    return found

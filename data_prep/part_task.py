@@ -16,7 +16,7 @@ from data_prep.engines import EngineSettings
 from data_prep.errors import PrepError
 from data_prep.holdout import is_digest_held_out, sha256_of_text, utf8_blocks
 from data_prep.long_rows import LongDocument
-from data_prep.long_texts import pieces_of
+from data_prep.long_texts import CutRule, pieces_of
 from data_prep.part_files import HELD, MAIN, REJECTS, ROWS, TABLE, PartFacts, finish_part, new_folder, table_type
 from data_prep.parts import Part
 from data_prep.readers import open_reader
@@ -51,12 +51,7 @@ class PartSettings:
     skip_bad_rows: bool
     holdout: float  # 0..1
     filters: FilterSettings
-    cut_long_texts: bool
-
-    @property
-    def holds_every_row(self) -> bool:
-        """Whether a row of any length is in memory as a whole."""
-        return self.filters.need_whole_rows or not self.cut_long_texts
+    cuts: CutRule | None  # of long texts
 
 
 @dataclass
@@ -75,7 +70,7 @@ Report = Callable[[Progress], None]
 def tokenise_part(settings: PartSettings, part: Part, parts: Path, engine: Engine, report: Report) -> None:
     """Write one part below `parts`.
 
-    Memory: one batch, whatever the size of the part and of its rows; and the longest row, if settings.holds_every_row.
+    Memory: one batch, whatever the size of the part and of its rows; and of a text what lies between two places to cut.
 
     Raises:
         BadRow: a row that is no document, unless such rows are skipped.
@@ -86,11 +81,10 @@ def tokenise_part(settings: PartSettings, part: Part, parts: Path, engine: Engin
         writer = _PartWriter(settings, folder, engine, files)
         last = Progress()
         due_s = time.monotonic() + _REPORT_S
-        spool = None if settings.holds_every_row else folder
         done = 0
         for place, segment in enumerate(part.segments):
             source, every = settings.sources[segment.source], bool(settings.filters.predicate)
-            reader = open_reader(source, settings.text_key, segment.start, segment.end, every, spool)
+            reader = open_reader(source, settings.text_key, segment.start, segment.end, every, folder)
             for row in reader.rows():
                 if isinstance(row, Rejected):
                     if not settings.skip_bad_rows:
@@ -158,7 +152,7 @@ class _PartWriter:
             return
         if isinstance(document, LongDocument):
             text = document.text
-            split = self._note(text.utf8_bytes, text.sha256, [])
+            split = self._note(text.utf8_bytes, text.sha256, text.blocks())
             if split == HELD:
                 with open(document.row, "rb") as row:
                     shutil.copyfileobj(row, self._file(ROWS), _COPY_BYTES)
@@ -173,10 +167,10 @@ class _PartWriter:
         text, filters = document.text, self._settings.filters
         size = len(text) if text.isascii() else sum(map(len, utf8_blocks(text)))
         sha256 = sha256_of_text(text) if self._settings.holdout or filters.dedup else b""
-        split = self._note(size, sha256, [signature_of(text)] if filters.near_dedup else [])
+        split = self._note(size, sha256, [text])
         if split == HELD:
             self._file(ROWS).write(document.row + b"\n")
-        if self._settings.cut_long_texts and len(text) > _BATCH_CHARACTERS:
+        if self._settings.cuts and len(text) > _BATCH_CHARACTERS:
             self._encode_long(split, [text])
             return
         batch = self._batches[split]
@@ -186,14 +180,15 @@ class _PartWriter:
         if batch.characters >= _BATCH_CHARACTERS or len(batch.texts) >= _BATCH_DOCUMENTS:
             self._encode(split)
 
-    def _note(self, size: int, sha256: bytes, signature: list[Any]) -> str:
+    def _note(self, size: int, sha256: bytes, blocks: Iterable[str]) -> str:
         """Count a document and begin its record; returns its split."""
         holdout = self._settings.holdout
         split = HELD if holdout and is_digest_held_out(sha256, holdout) else MAIN
         self.facts.documents[split] += 1
         self.facts.text_bytes[split] += size
         hashes = [digest_pair(sha256)] if self._settings.filters.dedup else []
-        self._records.append([split == HELD, 0, size, *hashes, *signature])
+        signatures = [signature_of(blocks)] if self._settings.filters.near_dedup else []
+        self._records.append([split == HELD, 0, size, *hashes, *signatures])
         return split
 
     def flush(self) -> None:
@@ -226,7 +221,7 @@ class _PartWriter:
         file, dtype = self._file(f"{split}.ids"), self._settings.dtype
         tokens = self._added
         file.write(np.array(self._settings.separators.before, dtype=dtype).tobytes())
-        for piece in pieces_of(blocks, _BATCH_CHARACTERS):
+        for piece in pieces_of(blocks, _BATCH_CHARACTERS, self._settings.cuts):
             (ids,) = self._engine.encode([piece])
             tokens += len(ids)
             file.write(ids.astype(dtype).data.cast("B"))

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from data_prep.cluster import RayTasks, connected
 from data_prep.engines import NAMES, EngineSettings, choose_engine
 from data_prep.errors import PrepError, exit_status
-from data_prep.long_texts import can_be_cut
+from data_prep.long_texts import cut_rule
 from data_prep.making import make_splits
 from data_prep.manifest import Manifest
 from data_prep.options import add_common_options
@@ -118,7 +118,7 @@ def make(arguments: argparse.Namespace, plan: Plan, tokenizer: Tokenizer, out: P
         skip_bad_rows=options["on_error"] == "skip",
         holdout=options["holdout"],
         filters=plan.filters,
-        cut_long_texts=not options["add_special_tokens"] and can_be_cut(path, engine, sample),
+        cuts=None if options["add_special_tokens"] else cut_rule(path, engine, options["allow_special"], sample),
     )
     part_bytes = round(arguments.part_mb * 1e6)
     parts = cut_into_parts(sources, part_bytes)

@@ -48,5 +48,5 @@ def open_reader(
     if source.path.endswith(".txt"):
         return TextReader(source, text_key, spool)
     if source.path.endswith(".parquet"):
-        return ParquetReader(source, text_key, start, source.bytes if end is None else end, all_fields)
+        return ParquetReader(source, text_key, start, source.bytes if end is None else end, all_fields, spool)
     return SourceReader(source, text_key, start, end, spool)

@@ -1,7 +1,9 @@
 """A sample of the input on which engines are compared: the first documents of sources spread over the list."""
 
 import itertools
+import tempfile
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from data_prep.long_rows import LongDocument
 from data_prep.readers import open_reader
@@ -24,7 +26,10 @@ def sample_texts(sources: Sequence[Source], text_key: str) -> list[str]:
         if source.path.endswith(".txt"):
             rows = [Document(1, sample_bytes(source, _READ_BYTES).decode("utf-8", errors="ignore"), b"")]
         elif source.path.endswith(".parquet"):
-            rows = itertools.islice(open_reader(source, text_key).rows(), _DOCUMENTS)
+            with tempfile.TemporaryDirectory() as folder:
+                rows = itertools.islice(open_reader(source, text_key, spool=Path(folder)).rows(), _DOCUMENTS)
+                texts += [row.text[:_CHARACTERS] for row in rows if not isinstance(row, Rejected)]
+            continue
         else:
             rows = [parse_row(n, line, text_key) for n, line in enumerate(sample_rows(source, _READ_BYTES), 1)]
         texts += [row.text[:_CHARACTERS] for row in rows if isinstance(row, Document)][:_DOCUMENTS]

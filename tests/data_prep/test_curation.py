@@ -107,13 +107,26 @@ def test_near_duplicates(compare: Callable[..., Any], rows: list[dict[str, Any]]
     kept: list[dict[str, Any]] = []
     signatures: list[Any] = []
     for row in rows:
-        signature = signature_of(row["text"])
+        signature = signature_of([row["text"]])
         if not any(np.mean(signature == other) >= 0.8 for other in signatures):
             kept.append(row)
             signatures.append(signature)
     assert len(kept) < len({row["text"] for row in rows})
     found = compare(rows, kept, "--near-dedup", "0.8")
     assert found["left_out"] == {"near duplicate": len(rows) - len(kept)}
+
+
+def test_a_signature_does_not_depend_on_blocks(texts: list[str]) -> None:
+    rng = random.Random(4)
+    text = "".join(texts[:9]) + "\u2003ΟΔΟΣ " + "x" * 300 + "\n" + "y" * 700 + " z"
+    for given in (text, "two words", "", " ", "one two three four five"):
+        for longest in (1, 7, 400):
+            blocks, at = [], 0
+            while at < len(given):
+                blocks.append(given[at : at + rng.randint(1, longest)])
+                at += len(blocks[-1])
+            assert signature_of(blocks).tolist() == signature_of([given]).tolist()
+    assert signature_of(["a b c d e f"]).tolist() != signature_of(["a b c d e g"]).tolist()
 
 
 def test_bands_find_pairs_at_the_threshold(tmp_path: Path) -> None:

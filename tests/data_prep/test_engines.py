@@ -17,7 +17,6 @@ from tokenizers import Tokenizer
 from data_prep import engines
 from data_prep.engines import NAMES, EngineSettings, choose_engine, without_special_tokens
 from data_prep.errors import PrepError
-from data_prep.long_texts import can_be_cut, pieces_of
 from data_prep.newer_characters import NEWER_CHARACTERS, has_newer_character
 from data_prep.tokenising import HuggingFaceEngine
 from tests.data_prep.conftest import tree
@@ -172,36 +171,3 @@ def test_all_engines_write_the_same_bytes(
     template = ("--add-special-tokens", "--eos-text", "<|endoftext|>")
     refused = prepare(corpus, "--out", tmp_path / "t", *template, "--encoder", "gigatoken", "--strict")
     assert "gigatoken cannot be used: applies no template" in refused.stderr
-
-
-def test_long_texts_are_cut_where_words_begin(tokenizer: Path, texts: list[str]) -> None:
-    text = "".join(texts)
-    pieces = list(pieces_of([text], 1000))
-    assert "".join(pieces) == text
-    assert len(pieces) > 50
-    assert all(piece.startswith(" ") for piece in pieces[1:])
-    assert list(pieces_of(["日本語" * 1000], 10)) == ["日本語" * 1000]
-
-    path = str(tokenizer / "tokenizer.json")
-    for name in NAMES:
-        engine = EngineSettings(name, path, False, False).make()
-        assert can_be_cut(path, engine, texts)
-        assert np.array_equal(np.concatenate(engine.encode(pieces)), engine.encode([text])[0])
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"pre_tokenizer": None},
-        {"pre_tokenizer": {"type": "Metaspace"}},
-        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True}},
-        {"normalizer": {"type": "Prepend", "prepend": "▁"}},
-        {"added_tokens": [{"content": "of the", "special": False}]},
-        {"added_tokens": [{"content": "x", "special": False, "lstrip": True}]},
-    ],
-)
-def test_other_tokenizers_are_not_cut(changed: dict[str, Any], tokenizer: Path, tmp_path: Path) -> None:
-    path = tmp_path / "tokenizer.json"
-    path.write_text(json.dumps({**json.loads((tokenizer / "tokenizer.json").read_text()), **changed}))
-    engine = EngineSettings("tokenizers", str(tokenizer / "tokenizer.json"), False, False).make()
-    assert not can_be_cut(str(path), engine, [])

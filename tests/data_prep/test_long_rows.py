@@ -11,11 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from data_prep import long_rows, reading
+from data_prep.engines import EngineSettings
+from data_prep.holdout import is_held_out
 from data_prep.long_rows import LongDocument, read_long_row, read_long_text
+from data_prep.mds import read_index, token_stream
 from data_prep.rows import Document, Rejected, parse_row
 from data_prep.sources import find_sources
 from tests.data_prep.conftest import tree
@@ -114,7 +120,7 @@ def test_a_text_file(tmp_path: Path) -> None:
     bad = text.encode()[:1001] + b"\xff" + text.encode()
     at = next(n for n in range(len(bad)) if bad[n] == 0xFF)
     found = read_long_text(io.BytesIO(bad), "text", tmp_path)
-    assert found == Rejected(1, f"not UTF-8: byte 0xff at byte {at + 1} of the file (invalid start byte)")
+    assert found == Rejected(1, f"not UTF-8: byte 0xff at byte {at + 1} of the text (invalid start byte)")
     assert not list(tmp_path.iterdir())
 
 
@@ -140,25 +146,42 @@ def test_rows_behind_a_long_one_are_read(suffix: str, tmp_path: Path, monkeypatc
         assert texts == (expected if suffix else inside)
 
 
-def test_a_row_of_any_length_takes_the_same_memory(
-    prepare: Callable[..., Any], jsonl: Callable[..., Path], tmp_path: Path
+def test_long_documents_in_every_format(
+    prepare: Callable[..., Any], jsonl: Callable[..., Path], tokenizer: Path, tmp_path: Path
 ) -> None:
-    """Documents of 12 MB, in JSONL and as text files, held out or not: the bytes that short settings give."""
-    sentence = "Peace and good will to all — “friends” of the republic. "
-    texts = [f"{number} " + sentence * (200_000 if number % 2 else 3) for number in range(4)]
-    path = jsonl([{"id": n, "text": text} for n, text in enumerate(texts)])
+    """Documents of 12 MB, in JSONL, parquet and text files: the ids of their texts encoded as a whole."""
+    rng = random.Random(0)
+    words = "peace and — good will “to” all friends of 1789, the republic.\n".split(" ")
+    paragraphs = [" ".join(rng.choices(words, k=150)) for _ in range(4)]
+    texts = [paragraph * (15_000 if number % 2 else 3) for number, paragraph in enumerate(paragraphs)]
+    (tmp_path / "texts").mkdir()
     for n, text in enumerate(texts):
-        (tmp_path / "texts").mkdir(exist_ok=True)
         (tmp_path / "texts" / f"{n}.txt").write_text(text)
-    (tmp_path / "all.py").write_text("def all(row):\n    return True\n")
-    whole_rows = ("--filter", f"{tmp_path}/all.py:all")  # which has them in memory
-    for name, source, options in (("a", path, ()), ("b", path, whole_rows), ("c", tmp_path / "texts", ())):
-        made = prepare(source, "--out", tmp_path / name, "--holdout", "0.5", "--dedup", *options)
-        assert made.returncode == 0, made.stderr
-    files = [tree(tmp_path / name) for name in "abc"]
-    shards = [
-        {name: content for name, content in each.items() if name.endswith((".mds", "index.json"))} for each in files
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "rows.parquet")
+    (tmp_path / "own.py").write_text("def odd(row):\n    return row['id'] != 3 or len(row['text']) < 9\n")
+    rows = jsonl([{"id": n, "text": text} for n, text in enumerate(texts)])
+    again = jsonl(
+        [{"id": n, "text": text} for n, text in enumerate([*texts, texts[1] + "Well.", "B " + texts[2]])], "b"
+    )
+    again = again.rename(tmp_path / "again.jsonl")
+    engine = EngineSettings("tokenizers", str(tokenizer / "tokenizer.json"), False, False).make()
+    held = [text for text in texts if is_held_out(text, 0.5)]
+    kept = [text for text in texts if not is_held_out(text, 0.5)]
+    runs: list[tuple[Path, list[str], list[str]]] = [
+        (rows, texts, []),
+        (tmp_path / "texts", texts, []),
+        (tmp_path / "rows.parquet", texts, []),
+        (rows, texts[:3], ["--filter", f"{tmp_path}/own.py:odd"]),
+        (again, texts, ["--near-dedup", "0.7", "--dedup"]),
+        (rows, kept, ["--holdout", "0.5"]),
     ]
-    assert shards[0] == shards[1] == shards[2]
-    assert len(shards[0]) >= 4
-    assert files[0]["val/documents.jsonl"] == files[1]["val/documents.jsonl"]
+    for number, (source, expected, options) in enumerate(runs):
+        made = prepare(source, "--out", tmp_path / str(number), *options)
+        assert made.returncode == 0, made.stderr
+        ids = np.concatenate([np.append(ids, 0) for ids in engine.encode(expected)])  # 0: EOS
+        written = np.concatenate(list(token_stream(read_index(tmp_path / str(number) / "train"))))
+        assert written.tolist() == ids[: len(written)].tolist()
+        assert len(ids) - len(written) < 64
+    documents = [json.loads(line)["text"] for line in tree(tmp_path / "5")["val/documents.jsonl"].splitlines()]
+    assert documents == held
+    assert 0 < len(held) < 4
