@@ -45,7 +45,6 @@ class EngineSettings:
     name: str  # one of NAMES
     path: str  # of tokenizer.json
     allow_special: bool  # text that spells a special token becomes that token
-    add_special_tokens: bool  # the tokenizer's own template is applied to each document
 
     def make(self, reference: Engine | None = None) -> Engine:
         """The engine.
@@ -57,11 +56,11 @@ class EngineSettings:
             PrepError: this engine is not installed or cannot do what the tokenizer wants; says which.
         """
         if self.name == "tokenizers":
-            return HuggingFaceEngine(Tokenizer.from_file(self.path), self.allow_special, self.add_special_tokens)
+            return HuggingFaceEngine(Tokenizer.from_file(self.path), self.allow_special)
         try:
             if self.name == "gigatoken":
-                return GigatokenEngine(self.path, self.allow_special, self.add_special_tokens, reference)
-            return FastokensEngine(self.path, self.allow_special, self.add_special_tokens)
+                return GigatokenEngine(self.path, self.allow_special, reference)
+            return FastokensEngine(self.path, self.allow_special)
         except ImportError as error:
             raise PrepError(f"not installed here ({error})") from error
         except PrepError:
@@ -81,11 +80,9 @@ class GigatokenEngine:
 
     name = "gigatoken"
 
-    def __init__(self, path: str, allow_special: bool, add_special_tokens: bool, reference: Engine | None = None):
+    def __init__(self, path: str, allow_special: bool, reference: Engine | None = None):
         from gigatoken.gigatoken_rs import load_hf_json  # only here: not on every platform
 
-        if add_special_tokens:
-            raise PrepError("applies no template (--add-special-tokens)")
         content = Path(path).read_bytes()
         if b"\\p{P" in content or b"\\p{S" in content:
             raise PrepError(
@@ -94,7 +91,7 @@ class GigatokenEngine:
         if not allow_special:
             content = without_special_tokens(content)
         self._load: Callable[[], Any] = lambda: load_hf_json(content)
-        self._make_reference = lambda: EngineSettings("tokenizers", path, allow_special, add_special_tokens).make()
+        self._make_reference = lambda: EngineSettings("tokenizers", path, allow_special).make()
         self._reference = reference
         self._process = psutil.Process()
         self._renew()
@@ -128,23 +125,18 @@ class FastokensEngine:
 
     name = "fastokens"
 
-    def __init__(self, path: str, allow_special: bool, add_special_tokens: bool):
+    def __init__(self, path: str, allow_special: bool):
         from fastokens._native import Tokenizer as Fast  # not `fastokens`, whose shim imports more
 
         self._tokenizer = Fast.from_file(path)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._add_special_tokens = add_special_tokens
         self._split_special_tokens = not allow_special
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
         """Ids of each text."""
-        encode, template, split = (
-            self._tokenizer.encode_batch_flat,
-            self._add_special_tokens,
-            self._split_special_tokens,
-        )
-        return [np.frombuffer(encode([text], template, split)[0], dtype="<u4") for text in texts]
+        encode, split = self._tokenizer.encode_batch_flat, self._split_special_tokens
+        return [np.frombuffer(encode([text], False, split)[0], dtype="<u4") for text in texts]
 
 
 def choose_engine(
@@ -161,10 +153,10 @@ def choose_engine(
         PrepError: under `strict`.
     """
     texts = [*_HARD_TEXTS, *(f"a{token} b{token}\n{token}" for token in special_tokens_of(tokenizer)[:8]), *sample]
-    reference = HuggingFaceEngine(tokenizer, settings.allow_special, settings.add_special_tokens)
+    reference = HuggingFaceEngine(tokenizer, settings.allow_special)
     expected: list[Ids] | None = None
     for name in NAMES[:-1] if asked == "auto" else (asked,):
-        candidate = EngineSettings(name, settings.path, settings.allow_special, settings.add_special_tokens)
+        candidate = EngineSettings(name, settings.path, settings.allow_special)
         if name == reference.name:
             break
         try:
@@ -178,7 +170,7 @@ def choose_engine(
         if difference is None:
             return candidate, engine
         _report(name, f"gives other ids than tokenizers: {difference}", strict, loud=True)
-    return EngineSettings("tokenizers", settings.path, settings.allow_special, settings.add_special_tokens), reference
+    return EngineSettings("tokenizers", settings.path, settings.allow_special), reference
 
 
 def first_difference(texts: Sequence[str], expected: Sequence[Ids], got: Sequence[Ids]) -> str | None:

@@ -107,7 +107,7 @@ def make(arguments: argparse.Namespace, plan: Plan, tokenizer: Tokenizer, out: P
     sources, options, path = plan.sources, plan.options, plan.tokenizer.path
     replaced = what_to_replace(out, plan, arguments.overwrite)
     sample = sample_texts(sources, options["text_key"])
-    wanted = EngineSettings("", path, options["allow_special"], options["add_special_tokens"])
+    wanted = EngineSettings("", path, options["allow_special"])
     chosen, engine = choose_engine(arguments.encoder, wanted, tokenizer, sample, arguments.strict)
     settings = PartSettings(
         sources=sources,
@@ -118,7 +118,7 @@ def make(arguments: argparse.Namespace, plan: Plan, tokenizer: Tokenizer, out: P
         skip_bad_rows=options["on_error"] == "skip",
         holdout=options["holdout"],
         filters=plan.filters,
-        cuts=None if options["add_special_tokens"] else cut_rule(path, engine, options["allow_special"], sample),
+        cuts=cut_rule(path, engine, options["allow_special"], sample),
     )
     part_bytes = round(arguments.part_mb * 1e6)
     parts = cut_into_parts(sources, part_bytes)

@@ -99,20 +99,21 @@ def choose_separators(
         add_special_tokens: whether the tokenizer's own template is applied to each document.
 
     Raises:
-        PrepError: when nothing would separate two documents, or the tokenizer names no EOS.
+        PrepError: when nothing would separate two documents, the tokenizer names no EOS, or its template does more than
+            to put tokens around a document.
     """
-    before = _ids_of(tokenizer, bos_text or "")
+    before, behind = _template(tokenizer, facts) if add_special_tokens else ([], [])
+    before = _ids_of(tokenizer, bos_text or "") + before
     if eos_text is None and not add_special_tokens:
         if facts.eos_id is None:
             raise PrepError(
                 f"--tokenizer {facts.path}: no eos_token is named in the tokenizer_config.json beside it, so that "
                 "nothing would end a document; give --eos-text, such as '<|endoftext|>'."
             )
-        after = [facts.eos_id]
+        after = [*behind, facts.eos_id]
     else:
-        after = _ids_of(tokenizer, eos_text or "")
-    template = list(tokenizer.encode("", add_special_tokens=True).ids) if add_special_tokens else []
-    if not before + after + template:
+        after = behind + _ids_of(tokenizer, eos_text or "")
+    if not before + after:
         raise PrepError("nothing would separate one document from the next; give --eos-text or --bos-text.")
     return Separators(before=before, after=after)
 
@@ -122,23 +123,21 @@ class HuggingFaceEngine:
 
     Args:
         allow_special: text that spells a special token becomes that token. Off, it is ordinary text.
-        add_special_tokens: apply the tokenizer's own template to each document.
     """
 
     name = "tokenizers"
 
-    def __init__(self, tokenizer: Tokenizer, allow_special: bool, add_special_tokens: bool):
+    def __init__(self, tokenizer: Tokenizer, allow_special: bool):
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
         self._tokenizer = tokenizer
         self._special_is_text = not allow_special
-        self._add_special_tokens = add_special_tokens
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
         """Ids of each text; `encode_batch_fast` leaves out the offsets, which nobody needs here."""
         self._tokenizer.encode_special_tokens = self._special_is_text  # a tokenizer may serve several
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=self._add_special_tokens)
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
 
@@ -156,6 +155,21 @@ def choose_dtype(asked: str, vocab_size: int) -> str:
             f"--dtype uint16 holds ids below 65,536 and the vocabulary has {vocab_size:,}; use int32 or auto."
         )
     return asked
+
+
+def _template(tokenizer: Tokenizer, facts: TokenizerFacts) -> tuple[list[int], list[int]]:
+    """The ids that the tokenizer's template puts in front of a document and behind it."""
+    text = "A text of some tokens."
+    plain = tokenizer.encode(text, add_special_tokens=False).ids
+    whole = tokenizer.encode(text, add_special_tokens=True).ids
+    added = len(whole) - len(plain)
+    for front in range(added + 1):
+        if whole[front : front + len(plain)] == plain:
+            return whole[:front], whole[front + len(plain) :]
+    raise PrepError(
+        f"--add-special-tokens: the template in {facts.path} does more than to put tokens around a document: {plain} "
+        f"becomes {whole}. Leave the option out and give --bos-text or --eos-text."
+    )
 
 
 def _ids_of(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 from gigatoken.gigatoken_rs import load_hf_json
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, processors
 
 from data_prep import engines
 from data_prep.engines import NAMES, EngineSettings, choose_engine, without_special_tokens
 from data_prep.errors import PrepError
 from data_prep.newer_characters import NEWER_CHARACTERS, has_newer_character
-from data_prep.tokenising import HuggingFaceEngine
+from data_prep.tokenising import HuggingFaceEngine, Separators, choose_separators, load_tokenizer
 from tests.data_prep.conftest import tree
 
 FAST = NAMES[:-1]
@@ -37,8 +37,8 @@ def strings(texts: list[str]) -> list[str]:
 @pytest.mark.parametrize("name", FAST)
 def test_same_ids(name: str, allow_special: bool, tokenizer: Path, strings: list[str]) -> None:
     path = str(tokenizer / "tokenizer.json")
-    fast = EngineSettings(name, path, allow_special, add_special_tokens=False).make()
-    reference = HuggingFaceEngine(Tokenizer.from_file(path), allow_special, add_special_tokens=False)
+    fast = EngineSettings(name, path, allow_special).make()
+    reference = HuggingFaceEngine(Tokenizer.from_file(path), allow_special)
     for text, ids, expected in zip(strings, fast.encode(strings), reference.encode(strings), strict=True):
         assert np.array_equal(ids, expected), repr(text)
 
@@ -65,7 +65,7 @@ def test_all_characters_that_differ_are_known(tokenizer: Path, tmp_path: Path) -
     path = nfc_tokenizer(tokenizer, tmp_path)
     known = {code for first, last in NEWER_CHARACTERS for code in range(first, last + 1)}
     fast = load_hf_json(without_special_tokens(Path(path).read_bytes()))
-    reference = EngineSettings("tokenizers", path, False, False).make()
+    reference = EngineSettings("tokenizers", path, False).make()
     below = [*range(0x80, 0xD800), *range(0xE000, 0x1F000)]
     codes = {code for code in below if unicodedata.combining(chr(code)) or unicodedata.category(chr(code)) == "Cn"}
     codes |= {*range(0xE000, 0x110000, 997), *range(0x20000, 0x34000, 97), *(code for code in known if code < 0x33480)}
@@ -82,7 +82,7 @@ def test_all_characters_that_differ_are_known(tokenizer: Path, tmp_path: Path) -
     assert [code for code, text in texts.items() if has_newer_character(text)] == sorted(known & codes)
     assert all(map(has_newer_character, COMPOSED))
     differing = [*COMPOSED, *(texts[code] for code in found)]
-    engine = EngineSettings("gigatoken", path, False, False).make()
+    engine = EngineSettings("gigatoken", path, False).make()
     for ids, expected in zip(engine.encode(differing), reference.encode(differing), strict=True):
         assert np.array_equal(ids, expected)
 
@@ -92,7 +92,7 @@ def test_the_check_at_the_start_finds_characters_that_differ(
 ) -> None:
     monkeypatch.setattr(engines, "has_newer_character", lambda text: False)
     for path in (str(tokenizer / "tokenizer.json"), nfc_tokenizer(tokenizer, tmp_path)):
-        loaded, wanted = Tokenizer.from_file(path), EngineSettings("", path, False, False)
+        loaded, wanted = Tokenizer.from_file(path), EngineSettings("", path, False)
         assert choose_engine("auto", wanted, loaded, ["plain"], strict=False)[0].name == "fastokens"
         assert "note: gigatoken gives other ids than tokenizers: [" in capsys.readouterr().err
 
@@ -101,7 +101,7 @@ def test_ids_stay_the_same_when_the_caches_are_thrown_away(
     tokenizer: Path, strings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engines, "_CACHE_BYTES", -(1 << 40))
-    settings = EngineSettings("gigatoken", str(tokenizer / "tokenizer.json"), False, False)
+    settings = EngineSettings("gigatoken", str(tokenizer / "tokenizer.json"), False)
     engine = settings.make()
     first, second = engine.encode(strings), engine.encode(strings)
     assert all(np.array_equal(one, two) for one, two in zip(first, second, strict=True))
@@ -124,7 +124,7 @@ def test_a_wrong_engine_is_found_out(
 ) -> None:
     path = str(tokenizer / "tokenizer.json")
     loaded = Tokenizer.from_file(path)
-    wanted = EngineSettings("", path, False, False)
+    wanted = EngineSettings("", path, False)
     make = EngineSettings.make
     monkeypatch.setattr(EngineSettings, "make", lambda self, reference=None: Wrong(make(self, reference)))
     assert choose_engine("auto", wanted, loaded, ["plain"], strict=False)[0].name == "tokenizers"
@@ -141,7 +141,7 @@ def test_an_engine_that_is_not_installed(
     path = str(tokenizer / "tokenizer.json")
     for module in ("gigatoken", "gigatoken.gigatoken_rs", "fastokens", "fastokens._native"):
         monkeypatch.setitem(__import__("sys").modules, module, None)
-    loaded, wanted = Tokenizer.from_file(path), EngineSettings("", path, False, False)
+    loaded, wanted = Tokenizer.from_file(path), EngineSettings("", path, False)
     assert choose_engine("auto", wanted, loaded, [], strict=True)[0].name == "tokenizers"
     assert capsys.readouterr().err == ""
     assert choose_engine("gigatoken", wanted, loaded, [], strict=False)[0].name == "tokenizers"
@@ -168,6 +168,18 @@ def test_all_engines_write_the_same_bytes(
         assert (result.returncode, result.stderr) == (0, "")
         assert f"with {name}" in result.stdout
         assert tree(tmp_path / name) == tree(tmp_path / NAMES[0])
-    template = ("--add-special-tokens", "--eos-text", "<|endoftext|>")
-    refused = prepare(corpus, "--out", tmp_path / "t", *template, "--encoder", "gigatoken", "--strict")
-    assert "gigatoken cannot be used: applies no template" in refused.stderr
+
+
+def test_a_template_puts_tokens_around_documents(tokenizer: Path) -> None:
+    loaded, facts = load_tokenizer(str(tokenizer))
+    special = [("<|endoftext|>", 0), ("<|padding|>", 1)]
+    loaded.post_processor = processors.TemplateProcessing("<|endoftext|> $A <|padding|> <|padding|>", None, special)
+    assert choose_separators(loaded, facts, None, None, True) == Separators([0], [1, 1])
+    assert choose_separators(loaded, facts, "<|padding|>", "<|endoftext|>", True) == Separators([1, 0], [1, 1, 0])
+    assert choose_separators(loaded, facts, None, None, False) == Separators([], [0])
+    loaded.post_processor = processors.TemplateProcessing("$A", None, special)
+    with pytest.raises(PrepError, match="nothing would separate"):
+        choose_separators(loaded, facts, None, None, True)
+    loaded.post_processor = processors.TemplateProcessing("$A <|padding|> $A", None, special)
+    with pytest.raises(PrepError, match="does more than to put tokens around a document"):
+        choose_separators(loaded, facts, None, None, True)

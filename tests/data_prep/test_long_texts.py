@@ -18,7 +18,7 @@ def test_long_texts_are_cut_where_tokens_begin(tokenizer: Path, texts: list[str]
     path = str(tokenizer / "tokenizer.json")
     text = "".join(texts) + "日本語、日本語。" * 1000 + "x1" * 1000 + "don't\n" * 1000
     for name in NAMES:
-        engine = EngineSettings(name, path, False, False).make()
+        engine = EngineSettings(name, path, False).make()
         rule = cut_rule(path, engine, False, texts)
         pieces = list(pieces_of([text], 1000, rule))
         assert "".join(pieces) == text
@@ -105,7 +105,7 @@ def check_pieces(
     """The pieces' ids are the text's, and the text is cut often."""
     path = folder / "tokenizer.json"
     path.write_text(json.dumps({**json.loads((tokenizer / "tokenizer.json").read_text()), **changed}))
-    engine = EngineSettings("tokenizers", str(path), allow_special, False).make()
+    engine = EngineSettings("tokenizers", str(path), allow_special).make()
     rule = cut_rule(str(path), engine, allow_special, texts[:20])
     text = hard * 3 + "".join(texts)[:30_000] + hard * 3
     pieces = list(pieces_of([text[:777], text[777:]], 1, rule))
@@ -133,5 +133,5 @@ def check_pieces(
 def test_other_tokenizers_are_not_cut(changed: dict[str, Any], tokenizer: Path, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps({**json.loads((tokenizer / "tokenizer.json").read_text()), **changed}))
-    engine = EngineSettings("tokenizers", str(tokenizer / "tokenizer.json"), False, False).make()
+    engine = EngineSettings("tokenizers", str(tokenizer / "tokenizer.json"), False).make()
     assert cut_rule(str(path), engine, True, []) is None
