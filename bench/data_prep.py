@@ -1,7 +1,7 @@
 """Data preparation against LLM Foundry's converters and against the bare tokenizer, on the same text.
 
     python -m bench.data_prep --tokenizer 20B_tokenizer.json --section compare --rounds 3 --megabytes 350
-    python -m bench.data_prep --tokenizer 20B_tokenizer.json --section reading large profile
+    python -m bench.data_prep --tokenizer 20B_tokenizer.json --section reading large bounded profile
 
 Writes bench/results/data_prep.json and from it bench/results/data_prep.md. A section that is measured again replaces
 what it had; rounds of `compare` on the same text, versions and machine are added to those before.
@@ -42,12 +42,12 @@ from bench.converters import (
     tokens_of,
     write_texts,
 )
+from bench.large_inputs import bounded, bounded_table, large, large_table
 from bench.machine import processor
-from bench.measured import ROOT, Run, measured
+from bench.measured import ROOT, Run, figures, measured
 
 SMALL_BYTES = 400_000
 READ_BYTES = 40_000_000
-LINE_CHARACTERS = 200_000_000
 BARE = "gigatoken alone"
 PACKAGES = ("llm-foundry", "mosaicml-streaming", "tokenizers", "gigatoken", "fastokens", "orjson", "numpy")
 RESULTS = ROOT / "bench" / "results" / "data_prep.json"
@@ -114,10 +114,6 @@ def compare(work: Path, tokenizer: Path, megabytes: int, rounds: int, repeats: i
             print(f"{name}: {took.cpu_s:.2f} CPU-s, {took.wall_s:.2f} s", flush=True)
         found.append(one)
     return {"text": large.facts, "repeats": repeats, "rounds": found}
-
-
-def figures(run: Run) -> dict[str, float]:
-    return {"cpu_s": run.cpu_s, "wall_s": run.wall_s, "peak_mb": run.peak_mb}
 
 
 def compare_table(section: dict[str, Any]) -> list[str]:
@@ -196,55 +192,6 @@ def reading_table(section: dict[str, Any]) -> list[str]:
     ]
 
 
-def large(work: Path, tokenizer: Path, gigabytes: float) -> dict[str, Any]:
-    """Peak memory and rate on a large input: the corpus repeated, each copy with words of its own."""
-    jsonl, _, _ = write_texts(installed_texts(), work / "large-part", 160_000_000)
-    big = work / "big.jsonl"
-    with open(big, "wb") as file:
-        copy = 0
-        while file.tell() < gigabytes * 1e9:
-            with open(jsonl, "rb") as lines:
-                file.writelines(line.replace(b"the ", b"the%d " % copy) for line in lines)
-            copy += 1
-    line = work / "line.jsonl"
-    with open(line, "w", encoding="utf-8") as file, open(jsonl, encoding="utf-8") as lines:
-        text = "\n".join(json.loads(row)["text"] for row in lines)
-        file.write(json.dumps({"text": (text + text)[:LINE_CHARACTERS]}, ensure_ascii=False) + "\n")
-    found: dict[str, Any] = {}
-    for encoder, workers in (("gigatoken", "1"), ("gigatoken", "2"), ("fastokens", "1"), ("fastokens", "2")):
-        found[f"{encoder}, {workers}"] = prepared(work, tokenizer, big, workers, encoder)
-    one = prepared(work, tokenizer, line, "1", "gigatoken")
-    return {"bytes": big.stat().st_size, "runs": found, "line_bytes": line.stat().st_size, "line": one}
-
-
-def prepared(work: Path, tokenizer: Path, source: Path, workers: str, encoder: str) -> dict[str, float]:
-    """The figures of one run of ours."""
-    shutil.rmtree(work / "out", ignore_errors=True)
-    common = ["--tokenizer", str(tokenizer), "--seq-len", str(SEQ_LEN), "--workers", workers, "--encoder", encoder]
-    run = measured([sys.executable, "-m", "data_prep.pretrain", str(source), "--out", str(work / "out"), *common])
-    print(f"{source.name}, {encoder}, {workers}: {run.wall_s:.1f} s, {run.peak_mb:.0f} MB", flush=True)
-    return {**figures(run), "tokens": tokens_of(work / "out" / "train")}
-
-
-def large_table(section: dict[str, Any]) -> list[str]:
-    lines = [
-        f"{section['bytes'] / 1e9:.2f} GB of JSONL, uint16. Memory of all processes together (PSS).",
-        "",
-        "| encoder, workers | wall s | CPU-s | M tokens per CPU-s | M tokens per s | peak MB |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, one in section["runs"].items():
-        rate, whole = (one["tokens"] / one[key] / 1e6 for key in ("cpu_s", "wall_s"))
-        wall, cpu = one["wall_s"], one["cpu_s"]
-        lines.append(f"| {name} | {wall:.1f} | {cpu:.1f} | {rate:.2f} | {whole:.2f} | {one['peak_mb']:,.0f} |")
-    one, size = section["line"], section["line_bytes"] / 1e6
-    return [
-        *lines,
-        "",
-        f"A single line of {size:,.0f} MB, gigatoken, one worker: {one['cpu_s']:.1f} CPU-s, {one['peak_mb']:,.0f} MB.",
-    ]
-
-
 def profile(work: Path, tokenizer: Path) -> dict[str, Any]:
     """What the time of one process goes to, by KINDS."""
     jsonl, _, text = write_texts(installed_texts(), work / "profiled", 160_000_000)
@@ -282,6 +229,7 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "compare": ("Against LLM Foundry", compare_table),
     "reading": ("Reading", reading_table),
     "large": ("A large input", large_table),
+    "bounded": ("What memory does not grow with", bounded_table),
     "profile": ("Where the limit is", profile_table),
 }
 
@@ -333,7 +281,7 @@ def main() -> None:
             elif name == "large":
                 section = large(work, tokenizer, arguments.gigabytes)
             else:
-                section = {"reading": reading, "profile": profile}[name](work, tokenizer)
+                section = {"reading": reading, "bounded": bounded, "profile": profile}[name](work, tokenizer)
         words = [word for word in sys.argv[1:] if word != str(arguments.tokenizer) and word != "--tokenizer"]
         section["command"] = " ".join(["python -m bench.data_prep --tokenizer 20B_tokenizer.json", *words])
         section |= machine()

@@ -56,3 +56,7 @@ def measured(words: list[str], env: dict[str, str] | None = None) -> Run:
     if process.returncode:
         raise SystemExit(f"{' '.join(words)[:200]} failed:\n{text[-3000:]}")
     return Run(usage.ru_utime + usage.ru_stime, time.perf_counter() - start, peak_mb, text)
+
+
+def figures(run: Run) -> dict[str, float]:
+    return {"cpu_s": run.cpu_s, "wall_s": run.wall_s, "peak_mb": run.peak_mb}

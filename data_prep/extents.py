@@ -13,6 +13,7 @@ from data_prep.windows import Ids
 
 EXTENT = np.dtype([("part", "<u4"), ("offset", "<u8"), ("tokens", "<u8"), ("end", "<u8")])  # end: in the stream
 _OPEN_FILES = 256
+_AHEAD = 1024  # extents
 
 
 def extents_name(split: str) -> str:
@@ -52,13 +53,16 @@ def read_stream(
     extents = np.memmap(extents_file, dtype=EXTENT, mode="r")
     itemsize = np.dtype(dtype).itemsize
     files: dict[int, Any] = {}
-    place = int(np.searchsorted(extents["end"], start, side="right"))
+    ahead = _rows(extents, int(np.searchsorted(extents["end"], start, side="right")))
+    part = offset = tokens = 0
+    stop = start  # of this extent, in the stream
     try:
         for first in range(start, end, block):
             ids = np.empty(min(block, end - first), dtype=dtype)
             at = first
             while at < first + len(ids):
-                part, offset, tokens, stop = (int(value) for value in extents[place])
+                if at == stop:
+                    part, offset, tokens, stop = next(ahead)
                 skipped = at - (stop - tokens)
                 count = min(stop, first + len(ids)) - at
                 if part not in files:
@@ -68,11 +72,16 @@ def read_stream(
                 files[part].seek((offset + skipped) * itemsize)
                 _fill(files[part], ids[at - first : at - first + count])
                 at += count
-                place += at == stop
             yield ids
     finally:
         for file in files.values():
             file.close()
+
+
+def _rows(extents: npt.NDArray[Any], place: int) -> Iterator[tuple[int, int, int, int]]:
+    """Extents from one on, as numbers of Python's, which are made of many at once."""
+    for first in range(place, len(extents), _AHEAD):
+        yield from extents[first : first + _AHEAD].tolist()
 
 
 def _fill(file: Any, ids: Ids) -> None:
