@@ -77,13 +77,15 @@ def list_files(url: str) -> list[str]:
     with remote_errors(url):
         filesystem, inner = filesystem_of(url)
         if any(character in url for character in "*?["):
-            found = [name for name in filesystem.glob(inner) if filesystem.isfile(name)]
-        elif filesystem.isfile(inner):
-            return [url]
-        elif filesystem.isdir(inner):
-            found = [entry["name"] for entry in filesystem.ls(inner, detail=True) if entry["type"] == "file"]
+            found = [name for name, entry in filesystem.glob(inner, detail=True).items() if entry["type"] == "file"]
         else:
-            return []
+            try:
+                kind = filesystem.info(inner)["type"]  # not isfile, to which a store that cannot be reached is empty
+            except FileNotFoundError:
+                return []
+            if kind == "file":
+                return [url]
+            found = [entry["name"] for entry in filesystem.ls(inner, detail=True) if entry["type"] == "file"]
     return sorted(f"{scheme}://{str(name).removeprefix(f'{scheme}://')}" for name in found)
 
 

@@ -112,3 +112,14 @@ def test_what_is_not_there_is_said(source: str, prepare: Callable[..., Any], tmp
     assert source in refused.stderr
     assert "Traceback" not in refused.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("source", [f"hf://datasets/{REPO}/data/a.jsonl", f"hf://datasets/{REPO}/data/*.jsonl"])
+def test_a_hub_that_cannot_be_reached_is_not_an_empty_one(
+    source: str, prepare: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    refused = prepare(source, "--out", tmp_path / "out")
+    assert refused.returncode == 1
+    assert f"error: {source}: Cannot reach" in refused.stderr
+    assert "HF_HUB_OFFLINE" in refused.stderr
