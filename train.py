@@ -13,8 +13,8 @@ import sys
 from recipes.config.check import load_checked
 from recipes.config.contradictions import world_size
 from recipes.config.keys import RecipeError
-from recipes.config.preflight import preflight
 from recipes.planning.budget import refusal
+from recipes.preflight.training import preflight
 from recipes.reports.page import write_page
 from recipes.reports.runs import run_folder, write_whole
 from recipes.reports.summary import is_finished, print_summary, write_summary

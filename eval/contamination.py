@@ -146,18 +146,18 @@ def main(arguments: Sequence[str]) -> int:
 
         from eval.suite import tasks_of
         from recipes.config.load import load
+        from recipes.config.named_files import with_named_files
 
     try:
         if chosen.tokens < 1:
             raise TaskError(f"--tokens: got {chosen.tokens}, expected at least 1")
-        recipe = load(chosen.tasks)
+        recipe = with_named_files(load(chosen.tasks))
         entries = recipe.get("icl_tasks")
         if not entries:
             raise TaskError(f"{chosen.tasks} has no icl_tasks")
-        if not isinstance(entries, str):
-            if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
-                raise TaskError(f"{chosen.tasks}: icl_tasks: got {entries!r}, expected a list of tasks")
-            entries = [{**entry, "num_fewshot": [0]} for entry in entries]
+        if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+            raise TaskError(f"{chosen.tasks}: icl_tasks: got {entries!r}, expected a list of tasks")
+        entries = [{**entry, "num_fewshot": [0]} for entry in entries]
         length = recipe.get("max_seq_len") or 2048
         if not isinstance(length, int) or length < 1:
             raise TaskError(f"{chosen.tasks}: max_seq_len: got {length!r}, expected a whole number of at least 1")

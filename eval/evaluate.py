@@ -12,7 +12,6 @@ prints the exact prompt of each task's first example and evaluates nothing.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
 import math
 import sys
@@ -35,7 +34,8 @@ from eval.tasks.rows import TaskError
 from recipes.config.check import check
 from recipes.config.keys import Place, Problem, RecipeError
 from recipes.config.load import Recipe, load
-from recipes.config.preflight import evaluation_problems, preflight_evaluation
+from recipes.config.named_files import with_named_files
+from recipes.preflight.evaluation import evaluation_problems, preflight_evaluation
 from recipes.screen import is_first_rank, print_problems, usage
 from recipes.training.batches import shard_folders
 from recipes.training.startup import light_imports
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
         return usage(__doc__, arguments)
     try:
         written = load(arguments[0], arguments[1:])
-        recipe = spell_out_models(_with_its_files(written))
+        recipe = spell_out_models(with_named_files(written))
         problems = check(recipe, "eval") or evaluation_problems(recipe)
         if problems:
             raise RecipeError(problems)
@@ -212,24 +212,6 @@ def _tokenizer(recipe: Recipe, entry: Mapping[str, Any]) -> Any:
 
 def _checkpoint(entry: Mapping[str, Any]) -> str | None:
     return entry.get("load_path") or entry["model"].get("pretrained_model_name_or_path")
-
-
-def _with_its_files(recipe: Recipe) -> Recipe:
-    """The recipe with the tasks and the averages that it names as files written out, to be checked like its own.
-
-    Raises RecipeError for a file that is not one of them.
-    """
-    values, places = dict(recipe.values), dict(recipe.places)
-    for key, shape, words in (("icl_tasks", list, "a list"), ("eval_gauntlet", dict, "a section")):
-        path = values.get(key)
-        if not isinstance(path, str) or not Path(path).is_file():  # said later, with all else that is not there
-            continue
-        file = load(path)
-        if not isinstance(file.get(key), shape):
-            raise RecipeError([Problem(file.place((key,)), (key,), f"{path} must have {words} under this key")])
-        values[key] = file[key]
-        places |= {inner: place for inner, place in file.places.items() if inner[:1] == (key,)}
-    return dataclasses.replace(recipe, values=values, places=places)
 
 
 def _files(recipe: Recipe) -> list[Path]:

@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from eval.harness_index import YAML, files_of
 from eval.questions import ScoringError
 from eval.tasks.rows import TaskError
 from recipes.config.keys import RecipeError
+from recipes.preflight.machine import can_be_written
 from recipes.screen import is_first_rank
 from recipes.training.startup import light_imports
 from recipes.weights.trained import find_trained, is_hf_folder
@@ -87,7 +87,9 @@ def _run(chosen: argparse.Namespace) -> int:
         return 0
 
     if not chosen.show_prompts:
-        _check_writable(out)
+        if not can_be_written(out):
+            raise ValueError(f"--out: {out} cannot be written; name a file in a folder of yours")
+        out.parent.mkdir(parents=True, exist_ok=True)
     with light_imports():
         import lm_eval.evaluator  # noqa: F401
 
@@ -167,18 +169,6 @@ def _identify(chosen: argparse.Namespace) -> tuple[str, Path]:
     tokenizer = Path(chosen.tokenizer) if chosen.tokenizer else tokenizer
     digest = model_digest(weights, more, tokenizer if tokenizer is not None and tokenizer.is_dir() else None)
     return digest, chosen.out or folder / "harness.json"
-
-
-def _check_writable(out: Path) -> None:
-    """Raises ValueError where the results could not be written: now, not after the evaluation."""
-    try:
-        if out.is_dir():
-            raise IsADirectoryError("it is a folder")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out.parent):
-            pass
-    except OSError as error:
-        raise ValueError(f"--out: {out} cannot be written: {error}; name a file in a folder of yours") from None
 
 
 def _digest_of_question(chosen: argparse.Namespace, model: str) -> str:

@@ -15,7 +15,6 @@ from eval.results import task_result
 from eval.scoring import Model, Progress, score
 from eval.tasks.icl import Outcome, Task, Tokens, build_tasks, judge
 from eval.tasks.rows import TaskError
-from recipes.config.load import load
 
 
 @dataclass(frozen=True)
@@ -63,16 +62,18 @@ class Judged:
 
 
 def tasks_of(
-    icl_tasks: Any, tokenizer: Any, max_len: int, batch_size: int, scratch: Path, subset_batches: int | None
+    entries: Sequence[Mapping[str, Any]],
+    tokenizer: Any,
+    max_len: int,
+    batch_size: int,
+    scratch: Path,
+    subset_batches: int | None,
 ) -> list[Task]:
-    """The tasks of a recipe's `icl_tasks`: a list, or the path of a YAML file with one.
+    """The tasks of a recipe's `icl_tasks`.
 
     subset_batches: LLM Foundry's `icl_subset_num_batches`; a batch has as many examples as `batch_size` has choices.
-    Raises TaskError, RecipeError.
+    Raises TaskError.
     """
-    entries = load(icl_tasks).get("icl_tasks") if isinstance(icl_tasks, str) else icl_tasks
-    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
-        raise TaskError(f"icl_tasks: got {type(entries).__name__}, expected a list of tasks")
     tokens = Tokens(tokenizer)
     tasks = []
     for entry in entries:
@@ -117,17 +118,16 @@ def logged(judged: Sequence[Judged]) -> dict[str, float]:
     return {f"metrics/{j.task.label}/{name}": value for j in judged for name, value in j.outcome.scores.items()}
 
 
-def gauntlet_scores(gauntlet: Any, judged: Sequence[Judged]) -> dict[str, float]:
+def gauntlet_scores(gauntlet: Mapping[str, Any], judged: Sequence[Judged]) -> dict[str, float]:
     """LLM Foundry's own averages, by its EvalGauntlet: category and average → score.
 
-    gauntlet: `eval_gauntlet` of a recipe: a section, or the path of a YAML file with one.
+    gauntlet: `eval_gauntlet` of a recipe.
     """
     from llmfoundry.callbacks import EvalGauntlet
 
-    section = load(gauntlet)["eval_gauntlet"] if isinstance(gauntlet, str) else gauntlet
     sizes = {j.task.label: len(j.task.examples) for j in judged}
     averages = EvalGauntlet(
-        **_thawed(section),
+        **_thawed(gauntlet),
         logger_keys=[f"metrics/{j.task.label}/{n}" for j in judged for n in j.outcome.scores],
         benchmark_sizes=sizes,
     )

@@ -128,7 +128,7 @@ def _model_arguments(commands: Any) -> None:
 def _check(chosen: argparse.Namespace) -> int:
     from recipes.config.check import load_checked
     from recipes.config.keys import RecipeError
-    from recipes.config.preflight import preflight
+    from recipes.preflight.training import preflight
     from recipes.screen import print_plan, print_problems
     from recipes.training.batches import plan_batches
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 from recipes.config.keys import Problem
 from recipes.config.load import Recipe
-from recipes.config.preflight import has_gpu
 from recipes.cost.parameters import count_parameters
 from recipes.planning.budget import EXIT_BUDGET
+from recipes.preflight.machine import has_gpu
 from recipes.reports.runs import run_folder, run_name
 from recipes.training.batches import Batches, samples_per_epoch
 

@@ -16,6 +16,7 @@ from typing import Any
 from recipes.config.contradictions import contradictions, world_size
 from recipes.config.keys import KeyPath, Problem, RecipeError, dotted, walk
 from recipes.config.load import Recipe, load
+from recipes.config.named_files import with_named_files
 
 # Keys and values that older recipes carry, and what has become of them.
 RETIRED_KEYS = {
@@ -36,7 +37,7 @@ def load_checked(path: str | Path, overrides: Iterable[str] = (), kind: str = "t
     kind: `train` for train.py, `eval` for eval/evaluate.py.
     """
     world_size()
-    recipe = load(path, overrides)
+    recipe = with_named_files(load(path, overrides))
     problems = check(recipe, kind)
     if problems:
         raise RecipeError(problems)

@@ -15,7 +15,7 @@ from eval.models import spell_out_models
 from recipes.config.check import check, load_checked
 from recipes.config.keys import RecipeError
 from recipes.config.load import load
-from recipes.config.preflight import preflight
+from recipes.preflight.training import preflight
 
 from ..conftest import ROOT, Command
 
@@ -362,3 +362,18 @@ def test_the_check_command_says_the_same(run_command: Command) -> None:
 def test_a_layer_of_a_package_that_is_not_here_names_it(override: str, package: str) -> None:
     recipe = load_checked(QUICKSTART, [override])
     assert f"needs the package {package}: uv pip install {package}" in [p.text for p in preflight(recipe)]
+
+
+def test_tasks_in_a_file_are_judged_like_the_recipes_own(tmp_path: Path) -> None:
+    tasks = tmp_path / "tasks.yaml"
+    entry = "{label: a, dataset_uri: a.jsonl, num_fewshot: [0], icl_task_type: multiple_choice"
+    tasks.write_text(f"icl_tasks:\n- {entry}, metric_names: 3}}\n- {entry}, batch_size: many}}\n")
+    with pytest.raises(RecipeError) as raised:
+        load_checked(QUICKSTART, [f"icl_tasks={tasks}"])
+    said = [str(problem) for problem in raised.value.problems]
+    assert [line.partition(": got")[0] for line in said] == [
+        f"{tasks}:2: icl_tasks.0.metric_names",
+        f"{tasks}:3: icl_tasks.1.batch_size",
+    ]
+    tasks.write_text(f"icl_tasks:\n- {entry}}}\n")
+    assert load_checked(QUICKSTART, [f"icl_tasks={tasks}"])["icl_tasks"][0]["label"] == "a"

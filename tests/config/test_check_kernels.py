@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from recipes.config import preflight as preflight_module
 from recipes.config.check import check
 from recipes.config.load import load
-from recipes.config.preflight import preflight
+from recipes.preflight import machine
+from recipes.preflight.training import preflight
 
 from ..conftest import ROOT
 
@@ -69,9 +69,9 @@ def missing(*overrides: str) -> dict[str, str]:
 def test_what_the_machine_lacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     if importlib.util.find_spec("liger_kernel") is None:
         assert "pip install liger-kernel" in missing("model.loss_fn=liger_crossentropy")["model.loss_fn"]
-    monkeypatch.setattr(preflight_module.shutil, "which", lambda _: None)
+    monkeypatch.setattr(machine.shutil, "which", lambda _: None)
     assert "needs a C++ compiler" in missing("compile=true")["compile"]
-    monkeypatch.setattr(preflight_module, "has_gpu", lambda: True)
+    monkeypatch.setattr(machine, "has_gpu", lambda: True)
     if importlib.util.find_spec("flash_attn") is None:
         flash2 = missing("model.attn_config.attn_impl=flash2", "precision=amp_bf16")["model.attn_config.attn_impl"]
         assert "flash_attn.flash_attn_interface, which is not installed" in flash2

@@ -17,7 +17,7 @@ import pytest
 from data_prep.manifest import MANIFEST, load_manifest, shard_problems
 from recipes.config.check import load_checked
 from recipes.config.keys import RecipeError
-from recipes.config.preflight import preflight
+from recipes.preflight.training import preflight
 from tests.conftest import ROOT, Command
 
 

@@ -1,0 +1,122 @@
+"""The data that a recipe reads: shards, their manifests, data sets."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from data_prep.manifest import load_manifest, shard_problems
+from recipes.config.keys import KeyPath
+from recipes.config.load import Recipe
+from recipes.preflight.hub import in_hub_cache, not_from_hub
+from recipes.preflight.packages import importable, scheme_problems
+from recipes.preflight.weights import is_json
+
+
+def loaders(recipe: Recipe) -> Iterator[tuple[KeyPath, Mapping[str, Any]]]:
+    if "train_loader" in recipe.values:
+        yield ("train_loader",), recipe["train_loader"]
+    evaluation = recipe.get("eval_loader")
+    if isinstance(evaluation, list):
+        yield from ((("eval_loader", i), loader) for i, loader in enumerate(evaluation))
+    elif evaluation:
+        yield ("eval_loader",), evaluation
+
+
+def data_problems(key: KeyPath, loader: Mapping[str, Any], recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
+    dataset = loader.get("dataset") or {}
+    where = (*key, "dataset")
+    if loader.get("name") == "preferences" and not Path(str(dataset.get("path"))).is_file():
+        yield (*where, "path"), f"no data: there is no file {dataset.get('path')} of prompt, chosen and rejected"
+    if dataset.get("hf_name"):
+        yield from _hub_dataset_problems(where, dataset)
+        return
+    streams = dataset.get("streams")
+    for name, stream in (streams or {"": dataset}).items():
+        inner = (*where, "streams", name) if streams else where
+        remote, local = stream.get("remote"), stream.get("local")
+        split = stream.get("split") or dataset.get("split")
+        if remote and "://" in str(remote):
+            yield from scheme_problems((*inner, "remote"), str(remote))
+            continue
+        root = remote or local
+        if root:
+            folder = Path(str(root)) / str(split) if split else Path(str(root))
+            yield from _shards((*inner, "remote" if remote else "local"), folder, loader, recipe)
+
+
+def _unlisted_shards(folder: Path) -> Iterator[str]:
+    """What is wrong with an index and its shards, without a manifest."""
+    try:
+        shards = json.loads((folder / "index.json").read_text())["shards"]
+        for shard in shards:
+            part = shard["zip_data"] or shard["raw_data"]
+            path = folder / part["basename"]
+            if not path.is_file() or path.stat().st_size != part["bytes"]:
+                yield f"missing or truncated shard {path}: expected {part['bytes']:,} bytes"
+        if not shards:
+            yield f"no data: {folder} has an index of no shards"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        yield f"{folder / 'index.json'} cannot be read ({error}): prepare the shards again"
+
+
+def _shards(key: KeyPath, folder: Path, loader: Mapping[str, Any], recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
+    if not os.path.isfile(folder / "index.json"):  # unlike Path's, false also for a name that is too long
+        state = "has no index.json" if os.path.isdir(folder) else "does not exist"
+        kind = "finetune" if loader.get("name") == "finetuning" else "pretrain"
+        length, tokenizer = recipe["max_seq_len"], recipe.get("tokenizer.name", "TOKENIZER")
+        split = "--holdout-split" if key[0] == "eval_loader" else "--split"
+        command = f"python -m data_prep.{kind} YOUR.jsonl --out {folder.parent} --holdout 0.01 {split} {folder.name}"
+        yield key, f"no data: {folder} {state}; make it with `{command} --tokenizer {tokenizer} --seq-len {length}`"
+        return
+    try:
+        manifest = load_manifest(folder)
+    except ValueError as error:
+        yield key, str(error)
+        return
+    if manifest is None:  # shards that another program made
+        for text in _unlisted_shards(folder):
+            yield key, text
+        return
+    for text in shard_problems(folder, manifest) or _unlisted_shards(folder):
+        yield key, text
+    length = (loader.get("dataset") or {}).get("max_seq_len") or recipe["max_seq_len"]
+    if manifest.seq_len < length:
+        yield key, f"the shards in {folder} hold {manifest.seq_len} tokens a sequence, the recipe wants {length}"
+    used = Path(str(recipe.get("tokenizer.name"))) / "tokenizer.json"
+    if used.is_file() and is_json(used) and hashlib.sha256(used.read_bytes()).hexdigest() != manifest.tokenizer.sha256:
+        text = f"the shards in {folder} were made with another tokenizer ({manifest.tokenizer.path}) than {used.parent}"
+        yield key, f"{text}: the ids would mean other words; prepare the shards again, or name their tokenizer"
+    vocabulary = recipe.get("model.vocab_size")
+    if vocabulary is not None and manifest.tokenizer.vocab_size > vocabulary:
+        largest = manifest.tokenizer.vocab_size - 1
+        text = f"the shards in {folder} hold ids up to {largest}, the model has {vocabulary} embeddings"
+        yield key, f"{text}: set model.vocab_size to at least {manifest.tokenizer.vocab_size}"
+
+
+def _hub_dataset_problems(where: KeyPath, dataset: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
+    name = str(dataset["hf_name"])
+    function = dataset.get("preprocessing_fn")
+    if isinstance(function, str) and ":" in function:
+        module = function.partition(":")[0]
+        if not importable(module):
+            text = f"no module {module}: write it, or put its folder on PYTHONPATH"
+            yield (*where, "preprocessing_fn"), f"got {function!r}, but there is {text}"
+    if name in ("json", "csv", "parquet", "text"):
+        options = dataset.get("hf_kwargs") or {}
+        folder = options.get("data_dir")
+        if folder and "://" not in str(folder) and not Path(str(folder)).is_dir():
+            yield (*where, "hf_kwargs", "data_dir"), f"no data: there is no folder {folder}"
+        files = options.get("data_files") or []
+        listed = files.values() if isinstance(files, Mapping) else [files] if isinstance(files, str) else files
+        for file in listed if hasattr(listed, "__iter__") else ():
+            if isinstance(file, str) and "://" not in file and "*" not in file and not Path(file).exists():
+                yield (*where, "hf_kwargs", "data_files"), f"no data: there is no file {file}"
+    elif "://" in name:
+        yield from scheme_problems((*where, "hf_name"), name)
+    elif not Path(name).exists() and not in_hub_cache("datasets", name):
+        yield from not_from_hub((*where, "hf_name"), f"data set {name}", "datasets", name)

@@ -1,0 +1,38 @@
+"""What may come from the Hugging Face hub: whether it is in the cache, or the hub can be reached."""
+
+from __future__ import annotations
+
+import functools
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from recipes.config.keys import KeyPath
+
+
+def not_from_hub(key: KeyPath, what: str, kind: str, name: str) -> Iterator[tuple[KeyPath, str]]:
+    if _hub_reachable():
+        return
+    flag = "" if kind == "models" else " --repo-type dataset"
+    text = f"{what} is not on this machine and the Hugging Face hub cannot be reached; where it can, run"
+    yield key, f"{text} `hf download {name}{flag}` and copy the cache here, or give the path of a local folder"
+
+
+def in_hub_cache(kind: str, name: str) -> bool:
+    home = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
+    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")
+    return (cache / f"{kind}--{name.replace('/', '--')}" / "snapshots").is_dir()
+
+
+@functools.cache
+def _hub_reachable() -> bool:
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        return False
+    host = os.environ.get("HF_ENDPOINT", "https://huggingface.co").split("://")[-1].split("/")[0]
+    name, _, port = host.partition(":")
+    try:
+        with socket.create_connection((name, int(port or 443)), timeout=1):
+            return True
+    except (OSError, ValueError):
+        return False

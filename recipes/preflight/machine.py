@@ -1,0 +1,136 @@
+"""GPU, memory, compiler and disk of this machine."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from recipes.config.contradictions import world_size
+from recipes.config.keys import KeyPath
+from recipes.config.load import Recipe
+from recipes.cost.parameters import count_parameters
+from recipes.models.backends import features, refusals
+from recipes.preflight.packages import scheme_problems
+
+# Weights and gradients in fp32, and Adam's two moments: bytes a parameter costs in training without sharding.
+TRAINING_BYTES_PER_PARAMETER = 16
+CHECKPOINT_BYTES_PER_PARAMETER = 12  # weights and the two moments
+WEIGHT_BYTES = 4  # of a parameter that is not trained: with LoRA, about all of them
+
+
+def has_gpu() -> bool:
+    """Whether this machine has a GPU that torch could use, judged without importing torch."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
+    return Path("/dev/nvidia0").exists() or Path("/dev/kfd").exists()
+
+
+def _fp8_lacks() -> Iterator[str]:
+    """What amp_fp8 needs and this machine with a GPU does not have."""
+    if not importlib.util.find_spec("transformer_engine"):
+        yield "amp_fp8 needs the package transformer-engine (`pip install transformer-engine[pytorch]`)"
+    for name, capability in _compute_capabilities():
+        if capability < 8.9:  # Ada; what Transformer Engine asks for
+            yield f"{name} computes at {capability}, amp_fp8 needs 8.9 or more: an Ada, Hopper or newer GPU"
+            return
+
+
+def _compute_capabilities() -> list[tuple[str, float]]:
+    """(name, CUDA compute capability) of each NVIDIA GPU, asked of the driver; empty where it cannot be asked."""
+    command = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.splitlines()
+        return [(name, float(capability)) for name, capability in (line.rsplit(", ", 1) for line in lines)]
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return []
+
+
+def device_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
+    is_mpt = recipe.get("model.name") == "mpt_causal_lm"
+    if is_mpt:
+        attention = recipe.get("model.attn_config", {})
+        model = recipe["model"]
+        width = model.get("head_dim") or model.get("d_model", 2048) // model.get("n_heads", 16)
+        device = "cuda" if has_gpu() else "cpu"
+        for text in refusals(attention.get("attn_impl", "flash"), device, features(attention), head_dim=width):
+            yield ("model", "attn_config", "attn_impl"), text
+        if recipe.get("model.loss_fn") == "liger_crossentropy" and not (
+            has_gpu() and importlib.util.find_spec("liger_kernel")
+        ):
+            text = "needs a CUDA GPU and the package liger-kernel (`pip install liger-kernel`)"
+            yield ("model", "loss_fn"), f"liger_crossentropy {text}; fused_crossentropy takes the best that is here"
+    if recipe.get("compile") and not any(shutil.which(c) for c in (os.environ.get("CXX") or "g++", "clang++")):
+        yield ("compile",), "needs a C++ compiler, and this machine has none: install g++, or leave compile out"
+    if recipe.get("precision") == "amp_fp8" and has_gpu():
+        for text in _fp8_lacks():
+            yield ("precision",), f"{text}; use amp_bf16 without it"
+    if has_gpu():
+        return
+    if recipe.get("precision") in ("amp_fp16", "amp_fp8"):
+        yield ("precision",), f"no GPU here, and {recipe.get('precision')} needs one: use fp32 or amp_bf16 on a CPU"
+    if not is_mpt:
+        return
+    import psutil
+
+    parameters = _parameters(recipe)
+    each = WEIGHT_BYTES if recipe.get("model.peft_config") else TRAINING_BYTES_PER_PARAMETER
+    needed = parameters * each / max(1, world_size() if recipe.get("fsdp_config") else 1)
+    memory = psutil.virtual_memory().total
+    if needed > memory:
+        text = f"no GPU here, and {parameters:,} parameters need about {needed / 2**30:,.0f} GiB a process to train"
+        yield ("model",), f"{text}; this machine has {memory / 2**30:.0f} GiB: run it on GPUs, or try a smaller model"
+
+
+def _parameters(recipe: Recipe) -> int:
+    """Parameters of the recipe's model; 0 where its kind of layer is not counted."""
+    try:
+        return count_parameters(recipe["model"]).total
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return 0
+
+
+def disk_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
+    folder = recipe.get("save_folder")
+    if not folder:
+        return
+    if "://" in folder:
+        yield from scheme_problems(("save_folder",), folder)
+        return
+    existing = _existing(Path(folder.partition("{")[0] or ".").absolute())
+    if not can_be_made(existing):
+        yield ("save_folder",), f"checkpoints cannot be written to {folder}: {existing} is not a writable folder"
+        return
+    if recipe.get("model.name") == "mpt_causal_lm":
+        each = WEIGHT_BYTES if recipe.get("model.peft_config") else CHECKPOINT_BYTES_PER_PARAMETER
+        needed = _parameters(recipe) * each
+        free = shutil.disk_usage(existing).free
+        if needed > free:
+            where = os.path.relpath(existing)
+            text = f"one checkpoint takes about {needed / 1e9:,.1f} GB, and {where} has {free / 1e9:,.1f} GB free"
+            yield ("save_folder",), text
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def can_be_made(folder: Path) -> bool:
+    """Whether a folder is there, or can be made, and files in it."""
+    try:
+        with tempfile.TemporaryFile(dir=_existing(folder)):  # to root, all of /proc says that it is writable
+            return True
+    except OSError:
+        return False
+
+
+def can_be_written(file: Path) -> bool:
+    """Whether a file can be made or replaced."""
+    return not file.is_dir() and can_be_made(file.absolute().parent)

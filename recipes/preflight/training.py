@@ -1,0 +1,75 @@
+"""Everything that a sound training recipe would stop at on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from recipes.config.keys import KeyPath, Problem, RecipeError, walk
+from recipes.config.load import Recipe, load
+from recipes.preflight.data import data_problems, loaders
+from recipes.preflight.evaluation import shot_problems, task_file_problems
+from recipes.preflight.machine import device_problems, disk_problems
+from recipes.preflight.packages import package_problems
+from recipes.preflight.weights import pretrained_problems, tokenizer_problems, weight_problems
+from recipes.reports.runs import run_folder, run_name
+from recipes.training.checkpoints import find_checkpoints
+
+
+def preflight(recipe: Recipe) -> list[Problem]:
+    """Everything that a run of this recipe would stop at on this machine. Each says how to get what is missing."""
+    found: list[tuple[KeyPath, str]] = []
+    for key, loader in loaders(recipe):
+        found += data_problems(key, loader, recipe)
+    found += tokenizer_problems(recipe.get("tokenizer", {}))
+    found += weight_problems(recipe.values)
+    found += pretrained_problems(recipe)
+    found += device_problems(recipe)
+    found += disk_problems(recipe)
+    found += resume_problems(recipe)
+    found += shot_problems(recipe)
+    found += task_file_problems(recipe)
+    found += package_problems(recipe)
+    return [Problem(recipe.place(key), key, text) for key, text in found]
+
+
+# Keys of `model:` that say how to compute, not what: a checkpoint fits whatever they are.
+NOT_THE_MODEL = {"use_train_metrics", "additional_train_metrics", "loss_fn", "init_device", "master_weights_dtype"}
+
+
+def resume_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
+    """A run that would go on from the checkpoints of another model, or with another optimizer in name alone."""
+    save_folder, folder = recipe.get("save_folder"), run_folder(recipe)
+    if not save_folder or "://" in save_folder or recipe.values.get("autoresume") is False:
+        return
+    kept = Path(save_folder.replace("{run_name}", run_name(recipe)))
+    filename = recipe.get("save_filename", "ep{epoch}-ba{batch}-rank{rank}.pt")
+    if not (folder / "recipe.yaml").is_file() or find_checkpoints(kept, filename, sharded=False).newest is None:
+        return
+    try:
+        before = load(folder / "recipe.yaml")
+    except RecipeError:
+        return
+    what = _changes(_architecture(before.get("model", {})), _architecture(recipe["model"]))
+    if what:
+        text = f"the checkpoints in {kept} are of another model ({what})"
+        yield ("model",), f"{text}: choose another run_name or save_folder, or delete {folder}"
+    what = _changes(_flat(before.get("optimizer", {})), _flat(recipe.get("optimizer", {})))
+    if what:
+        text = f"the checkpoints in {kept} bring the numbers of their optimizer, so that {what} would change nothing"
+        mend = "put it back, or choose another run_name, with load_path and load_weights_only: true for these weights"
+        yield ("optimizer",), f"{text}: {mend}"
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    return ", ".join(f"{key} {before.get(key)} → {now.get(key)}" for key in changed)
+
+
+def _architecture(model: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in _flat(model).items() if k not in NOT_THE_MODEL and k != "attn_config.attn_impl"}
+
+
+def _flat(section: Mapping[str, Any]) -> dict[str, Any]:
+    return {".".join(map(str, key)): value for key, value in walk(section) if not isinstance(value, (dict, list))}

@@ -1,0 +1,64 @@
+"""The tokenizer and the weights that a recipe names."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from recipes.config.keys import KeyPath
+from recipes.config.load import Recipe
+from recipes.preflight.hub import in_hub_cache, not_from_hub
+from recipes.preflight.packages import missing_package, scheme_problems
+
+
+def tokenizer_problems(tokenizer: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
+    name = str(tokenizer.get("name"))
+    if name == "tiktoken":
+        yield from missing_package(("tokenizer", "name"), "tiktoken")
+        return
+    folder = Path(name)
+    if folder.is_file():
+        yield ("tokenizer", "name"), f"{folder} is a file: give the folder that it is in, {folder.parent}"
+    elif folder.is_dir():
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            if (folder / file).is_file() and not is_json(folder / file):
+                yield ("tokenizer", "name"), f"{folder / file} cannot be read: it is no JSON"
+        if not any((folder / f).is_file() for f in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
+            yield ("tokenizer", "name"), f"{folder} holds no tokenizer: no tokenizer.json, no tokenizer_config.json"
+    elif name.startswith((".", "/")) or name.count("/") > 1:
+        command = f"python -m data_prep.tokenizer YOUR.jsonl --out {name} --vocab-size N"
+        yield ("tokenizer", "name"), f"no tokenizer: {name} does not exist; train one with `{command}`"
+    elif not in_hub_cache("models", name):
+        yield from not_from_hub(("tokenizer", "name"), f"tokenizer {name}", "models", name)
+
+
+def weight_problems(settings: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
+    name = settings["model"].get("pretrained_model_name_or_path")
+    if name and not Path(str(name)).exists() and not in_hub_cache("models", str(name)):
+        yield from not_from_hub(("model", "pretrained_model_name_or_path"), f"model {name}", "models", str(name))
+    path = settings.get("load_path")
+    if path and "://" in path:
+        yield from scheme_problems(("load_path",), path)
+    elif path and "{" not in path and Path(path).is_file() and not zipfile.is_zipfile(path):
+        yield ("load_path",), f"{path} is no checkpoint, or not a whole one"
+    elif path and "{" not in path and not Path(path).exists():
+        yield ("load_path",), f"no checkpoint: {path} does not exist"
+
+
+def pretrained_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
+    if recipe.get("pretrained"):
+        from recipes.weights.pretrained import problems
+
+        for key, text in problems(recipe.values):
+            yield tuple(key.split(".")), text
+
+
+def is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return True
