@@ -12,7 +12,7 @@ import sys
 
 from recipes.config.check import load_checked
 from recipes.config.contradictions import world_size
-from recipes.config.keys import RecipeError
+from recipes.config.keys import Problem, RecipeError
 from recipes.planning.budget import refusal
 from recipes.preflight.training import preflight
 from recipes.reports.page import write_page
@@ -20,6 +20,7 @@ from recipes.reports.runs import run_folder, write_whole
 from recipes.reports.summary import is_finished, print_summary, write_summary
 from recipes.screen import is_first_rank, print_plan, print_problems, print_recipe, print_stop, usage
 from recipes.training.batches import plan_batches
+from recipes.training.holding import hold
 from recipes.training.startup import light_imports
 
 
@@ -50,6 +51,10 @@ def main(arguments: list[str]) -> int:
             print(f"\nfinished before, nothing to do (delete {folder} to train anew)")
             print_summary(folder)
         return 0
+
+    if is_first_rank() and (holder := hold(folder)):
+        text = f"{folder} is in use by {holder}: wait for it or stop it, or choose another run_name"
+        return print_problems("this run goes on already", [Problem(recipe.place(("run_name",)), ("run_name",), text)])
 
     with light_imports():
         from recipes.build import build

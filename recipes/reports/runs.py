@@ -5,6 +5,7 @@
              ledger.jsonl     what was paid for, also across kills
              summary.json     what the run came to, once it has ended
              checkpoints/     unless save_folder says otherwise
+             .lock            held by the process that trains
 """
 
 from __future__ import annotations

@@ -1,0 +1,31 @@
+"""One training at a time in a run folder: two would write one ledger and each other's checkpoints."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from pathlib import Path
+
+LOCK = ".lock"
+
+
+def hold(folder: Path) -> str | None:
+    """Hold a run folder until this process ends, however it ends; if another does, who that is.
+
+    A record lock: it is the process's own, so that workers which outlive a killed run for seconds do not keep it. Where
+    the file system has no locks, nothing is held.
+
+    Raises OSError where the folder cannot be made.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)  # open until the process ends
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # POSIX lets a system choose between the two
+        return os.pread(handle, 200, 0).decode("utf-8", "replace").strip() or "another process"
+    except OSError:
+        return None
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    return None
