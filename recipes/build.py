@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import logging
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from llmfoundry.utils.registry_utils import import_file
 
 from recipes.callbacks.budget import BudgetGuard, BudgetReached
 from recipes.callbacks.cost import CostMonitor
+from recipes.callbacks.log_lines import LogLines
 from recipes.callbacks.metrics_file import MetricsFile
 from recipes.config.keys import Problem, RecipeError
 from recipes.config.load import Recipe
@@ -166,6 +168,10 @@ def build(recipe: Recipe) -> Run:
     callbacks += _tasks_in_the_loop(recipe, settings, tokenizer, folder, cost)
     algorithms = [builders.build_algorithm(n, kwargs or {}) for n, kwargs in (settings["algorithms"] or {}).items()]
     found = resume_point(settings, name)
+    loggers = [MetricsFile(str(folder / "metrics.jsonl")), *build_loggers(recipe, settings)]
+    on_terminal = sys.stderr.isatty()
+    if settings["progress_bar"] and not on_terminal:
+        loggers.append(LogLines())
     with reporting(recipe, "save_folder" if settings["save_folder"] else "load_path"):
         trainer = Trainer(
             run_name=name,
@@ -179,10 +185,10 @@ def build(recipe: Recipe) -> Run:
             max_duration=settings["max_duration"],
             eval_interval=settings["eval_interval"],
             eval_subset_num_batches=settings["eval_subset_num_batches"],
-            progress_bar=settings["progress_bar"],
+            progress_bar=settings["progress_bar"] and on_terminal,
             log_to_console=settings["log_to_console"],
             console_log_interval=settings["console_log_interval"],
-            loggers=[MetricsFile(str(folder / "metrics.jsonl")), *build_loggers(recipe, settings)],
+            loggers=loggers,
             callbacks=callbacks,
             precision=settings["precision"],
             algorithms=algorithms,

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from composer import ComposerModel, Trainer
-from composer.loggers import InMemoryLogger
+from composer.loggers import InMemoryLogger, LoggerDestination
 from torch.utils.data import DataLoader, Dataset
 
 from recipes.callbacks import cost as cost_module
@@ -53,7 +53,7 @@ class Tiny(ComposerModel):
         return 1000 * batch["input_ids"].numel()
 
 
-def trainer(monitor: CostMonitor, batches: int, logger: InMemoryLogger | None = None, **kwargs: Any) -> Trainer:
+def trainer(monitor: CostMonitor, batches: int, logger: LoggerDestination | None = None, **kwargs: Any) -> Trainer:
     model = Tiny()
     return Trainer(
         model=model,

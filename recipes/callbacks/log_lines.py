@@ -1,0 +1,75 @@
+"""How a run gets on, in lines for a log: what the progress bar shows on a terminal, without a line for each step."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from composer.core import State
+from composer.loggers import Logger, LoggerDestination
+from composer.utils import dist
+
+from recipes.callbacks.readings import progress
+from recipes.cost.duration import in_words
+
+INTERVAL_S = 30.0
+
+
+class LogLines(LoggerDestination):
+    """A line on stderr after the first step, the last, each evaluation, and else every 30 s; from rank 0 only."""
+
+    def __init__(self, interval_s: float = INTERVAL_S) -> None:
+        self._interval_s = interval_s
+        self._due_s = 0.0
+        self._said = -1  # the step that the last line was about
+        self._metrics: dict[str, Any] = {}
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        self._metrics.update(metrics)
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        if time.monotonic() >= self._due_s:
+            self._say(state)
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        if self._said != state.timestamp.batch.value:
+            self._say(state)
+
+    def eval_end(self, state: State, logger: Logger) -> None:
+        loss = self._metrics.get("metrics/eval/LanguageCrossEntropy")
+        if loss is not None:
+            _write(f"step {state.timestamp.batch.value:,}: validation loss {float(loss):.4f}")
+
+    def _say(self, state: State) -> None:
+        self._said = state.timestamp.batch.value
+        self._due_s = time.monotonic() + self._interval_s
+        _write(f"step {self._said:,}" + _share(state) + ": " + ", ".join(_shown(self._metrics)))
+
+
+def _share(state: State) -> str:
+    done = progress(state)
+    return "" if done is None else f" ({done:.0%})"
+
+
+def _shown(metrics: dict[str, Any]) -> list[str]:
+    """What there is of the loss, the rate, the money and the time left."""
+    shown = []
+    if "loss/train/total" in metrics:
+        shown.append(f"loss {float(metrics['loss/train/total']):.4f}")
+    if "throughput/tokens_per_s" in metrics:
+        shown.append(f"{metrics['throughput/tokens_per_s']:,.0f} tokens/s")
+    if "cost/usd" in metrics:
+        total = metrics.get("cost/usd_projected_total")
+        shown.append(f"${metrics['cost/usd']:.4g}" + ("" if total is None else f" of about ${total:.4g}"))
+    if "cost/hours_left" in metrics:
+        shown.append(f"{in_words(metrics['cost/hours_left'] * 3600)} left")
+    for name, key in (("MFU", "throughput/mfu"), ("goodput", "cost/goodput")):
+        if key in metrics:
+            shown.append(f"{name} {metrics[key]:.0%}")
+    return shown
+
+
+def _write(line: str) -> None:
+    if dist.get_global_rank() == 0:
+        print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
