@@ -124,8 +124,8 @@ def parse_manifest(content: bytes, path: str) -> Manifest:
         for name, kind in (("sources", SourceRecord), ("shards", FileRecord), ("files", FileRecord)):
             value[name] = [_record(kind, record, name) for record in _checked(value[name], list[Any], name)]
         manifest: Manifest = _record(Manifest, value, "")
-        if not manifest.splits or manifest.seq_len < 1:
-            raise ValueError("expected splits, and a seq_len above 0")
+        if not manifest.splits or manifest.seq_len < 1 or manifest.separators.keys() != {"before", "after"}:
+            raise ValueError("expected splits, a seq_len above 0, and separators before and after")
         return manifest
     except KeyError as error:
         raise ValueError(

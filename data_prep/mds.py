@@ -46,15 +46,26 @@ def read_index(folder: Path) -> list[ShardEntry]:
             if shard["format"] != "mds" or shard["compression"]:
                 kind = f"{shard['format']}, compression {shard['compression']}"
                 raise PrepError(f"{folder}: shards are {kind}; expected mds without compression.")
-            columns = zip(shard["column_names"], shard["column_encodings"], shard["column_sizes"], strict=True)
-            path = folder / shard["raw_data"]["basename"]
-            entries.append(ShardEntry(path, int(shard["samples"]), list(columns)))
+            columns = list(zip(shard["column_names"], shard["column_encodings"], shard["column_sizes"], strict=True))
+            samples, name = shard["samples"], shard["raw_data"]["basename"]
+            if not (_is_count(samples) and isinstance(name, str) and all(map(_is_column, columns))):
+                raise ValueError(f"got {columns} of {samples} samples in {name}")
+            entries.append(ShardEntry(folder / name, samples, columns))
     except PrepError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise PrepError(f"{folder / INDEX}: not an index of MDS shards ({what}); prepare the shards again.") from error
     return entries
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 32
+
+
+def _is_column(column: tuple[object, object, object]) -> bool:
+    name, encoding, size = column
+    return isinstance(name, str) and isinstance(encoding, str) and (size is None or _is_count(size))
 
 
 def read_samples(entry: ShardEntry, first: int = 0, count: int | None = None) -> Iterator[dict[str, bytes]]:
@@ -115,7 +126,10 @@ def token_stream(entries: list[ShardEntry]) -> Iterator[Ids]:
             if encoding.startswith("ndarray"):
                 yield decode_array(sample["tokens"], encoding)
             else:
-                yield np.frombuffer(sample["tokens"], dtype="<i8")  # bytes: LLM Foundry's older shards
+                try:
+                    yield np.frombuffer(sample["tokens"], dtype="<i8")  # bytes: LLM Foundry's older shards
+                except ValueError as error:
+                    raise PrepError(_damaged(entry, f"a sample is no int64 ids: {error}")) from error
 
 
 def _split(sample: bytes, columns: list[tuple[str, str, int | None]]) -> dict[str, bytes]:

@@ -107,3 +107,33 @@ def test_damage_in_words(finished: Path, tmp_path: Path, capsys: pytest.CaptureF
     shard.write_bytes(shard.read_bytes()[:40])
     assert main([str(shards / "val")]) == 1
     assert f"error: {shard} is damaged (its list of samples is cut short)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "keys", "value"),
+    [
+        ("index.json", ("shards", 0, "samples"), 10**30),
+        ("index.json", ("shards", 0, "column_encodings", 0), None),
+        ("index.json", ("shards", 0, "column_names", 0), 3),
+        ("index.json", ("shards", 0, "column_sizes", 0), "many"),
+        ("index.json", ("shards", 0, "raw_data", "basename"), []),
+        ("manifest.json", ("separators",), {"before": []}),
+    ],
+)
+def test_a_damaged_index_or_manifest_is_said(
+    file: str,
+    keys: tuple[Any, ...],
+    value: object,
+    finished: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(finished / "train", tmp_path / "train")
+    content = json.loads((tmp_path / "train" / file).read_text())
+    inner = content
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    (tmp_path / "train" / file).write_text(json.dumps(content))
+    assert main([str(tmp_path)]) == 1
+    assert f"{tmp_path / 'train' / file}: not a" in capsys.readouterr().err
