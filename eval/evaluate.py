@@ -35,6 +35,7 @@ from recipes.config.check import check
 from recipes.config.keys import Place, Problem, RecipeError
 from recipes.config.load import Recipe, load
 from recipes.config.named_files import with_named_files
+from recipes.preflight.data import local_data_files
 from recipes.preflight.evaluation import evaluation_problems, preflight_evaluation
 from recipes.screen import is_first_rank, print_problems, usage
 from recipes.training.batches import shard_folders
@@ -221,6 +222,7 @@ def _files(recipe: Recipe) -> list[Path]:
     folders = [Path(recipe["contamination"]["shards"])] if recipe.get("contamination") else []
     for loader in loaders if isinstance(loaders, list) else [loaders] if loaders else []:
         folders += shard_folders(loader.get("dataset") or {})
+        files += local_data_files(loader.get("dataset") or {})
     return files + [file for folder in folders for file in _files_of_shards(folder)]
 
 

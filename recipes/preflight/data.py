@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -98,6 +99,27 @@ def _shards(key: KeyPath, folder: Path, loader: Mapping[str, Any], recipe: Recip
         yield key, f"{text}: set model.vocab_size to at least {manifest.tokenizer.vocab_size}"
 
 
+def local_data_files(dataset: Mapping[str, Any]) -> list[Path]:
+    """The files on this machine that a data set of Hugging Face's loaders is read from."""
+    options = dataset.get("hf_kwargs") or {}
+    names = [
+        *_names_in(options.get("data_files")),
+        *_names_in(options.get("data_dir")),
+        str(dataset.get("hf_name", "")),
+    ]
+    files: set[Path] = set()
+    for name in names:
+        for path in (Path(found) for found in glob.glob(name, recursive=True)):
+            files |= {inner for inner in (path.rglob("*") if path.is_dir() else [path]) if inner.is_file()}
+    return sorted(files)
+
+
+def _names_in(value: Any) -> list[str]:
+    """The texts of a text, a list or a section, however deep."""
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else []
+    return [value] if isinstance(value, str) else [name for one in inner for name in _names_in(one)]
+
+
 def _hub_dataset_problems(where: KeyPath, dataset: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
     name = str(dataset["hf_name"])
     function = dataset.get("preprocessing_fn")
@@ -111,10 +133,8 @@ def _hub_dataset_problems(where: KeyPath, dataset: Mapping[str, Any]) -> Iterato
         folder = options.get("data_dir")
         if folder and "://" not in str(folder) and not Path(str(folder)).is_dir():
             yield (*where, "hf_kwargs", "data_dir"), f"no data: there is no folder {folder}"
-        files = options.get("data_files") or []
-        listed = files.values() if isinstance(files, Mapping) else [files] if isinstance(files, str) else files
-        for file in listed if hasattr(listed, "__iter__") else ():
-            if isinstance(file, str) and "://" not in file and "*" not in file and not Path(file).exists():
+        for file in _names_in(options.get("data_files")):
+            if "://" not in file and "*" not in file and not Path(file).exists():
                 yield (*where, "hf_kwargs", "data_files"), f"no data: there is no file {file}"
     elif "://" in name:
         yield from scheme_problems((*where, "hf_name"), name)

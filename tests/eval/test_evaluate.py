@@ -14,6 +14,7 @@ from eval.models import spell_out_models
 from eval.results import examples_path
 from recipes.config.keys import RecipeError
 from recipes.config.load import load
+from recipes.preflight.data import local_data_files
 from recipes.reports.summary import print_summary
 
 from ..conftest import ROOT, Command, summary
@@ -325,3 +326,15 @@ def test_task_and_gauntlet_files_of_llm_foundry(
     expected = (one["score"] - 0.25) / 0.75
     assert model["gauntlet"] == pytest.approx({"language_understanding": expected, "core_average": expected})
     assert "gauntlet: core_average" in result.stdout
+
+
+def test_files_of_hugging_faces_loaders_count(tmp_path: Path) -> None:
+    """An evaluation over them is another one when they change."""
+    for name in ("a.jsonl", "b.jsonl", "folder/c.jsonl", "folder/deep/d.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    files = {"validation": [f"{tmp_path}/a.jsonl", f"{tmp_path}/no.jsonl"], "test": f"{tmp_path}/b*"}
+    found = local_data_files({"hf_name": "json", "hf_kwargs": {"data_files": files, "data_dir": f"{tmp_path}/folder"}})
+    assert [path.name for path in found] == ["a.jsonl", "b.jsonl", "c.jsonl", "d.jsonl"]
+    assert local_data_files({"hf_name": str(tmp_path / "folder")}) == found[2:]
+    assert local_data_files({"hf_name": "someone/words", "split": "test"}) == []
