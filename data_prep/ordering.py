@@ -63,7 +63,7 @@ def order_by_document(
 ) -> Ordered:
     """Documents without duplicates, the first of each kept; the main split shuffled, if a seed is given.
 
-    The extents and KEPT_HELD go into `folder`. Disk: up to 40 bytes a document there, and what `mark_near_duplicates`
+    The extents and KEPT_HELD go into `folder`. Disk: up to 65 bytes a document there, and what `mark_near_duplicates`
     says. Memory: what a Sorter has, and a mapped file of a byte a document, which the system may write out.
     """
     states = np.memmap(folder / _STATES, dtype=np.uint8, mode="w+", shape=max(tables.documents, 1))
@@ -115,7 +115,7 @@ def _write(
         kept_held = stack.enter_context(open(folder / KEPT_HELD, "wb"))
         for block in tables.blocks():
             records, held = block.records, block.records["held"] == 1
-            kept = ~np.isin(states[block.first : block.first + len(records)], list(_LEFT_OUT.values()))
+            kept = states[block.first : block.first + len(records)] == 0
             kept_held.write(kept[held].tobytes())
             for split, content in splits.items():
                 here = held if split == HELD else ~held
