@@ -52,7 +52,12 @@ def main(arguments: list[str]) -> int:
             print_summary(folder)
         return 0
 
-    if is_first_rank() and (holder := hold(folder)):
+    try:
+        holder = hold(folder) if is_first_rank() else None
+    except OSError as error:
+        text = f"{folder} cannot be written to ({error.strerror}): choose another run_name"
+        return print_problems("this run cannot begin", [Problem(recipe.place(("run_name",)), ("run_name",), text)])
+    if holder:
         text = f"{folder} is in use by {holder}: wait for it or stop it, or choose another run_name"
         return print_problems("this run goes on already", [Problem(recipe.place(("run_name",)), ("run_name",), text)])
 
