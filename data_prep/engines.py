@@ -5,7 +5,7 @@ Where text that spells a special token is to stay text, gigatoken gets a tokeniz
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ import psutil
 from tokenizers import Tokenizer
 
 from data_prep.errors import PrepError
+from data_prep.long_texts import CutRule, cut_rule, pieces_of
 from data_prep.newer_characters import has_newer_character
 from data_prep.tokenising import Engine, HuggingFaceEngine
 from data_prep.windows import Ids
 
 NAMES = ("gigatoken", "fastokens", "tokenizers")  # tried in this order: by speed
+_PIECE_CHARACTERS = 1024  # of a document with a newer character, of which the reference reads those that have one
 _CACHE_BYTES = 160 << 20  # that a process may grow by before the engine, whose caches never shrink, is made anew
 # Strings on which tokenizers differ most easily: runs of spaces, contractions, digits, control characters, scripts,
 # characters that are young.
@@ -45,6 +47,7 @@ class EngineSettings:
     name: str  # one of NAMES
     path: str  # of tokenizer.json
     allow_special: bool  # text that spells a special token becomes that token
+    cuts: CutRule | None = None  # where texts may be cut
 
     def make(self, reference: Engine | None = None) -> Engine:
         """The engine.
@@ -59,7 +62,7 @@ class EngineSettings:
             return HuggingFaceEngine(Tokenizer.from_file(self.path), self.allow_special)
         try:
             if self.name == "gigatoken":
-                return GigatokenEngine(self.path, self.allow_special, reference)
+                return GigatokenEngine(self.path, self.allow_special, self.cuts, reference)
             return FastokensEngine(self.path, self.allow_special)
         except ImportError as error:
             raise PrepError(f"not installed here ({error})") from error
@@ -72,7 +75,8 @@ class EngineSettings:
 class GigatokenEngine:
     """gigatoken, a document at a time on this thread: no batch calls, so no awkward arrays and no thread pool.
 
-    A document with one of NEWER_CHARACTERS goes to `tokenizers`, which is loaded for the first.
+    Of a document with one of NEWER_CHARACTERS the pieces that have them go to `tokenizers`, which is loaded for the
+    first; all of it where `cuts` is None.
 
     Its caches grow with every new word and have no limit; so it is loaded again (0.15 s) when the process has grown by
     160 MiB since the last time.
@@ -80,7 +84,7 @@ class GigatokenEngine:
 
     name = "gigatoken"
 
-    def __init__(self, path: str, allow_special: bool, reference: Engine | None = None):
+    def __init__(self, path: str, allow_special: bool, cuts: CutRule | None = None, reference: Engine | None = None):
         from gigatoken.gigatoken_rs import load_hf_json  # only here: not on every platform
 
         content = Path(path).read_bytes()
@@ -91,6 +95,7 @@ class GigatokenEngine:
         if not allow_special:
             content = without_special_tokens(content)
         self._load: Callable[[], Any] = lambda: load_hf_json(content)
+        self.cuts = cuts
         self._make_reference = lambda: EngineSettings("tokenizers", path, allow_special).make()
         self._reference = reference
         self._process = psutil.Process()
@@ -108,16 +113,19 @@ class GigatokenEngine:
         ids = [encode(text) for text in texts]
         for place, text in enumerate(texts):
             if has_newer_character(text):  # asked after encoding, when the text's UTF-8 is at hand
-                ids[place] = self._exactly(text)
+                ids[place] = self._exactly(text, encode)
         if self._process.memory_info().rss > self._size + _CACHE_BYTES:
             del encode
             self._renew()
         return ids
 
-    def _exactly(self, text: str) -> Ids:
+    def _exactly(self, text: str, encode: Callable[[str], Ids]) -> Ids:
         if self._reference is None:
             self._reference = self._make_reference()
-        return self._reference.encode([text])[0]
+        pieces = pieces_of([text], _PIECE_CHARACTERS, self.cuts)
+        return np.concatenate(
+            [self._reference.encode([piece])[0] if has_newer_character(piece) else encode(piece) for piece in pieces]
+        )
 
 
 class FastokensEngine:
@@ -168,9 +176,9 @@ def choose_engine(
             expected = reference.encode(texts)
         difference = first_difference(texts, expected, engine.encode(texts))
         if difference is None:
-            return candidate, engine
+            return _with_cuts(candidate, engine, sample)
         _report(name, f"gives other ids than tokenizers: {difference}", strict, loud=True)
-    return EngineSettings("tokenizers", settings.path, settings.allow_special), reference
+    return _with_cuts(EngineSettings(reference.name, settings.path, settings.allow_special), reference, sample)
 
 
 def first_difference(texts: Sequence[str], expected: Sequence[Ids], got: Sequence[Ids]) -> str | None:
@@ -182,6 +190,14 @@ def first_difference(texts: Sequence[str], expected: Sequence[Ids], got: Sequenc
             here = slice(at, at + 4)
             return f"{ids[here].tolist()} instead of {right[here].tolist()} at token {at} of {text[:60]!r}"
     return None
+
+
+def _with_cuts(settings: EngineSettings, engine: Engine, sample: Sequence[str]) -> tuple[EngineSettings, Engine]:
+    """Where texts may be cut, found out and told to the engine."""
+    cuts = cut_rule(settings.path, engine, settings.allow_special, sample)
+    if isinstance(engine, GigatokenEngine):
+        engine.cuts = cuts
+    return replace(settings, cuts=cuts), engine
 
 
 def _report(name: str, problem: str, fail: bool, loud: bool) -> None:

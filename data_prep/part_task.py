@@ -16,7 +16,7 @@ from data_prep.engines import EngineSettings
 from data_prep.errors import PrepError
 from data_prep.holdout import is_digest_held_out, sha256_of_text, utf8_blocks
 from data_prep.long_rows import LongDocument
-from data_prep.long_texts import CutRule, pieces_of
+from data_prep.long_texts import pieces_of
 from data_prep.part_files import HELD, MAIN, REJECTS, ROWS, TABLE, PartFacts, finish_part, new_folder, table_type
 from data_prep.parts import Part
 from data_prep.readers import open_reader
@@ -51,7 +51,6 @@ class PartSettings:
     skip_bad_rows: bool
     holdout: float  # 0..1
     filters: FilterSettings
-    cuts: CutRule | None  # of long texts
 
 
 @dataclass
@@ -170,7 +169,7 @@ class _PartWriter:
         split = self._note(size, sha256, [text])
         if split == HELD:
             self._file(ROWS).write(document.row + b"\n")
-        if self._settings.cuts and len(text) > _BATCH_CHARACTERS:
+        if self._settings.engine.cuts and len(text) > _BATCH_CHARACTERS:
             self._encode_long(split, [text])
             return
         batch = self._batches[split]
@@ -221,7 +220,7 @@ class _PartWriter:
         file, dtype = self._file(f"{split}.ids"), self._settings.dtype
         tokens = self._added
         file.write(np.array(self._settings.separators.before, dtype=dtype).tobytes())
-        for piece in pieces_of(blocks, _BATCH_CHARACTERS, self._settings.cuts):
+        for piece in pieces_of(blocks, _BATCH_CHARACTERS, self._settings.engine.cuts):
             (ids,) = self._engine.encode([piece])
             tokens += len(ids)
             file.write(ids.astype(dtype).data.cast("B"))

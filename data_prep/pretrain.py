@@ -20,7 +20,6 @@ from tokenizers import Tokenizer
 from data_prep.cluster import RayTasks, connected
 from data_prep.engines import NAMES, EngineSettings, choose_engine
 from data_prep.errors import PrepError, exit_status
-from data_prep.long_texts import cut_rule
 from data_prep.making import make_splits
 from data_prep.manifest import Manifest
 from data_prep.options import add_common_options
@@ -118,7 +117,6 @@ def make(arguments: argparse.Namespace, plan: Plan, tokenizer: Tokenizer, out: P
         skip_bad_rows=options["on_error"] == "skip",
         holdout=options["holdout"],
         filters=plan.filters,
-        cuts=cut_rule(path, engine, options["allow_special"], sample),
     )
     part_bytes = round(arguments.part_mb * 1e6)
     parts = cut_into_parts(sources, part_bytes)

@@ -2,7 +2,7 @@
 
 import itertools
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_prep.long_rows import LongDocument
@@ -20,17 +20,20 @@ _READ_BYTES = 1 << 18  # of each source, so that a long line costs nothing
 def sample_texts(sources: Sequence[Source], text_key: str) -> list[str]:
     """Beginnings of documents, always the same ones; rows that are no document are passed over."""
     chosen = sources[:: max(len(sources) // _SOURCES, 1)][:_SOURCES]
-    texts = []
-    for source in chosen:
-        rows: Iterable[Document | LongDocument | Rejected]
-        if source.path.endswith(".txt"):
-            rows = [Document(1, sample_bytes(source, _READ_BYTES).decode("utf-8", errors="ignore"), b"")]
-        elif source.path.endswith(".parquet"):
-            with tempfile.TemporaryDirectory() as folder:
-                rows = itertools.islice(open_reader(source, text_key, spool=Path(folder)).rows(), _DOCUMENTS)
-                texts += [row.text[:_CHARACTERS] for row in rows if not isinstance(row, Rejected)]
-            continue
-        else:
-            rows = [parse_row(n, line, text_key) for n, line in enumerate(sample_rows(source, _READ_BYTES), 1)]
-        texts += [row.text[:_CHARACTERS] for row in rows if isinstance(row, Document)][:_DOCUMENTS]
+    texts: list[str] = []
+    with tempfile.TemporaryDirectory() as spool:  # of long rows of parquet
+        for source in chosen:
+            documents = (row for row in _rows(source, text_key, Path(spool)) if not isinstance(row, Rejected))
+            texts += [document.text[:_CHARACTERS] for document in itertools.islice(documents, _DOCUMENTS)]
     return texts
+
+
+def _rows(source: Source, text_key: str, spool: Path) -> Iterator[Document | LongDocument | Rejected]:
+    """The first rows of a source, or as much of one as is read of it."""
+    if source.path.endswith(".parquet"):
+        yield from itertools.islice(open_reader(source, text_key, spool=spool).rows(), _DOCUMENTS)
+    elif source.path.endswith(".txt"):
+        yield Document(1, sample_bytes(source, _READ_BYTES).decode("utf-8", errors="ignore"), b"")
+    else:
+        for number, line in enumerate(sample_rows(source, _READ_BYTES), 1):
+            yield parse_row(number, line, text_key)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,30 @@ def test_all_characters_that_differ_are_known(tokenizer: Path, tmp_path: Path) -
     engine = EngineSettings("gigatoken", path, False).make()
     for ids, expected in zip(engine.encode(differing), reference.encode(differing), strict=True):
         assert np.array_equal(ids, expected)
+
+
+def test_of_a_long_document_only_the_pieces_with_newer_characters_take_the_reference(
+    tokenizer: Path, strings: list[str], tmp_path: Path
+) -> None:
+    path = nfc_tokenizer(tokenizer, tmp_path)
+    chosen, engine = choose_engine(
+        "gigatoken", EngineSettings("", path, False), Tokenizer.from_file(path), strings, True
+    )
+    words = "some words of a document, " * 2000
+    text = "".join(f"{words}{newer}\u0301 " for newer in COMPOSED) + words
+    asked: list[str] = []
+
+    class Watched(HuggingFaceEngine):
+        def encode(self, texts: Sequence[str]) -> list[Any]:
+            asked.extend(texts)
+            return super().encode(texts)
+
+    watched = Watched(Tokenizer.from_file(path), allow_special=False)
+    (expected,) = EngineSettings("tokenizers", path, False).make().encode([text])
+    for one in (engine, chosen.make(watched)):
+        assert np.array_equal(one.encode([text])[0], expected)
+    assert 0 < sum(map(len, asked)) < len(text) / 10
+    assert all(map(has_newer_character, asked))
 
 
 def test_the_check_at_the_start_finds_characters_that_differ(
