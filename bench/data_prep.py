@@ -10,8 +10,8 @@ The text is that of the packages installed beside this interpreter (source code 
 Foundry's programs once, and then ours and the bare tokenizer, which take seconds where LLM Foundry takes minutes,
 several times in turn: a noisy machine is quick and slow by turns of such a length. CPU seconds are user and system time
 of the program and its children, start-up included.
-Memory is that of a program and its children together, looked at one to ten times a second: pages that they share count
-once (PSS). Not ru_maxrss, which starts from what the process held that started the program.
+Memory is that of a program and its children together, looked at four times a second: pages that they share count once
+(PSS). Not ru_maxrss, which starts from what the process held that started the program.
 """
 
 import argparse

@@ -4,12 +4,15 @@ import contextlib
 import os
 import subprocess
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+_LOOK_S = 0.25  # between two looks at a program's memory, which take time of the program's too
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -35,6 +38,24 @@ def held_mb(root: int) -> float:
     return total / 1e6
 
 
+@contextlib.contextmanager
+def watched(root: int) -> Iterator[list[float]]:
+    """What a process and all below it hold, in MB, from now until the end of the block, looked at by a thread."""
+    held, ended = [0.0], threading.Event()
+
+    def look() -> None:
+        while not ended.wait(_LOOK_S):
+            held.append(held_mb(root))
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield held
+    finally:
+        ended.set()
+        thread.join()
+
+
 def measured(words: list[str], env: dict[str, str] | None = None) -> Run:
     """Run a program to its end, looking at its memory on the way; fails loudly where it does."""
     start = time.perf_counter()
@@ -43,19 +64,15 @@ def measured(words: list[str], env: dict[str, str] | None = None) -> Run:
         environment["PYTHONPYCACHEPREFIX"] = tempfile.gettempdir() + "/bench-bytecode"
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
-        peak_mb, status, usage = 0.0, 0, None
-        while usage is None:
-            peak_mb = max(peak_mb, held_mb(process.pid))
-            found, status, used = os.wait4(process.pid, os.WNOHANG)
-            usage = used if found else None
-            # looking takes time of the program's too: less often in a long run
-            time.sleep(0 if found else min(max((time.perf_counter() - start) / 100, 0.1), 1))
+        with watched(process.pid) as held:
+            _, status, usage = os.wait4(process.pid, 0)
+            wall_s = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
         output.seek(0)
         text = output.read()
     if process.returncode:
         raise SystemExit(f"{' '.join(words)[:200]} failed:\n{text[-3000:]}")
-    return Run(usage.ru_utime + usage.ru_stime, time.perf_counter() - start, peak_mb, text)
+    return Run(usage.ru_utime + usage.ru_stime, wall_s, max(held), text)
 
 
 def figures(run: Run) -> dict[str, float]:

@@ -12,7 +12,7 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,43 +35,44 @@ BLOCK = 4_000_000  # tokens of shards looked at together
 BASE = np.uint64(0x9E3779B97F4A7C15)  # odd; hashes are polynomials in it modulo 2**64
 
 
-def contaminated(task: Task, tokenizer: Any, shards: str, tokens: int = TOKENS) -> dict[str, Any]:
-    """How many examples share `tokens` tokens in a row with the shards, and which.
+def contaminated(tasks: Sequence[Task], tokenizer: Any, shards: str, tokens: int = TOKENS) -> list[dict[str, Any]]:
+    """How many examples of each task share `tokens` tokens in a row with the shards, and which; these are read once.
 
     Examples shorter than that are compared whole; `too_short` says how many. tokenizer: the one of the shards.
     Raises TaskError where the folder holds no shards of token ids, or those of another tokenizer.
     """
     entries = check_shards(Path(shards), tokenizer)
-    too_short = 0
-    by_length: dict[int, list[tuple[int, np.ndarray[Any, Any]]]] = {}
-    for index, example in enumerate(task.examples):
-        ids = np.asarray(tokenizer(example.question, add_special_tokens=False)["input_ids"], dtype=np.uint64)
-        too_short += len(ids) < tokens
-        by_length.setdefault(min(len(ids), tokens), []).append((index, ids))
-    found: set[int] = set()
-    for length, examples in by_length.items():
-        if length == 0:
-            continue
-        grams: dict[int, set[int]] = {}  # hash → examples
-        for index, ids in examples:
-            for value in hashes(ids, length).tolist():
-                grams.setdefault(value, set()).add(index)
-        wanted = np.array(sorted(grams), dtype=np.uint64)
-        for block in _blocks(entries, length):
-            seen = hashes(block, length)
-            places = np.searchsorted(wanted, seen)
-            hits = np.unique(seen[wanted[places.clip(max=len(wanted) - 1)] == seen])
-            for value in hits.tolist():
-                found |= grams[value]
-    return {
-        "label": task.label,
-        "examples": len(task.examples),
-        "contaminated": len(found),
-        "tokens": tokens,
-        "too_short": too_short,
-        "shards": str(shards),
-        "which": sorted(found),
-    }
+    too_short = [0] * len(tasks)
+    grams: dict[int, dict[int, set[tuple[int, int]]]] = {}  # length → hash → places: task and example
+    for number, task in enumerate(tasks):
+        for index, example in enumerate(task.examples):
+            too_short[number] += len(_ids_of(tokenizer, example.question)) < tokens
+            for text in (example.question, f" {example.question}"):  # a line's beginning, and within one
+                ids = _ids_of(tokenizer, text)
+                for length, values in hashes(ids, {min(len(ids), tokens)} - {0}):
+                    of_length = grams.setdefault(length, {})
+                    for value in values.tolist():
+                        of_length.setdefault(value, set()).add((number, index))
+    wanted = {length: np.array(sorted(of_length), dtype=np.uint64) for length, of_length in grams.items()}
+    found: set[tuple[int, int]] = set()
+    for block in _blocks(entries, max(wanted)) if wanted else ():
+        for length, seen in hashes(block, set(wanted)):
+            places = np.searchsorted(wanted[length], seen)
+            hits = np.unique(seen[wanted[length][places.clip(max=len(wanted[length]) - 1)] == seen])
+            found.update(*(grams[length][value] for value in hits.tolist()))
+    which = [sorted(index for other, index in found if other == number) for number in range(len(tasks))]
+    return [
+        {
+            "label": task.label,
+            "examples": len(task.examples),
+            "contaminated": len(which[number]),
+            "tokens": tokens,
+            "too_short": too_short[number],
+            "shards": str(shards),
+            "which": which[number],
+        }
+        for number, task in enumerate(tasks)
+    ]
 
 
 def check_shards(folder: Path, tokenizer: Any) -> list[ShardEntry]:
@@ -96,16 +97,20 @@ def check_shards(folder: Path, tokenizer: Any) -> list[ShardEntry]:
     return entries
 
 
-def hashes(ids: np.ndarray[Any, Any], length: int) -> np.ndarray[Any, Any]:
-    """64-bit hashes of every `length` ids in a row: (N,) → (N − length + 1,)."""
-    if len(ids) < length:
-        return np.zeros(0, dtype=np.uint64)
-    count = len(ids) - length + 1
-    values: np.ndarray[Any, Any] = np.zeros(count, dtype=np.uint64)
-    with np.errstate(over="ignore"):
-        for offset in range(length):
-            values = values * BASE + (ids[offset : offset + count] + np.uint64(1))
-        return values ^ (values >> np.uint64(29))
+def hashes(ids: np.ndarray[Any, Any], lengths: Collection[int]) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
+    """For each of the lengths, least first, 64-bit hashes of every so many ids in a row: (N,) → (N − length + 1,)."""
+    values: np.ndarray[Any, Any] = np.zeros(len(ids), dtype=np.uint64)
+    more = ids + np.uint64(1)
+    for length in range(1, min(max(lengths, default=0), len(ids)) + 1):
+        values = values[: len(ids) - length + 1]
+        values *= BASE  # modulo 2**64: arrays wrap around
+        values += more[length - 1 :]
+        if length in lengths:
+            yield length, values ^ (values >> np.uint64(29))
+
+
+def _ids_of(tokenizer: Any, text: str) -> np.ndarray[Any, Any]:
+    return np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.uint64)
 
 
 def _blocks(entries: list[ShardEntry], length: int) -> Iterator[np.ndarray[Any, Any]]:
@@ -166,8 +171,8 @@ def main(arguments: Sequence[str]) -> int:
         except Exception as error:  # the tokenizers library raises plain ones
             words = " ".join(str(error).split())[:200] or type(error).__name__
             raise TaskError(f"--tokenizer: {chosen.tokenizer}: cannot be read: {words}") from None
-        for task in tasks_of(entries, tokenizer, length, 1, Path("."), None):
-            found = contaminated(task, tokenizer, chosen.shards, chosen.tokens)
+        tasks = tasks_of(entries, tokenizer, length, 1, Path("."), None)
+        for task, found in zip(tasks, contaminated(tasks, tokenizer, chosen.shards, chosen.tokens), strict=True):
             print(contamination_line(found))
             for index in found["which"][:SHOWN]:
                 print(f"  example {index + 1}: {task.examples[index].shown!r}")

@@ -165,7 +165,7 @@ def _evaluate(
             result["gauntlet"] = gauntlet_scores(settings["eval_gauntlet"], judged)
         numbers |= {f"icl/metrics/eval_gauntlet/{name}": value for name, value in result["gauntlet"].items()}
     if recipe.get("contamination"):
-        result["contamination"] = [contaminated(task, tokenizer, **recipe["contamination"]) for task in tasks]
+        result["contamination"] = contaminated(tasks, tokenizer, **recipe["contamination"])
     result["unigram_entropy"] = _unigram_entropy(recipe)
     if settings.get("samples"):
         result["samples"] = _samples(loaded().backbone, tokenizer, settings["samples"])

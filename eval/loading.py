@@ -13,6 +13,7 @@ from eval.models import is_folder, longest
 from recipes import build
 from recipes.config.load import Recipe
 from recipes.talking.loading import model_of_folder
+from recipes.weights.checkpoint_tensors import verify_file
 from recipes.weights.trained import Trained
 
 
@@ -30,6 +31,8 @@ class LoadedModel:
         path = entry.get("load_path")
         by_hand = path is not None and fsdp is None and Path(str(path)).is_dir()
         with build.reporting(recipe, "models"):
+            if path is not None and Path(str(path)).is_file() and dist.get_local_rank() == 0:
+                verify_file(Path(str(path)))
             model = _build(entry, tokenizer, fsdp)
             if by_hand:
                 _fill_from_shards(model, Path(str(path)), recipe)

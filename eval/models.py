@@ -82,9 +82,7 @@ def _from_folder(entry: Mapping[str, Any], place: Place, key: KeyPath) -> dict[s
         text = f"{folder} is no Hugging Face folder: it has no config.json; make one with `python -m recipes export`"
         raise RecipeError([Problem(place, (*key, "folder"), text)])
     try:
-        config: Any = folder_config_of(folder)
-        if not isinstance(config, Mapping):
-            raise ValueError(f"{folder / 'config.json'}: got {type(config).__name__}, expected a JSON object")
+        config = folder_config_of(folder)
         for name in LENGTHS:
             if not isinstance(config.get(name) or 1, int) or (config.get(name) or 1) < 1:
                 raise ValueError(f"{folder / 'config.json'}: {name}: got {config[name]!r}, expected a number of tokens")

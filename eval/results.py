@@ -134,7 +134,8 @@ def show(path: Path, results: Mapping[str, Any]) -> None:
 
 def contamination_line(found: Mapping[str, Any]) -> str:
     share = f"{found['contaminated']:,} of {found['examples']:,} examples"
-    return f"{found['label']}: {share} share {found['tokens']} tokens in a row with {found['shards']}"
+    whole = f" ({found['too_short']:,} shorter, compared whole)" if found["too_short"] else ""
+    return f"{found['label']}: {share} share {found['tokens']} tokens in a row with {found['shards']}{whole}"
 
 
 def _row(task: Mapping[str, Any]) -> list[str]:

@@ -14,27 +14,38 @@ from composer.loggers.progress_bar_logger import ProgressBarLogger
 from recipes.cost.duration import in_words
 from recipes.cost.hardware import Gpu, gpu_from_device_name
 
+_WIDE_COLUMNS = 110  # from so many on the bar itself and both times are shown
+_WIDE = "{l_bar}{bar:10}{r_bar}{bar:-1b}"
+_NARROW = "{percentage:3.0f}% {n_fmt}/{total_fmt} {rate_fmt}{postfix}{bar:-1b}"
+
 
 def show(metrics: Mapping[str, float], logger: Logger) -> None:
-    """Puts dollars, the projected total, the time left, MFU and goodput beside the loss on the progress bar."""
-    shown: dict[str, str] = {}
+    """Puts dollars, the projected total, the time left, MFU and goodput beside the loss on the progress bar.
+
+    Dollars come first, then the loss: what does not fit on a narrow terminal is cut off at the end.
+    """
+    money: dict[str, str] = {}
     if "cost/usd" in metrics:
         total = metrics.get("cost/usd_projected_total")
-        shown["usd"] = f"{metrics['cost/usd']:.4g}" + ("" if total is None else f"/{total:.4g}")
+        money["usd"] = f"{metrics['cost/usd']:.3g}" + ("" if total is None else f"/{total:.3g}")
+    more: dict[str, str] = {}
     if "cost/hours_left" in metrics:
-        shown["left"] = in_words(metrics["cost/hours_left"] * 3600)
-    shown |= {
+        more["left"] = in_words(metrics["cost/hours_left"] * 3600)
+    more |= {
         name: f"{metrics[key]:.0%}"
         for name, key in (("mfu", "throughput/mfu"), ("goodput", "cost/goodput"))
         if key in metrics
     }
     for destination in logger.destinations:
         if isinstance(destination, ProgressBarLogger) and destination.train_pbar is not None:
-            bar, metrics_shown = destination.train_pbar.pbar, destination.train_pbar.metrics
-            # Composer pads its bar for a wide screen; the figures would not fit on one of 120 columns
-            bar.bar_format = re.sub(r"\s{2,}", " ", bar.bar_format.replace("{bar:25}", "{bar:10}"))
-            metrics_shown.update(shown)
-            bar.set_postfix(metrics_shown, refresh=False)
+            bar, shown = destination.train_pbar.pbar, destination.train_pbar.metrics
+            # Composer pads its bar for a wide screen
+            label = re.sub(r"\s{2,}", " ", bar.bar_format.partition("{")[0])
+            bar.bar_format = label + (_NARROW if (bar.format_dict["ncols"] or _WIDE_COLUMNS) < _WIDE_COLUMNS else _WIDE)
+            losses = {name: value for name, value in shown.items() if name not in money.keys() | more.keys()}
+            shown.clear()  # the same dictionary: Composer puts its own figures into it
+            shown.update({**money, **losses, **more})
+            bar.set_postfix(shown, refresh=False)
 
 
 def device_gpu(state: State) -> Gpu | None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.manifest import load_manifest, shard_problems
+from data_prep.manifest import digest_problems, load_manifest, shard_problems
 from recipes.config.keys import KeyPath
 from recipes.config.load import Recipe
 from recipes.preflight.hub import in_hub_cache, not_from_hub
@@ -83,7 +83,10 @@ def _shards(key: KeyPath, folder: Path, loader: Mapping[str, Any], recipe: Recip
         for text in _unlisted_shards(folder):
             yield key, text
         return
-    for text in shard_problems(folder, manifest) or _unlisted_shards(folder):
+    # Validation data is small, and a flipped bit in it changes every score; a process a machine reads it.
+    is_read = key[0] == "eval_loader" and os.environ.get("LOCAL_RANK", "0") == "0"
+    found = digest_problems(folder, manifest) if is_read else shard_problems(folder, manifest)
+    for text in found or _unlisted_shards(folder):
         yield key, text
     length = (loader.get("dataset") or {}).get("max_seq_len") or recipe["max_seq_len"]
     if manifest.seq_len < length:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import pickle
 import struct
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from recipes.weights.number_types import SIZES
 from recipes.weights.tensor_files import Entry, TensorFiles
 
+_PIECE = 1 << 24  # bytes read at once
 _STORAGES = {
     "DoubleStorage": "F64",
     "FloatStorage": "F32",
@@ -38,6 +40,39 @@ def checkpoint_file(path: Path) -> TensorFiles:
     Raises:
         ValueError: the file is no checkpoint, or is cut off.
     """
+    entries = {}
+    with path.open("rb") as file:
+        for name, tensor, member in _model_tensors(path):
+            offset = _start_of(file, member) + tensor.offset * SIZES[tensor.storage.dtype]
+            if not tensor.is_contiguous:
+                raise ValueError(f"{path}: {name} is not stored row by row, which Composer does not write")
+            entries[plain_name(name)] = Entry(path, tensor.storage.dtype, tensor.shape, offset)
+    return TensorFiles(entries)
+
+
+def verify_file(path: Path) -> None:
+    """Compare the bytes of the model's tensors with the CRC-32 that torch wrote beside each and never looks at
+
+    Raises:
+        ValueError: they are others; says of which tensor.
+    """
+    done = set()
+    with path.open("rb") as file:
+        for name, _, member in _model_tensors(path):
+            if member.filename in done:
+                continue
+            done.add(member.filename)
+            file.seek(_start_of(file, member))
+            left, checksum = member.file_size, 0
+            while left and (piece := file.read(min(left, _PIECE))):
+                left, checksum = left - len(piece), zlib.crc32(piece, checksum)
+            if left or checksum != member.CRC:
+                text = f"the bytes of {plain_name(name)} are not those that were saved (CRC-32 {checksum:08x}"
+                raise ValueError(f"{path} is damaged: {text}, expected {member.CRC:08x}); take another copy of it")
+
+
+def _model_tensors(path: Path) -> Iterator[tuple[str, _Tensor, zipfile.ZipInfo]]:
+    """The model's tensors with their names in the checkpoint, and the member of the file that each lies in."""
     try:
         with zipfile.ZipFile(path) as archive:
             pickled = next((n for n in archive.namelist() if n.endswith("/data.pkl")), None)
@@ -55,16 +90,12 @@ def checkpoint_file(path: Path) -> TensorFiles:
     model = state.get("model") if isinstance(state, Mapping) else None
     if not isinstance(model, Mapping):
         raise ValueError(f"{path} is no Composer checkpoint: it has no state.model")
-    entries = {}
-    with path.open("rb") as file:
-        for name, tensor in model.items():
-            if isinstance(tensor, _Tensor):
-                info = places[f"{prefix}data/{tensor.storage.key}"]
-                offset = _start_of(file, info) + tensor.offset * SIZES[tensor.storage.dtype]
-                if not tensor.is_contiguous:
-                    raise ValueError(f"{path}: {name} is not stored row by row, which Composer does not write")
-                entries[plain_name(str(name))] = Entry(path, tensor.storage.dtype, tensor.shape, offset)
-    return TensorFiles(entries)
+    for name, tensor in model.items():
+        if isinstance(tensor, _Tensor):
+            member = places.get(f"{prefix}data/{tensor.storage.key}")
+            if member is None:
+                raise ValueError(f"{path} is no whole checkpoint: the bytes of {name} are not in it")
+            yield str(name), tensor, member
 
 
 def plain_name(name: str) -> str:

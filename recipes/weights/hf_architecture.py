@@ -181,7 +181,7 @@ def architecture_of_folder(config: Mapping[str, Any]) -> dict[str, Any]:
     """The same keys, from the config.json of a Hugging Face folder.
 
     Raises:
-        ValueError: a model of another kind, or a size that is missing.
+        ValueError: a model of another kind, or a size that is missing or no size; to be read behind "FOLDER holds".
     """
     kind = config.get("model_type")
     if kind not in CLASSES:
@@ -191,7 +191,9 @@ def architecture_of_folder(config: Mapping[str, Any]) -> dict[str, Any]:
     try:
         return _read_mpt(config) if kind == "mpt" else _read_llama(config)
     except KeyError as error:
-        raise ValueError(f"its config.json has no {error.args[0]}") from None
+        raise ValueError(f"a config.json without {error.args[0]}") from None
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise ValueError(f"a config.json with a value of another kind than expected ({error})") from None
 
 
 def _read_mpt(config: Mapping[str, Any]) -> dict[str, Any]:

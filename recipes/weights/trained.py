@@ -44,11 +44,14 @@ def is_hf_folder(path: Path) -> bool:
 
 
 def folder_config_of(path: Path) -> dict[str, Any]:
-    """config.json of a Hugging Face folder. Raises ValueError where it is no JSON."""
+    """config.json of a Hugging Face folder. Raises ValueError where it is no JSON object."""
     try:
-        return json.loads((path / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path / 'config.json'} cannot be read: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path / 'config.json'}: got {type(config).__name__}, expected a JSON object")
+    return config
 
 
 def find_trained(path: Path, recipe: Path | None = None) -> Trained:

@@ -101,12 +101,12 @@ def test_texts_with_other_line_ends_are_read(tmp_path: Path) -> None:
 
 def test_hashes_are_those_of_what_is_in_a_row() -> None:
     ids = np.array([5, 6, 7, 8, 5, 6, 7, 9], dtype=np.uint64)
-    found = hashes(ids, 3)
+    pairs, found = dict(hashes(ids, {2, 3, 9})).values()  # there are no 9 in a row
+    assert len(pairs) == 7
     assert len(found) == 6
     assert found[0] == found[4]
     assert len(set(found.tolist())) == 5
-    assert hashes(ids, 3)[2] == hashes(np.array([7, 8, 5], dtype=np.uint64), 3)[0]
-    assert len(hashes(ids, 9)) == 0
+    assert found[2] == dict(hashes(np.array([7, 8, 5], dtype=np.uint64), {3}))[3][0]
 
 
 def test_contamination_finds_what_is_in_the_shards(
@@ -124,16 +124,24 @@ def test_contamination_finds_what_is_in_the_shards(
             "gold": 0,
         },
     ]
-    (tmp_path / "task.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    short = [{**rows[0], "query": " ".join(words[78:80])}, {**rows[1], "query": "nobody"}]
+    (tmp_path / "short.jsonl").write_text("".join(json.dumps(row) + "\n" for row in short))
     (tmp_path / "tasks.yaml").write_text(
-        f"icl_tasks:\n  - label: mixed\n    dataset_uri: {tmp_path}/task.jsonl\n    icl_task_type: multiple_choice\n"
-        "    num_fewshot: [0]\n"
+        "icl_tasks:\n"
+        + "".join(
+            f"  - label: {name}\n    dataset_uri: {tmp_path}/{name}.jsonl\n    icl_task_type: multiple_choice\n"
+            "    num_fewshot: [0]\n"
+            for name in ("mixed", "short")
+        )
     )
     options = ["--shards", shards / "train", "--tokenizer", shards / "tokenizer"]
     found = run_command("python", "-m", "eval.contamination", tmp_path / "tasks.yaml", *options)
     assert found.returncode == 0, found.stderr
     assert "mixed/0-shot: 1 of 2 examples share 13 tokens in a row" in found.stdout
-    assert "example 1:" in found.stdout
+    assert "short/0-shot: 1 of 2 examples share" in found.stdout
+    assert "(2 shorter, compared whole)" in found.stdout
+    assert found.stdout.count("  example 1:") == 2
 
 
 def test_shards_in_which_nothing_could_be_found_are_refused(shards: Path, tmp_path: Path) -> None:

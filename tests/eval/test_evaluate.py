@@ -16,6 +16,8 @@ from recipes.config.keys import RecipeError
 from recipes.config.load import load
 from recipes.preflight.data import local_data_files
 from recipes.reports.summary import print_summary
+from recipes.talking.loading import load_model
+from recipes.weights.checkpoint_tensors import checkpoint_file
 
 from ..conftest import ROOT, Command, summary
 
@@ -271,6 +273,33 @@ def test_a_damaged_newest_checkpoint_is_named(whole: Path, tmp_path: Path, capsy
     (run / "checkpoints" / "ep0-ba99-rank0.pt").write_bytes(b"cut off")
     spell_out_models(load(RECIPE, [f"models.0.run={run}"]))
     assert "ep0-ba24-rank0.pt; ignored ep0-ba99-rank0.pt: not whole" in capsys.readouterr().err
+
+
+def test_a_flipped_bit_in_weights_or_data_is_named(
+    shards: Path, whole: Path, task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(whole, tmp_path / "run", symlinks=True)
+    shutil.copytree(shards / "val", tmp_path / "val")
+    checkpoint = tmp_path / "run" / "checkpoints" / "ep0-ba24-rank0.pt"
+    with checkpoint_file(checkpoint) as files:
+        places = {name: entry.offset for name, entry in files.entries.items()}
+    _flip(checkpoint, places["transformer.norm_f.weight"] + 2)
+    _flip(tmp_path / "val" / "shard.00000.mds", -100)
+    asked = [*arguments(shards, whole, task), f"results={tmp_path}/r.json", "contamination=null"]
+    assert evaluate.main([*asked, f"eval_loader.dataset.local={tmp_path}"]) == 1
+    assert f"corrupt shard {tmp_path}/val/shard.00000.mds" in capsys.readouterr().err
+    assert evaluate.main([*asked, f"models.0.run={tmp_path}/run"]) == 1
+    said = capsys.readouterr().err
+    assert "ep0-ba24-rank0.pt is damaged: the bytes of transformer.norm_f.weight are not those that were saved" in said
+    with pytest.raises(ValueError, match=r"is damaged: the bytes of transformer\.norm_f\.weight"):
+        load_model(tmp_path / "run")
+
+
+def _flip(path: Path, at: int) -> None:
+    """Flip a bit of a byte, counted from the end where `at` is negative."""
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
 
 
 def test_the_summary_of_a_run_has_its_evaluation(evaluated: str, whole: Path, run_command: Command) -> None:

@@ -15,6 +15,7 @@ from eval.questions import ScoringError
 from eval.tasks.rows import TaskError
 from recipes.preflight.machine import can_be_written
 from recipes.reports.runs import read_metrics
+from recipes.talking.loading import load_model
 
 from ..conftest import ROOT, Command, losses, recipe_arguments
 
@@ -84,6 +85,21 @@ def test_a_model_that_is_none_is_said(run_command: Command, tmp_path: Path) -> N
         assert refused.returncode == 1
         assert any(word in refused.stderr for word in words.split("|"))
         assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("[]", "got list, expected a JSON object"),
+        ('{"model_type": "mpt"}', "holds a config.json without d_model"),
+        ('{"model_type": "llama", "num_attention_heads": 0, "rope_scaling": [1]}', "of another kind than expected"),
+        ('{"model_type": "mpt", "d_model": 8, "n_heads": 0, "n_layers": 1, "vocab_size": 9}', "another kind"),
+    ],
+)
+def test_a_damaged_config_is_said(config: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(ValueError, match=words):
+        load_model(tmp_path)
 
 
 def test_tasks_in_the_loop_reach_logs_ledger_and_report(
