@@ -36,6 +36,12 @@ def main(arguments: list[str]) -> int:
     except RecipeError as error:
         return print_problems("this recipe cannot be trained", error.problems)
 
+    if finished and not recipe.get("dry_run"):
+        if is_first_rank():
+            print(f"finished before, nothing to do (delete {folder} to train anew)")
+            print_summary(folder)
+        return 0
+
     if is_first_rank():
         print_recipe(recipe)
         print_plan(recipe, plan_batches(recipe), missing)
@@ -45,12 +51,6 @@ def main(arguments: list[str]) -> int:
         return 0
     if missing:
         return print_problems("this machine lacks what the recipe needs", missing)
-
-    if finished:
-        if is_first_rank():
-            print(f"\nfinished before, nothing to do (delete {folder} to train anew)")
-            print_summary(folder)
-        return 0
 
     try:
         holder = hold(folder) if is_first_rank() else None

@@ -12,6 +12,7 @@ from eval.backbone import Backbone
 from eval.models import is_folder, longest
 from recipes import build
 from recipes.config.load import Recipe
+from recipes.screen import is_first_of_machine
 from recipes.talking.loading import model_of_folder
 from recipes.weights.checkpoint_tensors import verify_file
 from recipes.weights.trained import Trained
@@ -31,7 +32,7 @@ class LoadedModel:
         path = entry.get("load_path")
         by_hand = path is not None and fsdp is None and Path(str(path)).is_dir()
         with build.reporting(recipe, "models"):
-            if path is not None and Path(str(path)).is_file() and dist.get_local_rank() == 0:
+            if path is not None and Path(str(path)).is_file() and is_first_of_machine():
                 verify_file(Path(str(path)))
             model = _build(entry, tokenizer, fsdp)
             if by_hand:

@@ -24,6 +24,11 @@ def is_first_rank() -> bool:
     return not rank.isdigit() or int(rank) == 0
 
 
+def is_first_of_machine() -> bool:
+    """Whether this process is the one of its machine that does what is to be done there once."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def usage(documentation: str | None, arguments: Sequence[str]) -> int:
     """Print a script's documentation; 0 when it was asked for, 2 when the arguments were missing."""
     asked = bool(arguments)
@@ -55,7 +60,7 @@ def print_stop(text: str) -> int:
     """
     if is_first_rank():
         print(f"\nbudget guard: {text}", file=sys.stderr, flush=True)
-    return EXIT_BUDGET if os.environ.get("LOCAL_RANK", "0") == "0" else 0
+    return EXIT_BUDGET if is_first_of_machine() else 0
 
 
 def print_recipe(recipe: Recipe) -> None:

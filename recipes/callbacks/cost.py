@@ -184,6 +184,7 @@ class CostMonitor(Callback):
     def state_dict(self) -> dict[str, Any]:
         # One string, because sharded checkpoints need the same keys when saving and loading.
         segments = merge([self._earlier, {self._current.id: self._snapshot()}])
+        self._try_to_write("checkpoint")  # or a kill soon after leaves a ledger that knows less than the checkpoint
         return {"segments": json.dumps([asdict(s) for s in segments.values()])}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -358,11 +359,14 @@ class CostMonitor(Callback):
         if self._ledger is not None:
             self._ledger.append(event, self._snapshot(), **notes)
 
+    def _try_to_write(self, event: str) -> None:
+        try:
+            self._write(event)
+        except OSError as error:  # a full disk must not end the run
+            log.warning("Cost ledger: could not write a line: %s", error)
+
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_S):
-            try:
-                self._write("beat")
-            except FileNotFoundError:  # the run's folder was deleted
+            if self._ledger is not None and not self._ledger.path.parent.is_dir():  # the run's folder was deleted
                 return
-            except OSError as error:  # a full disk must not end the run
-                log.warning("Cost ledger: could not write a heartbeat: %s", error)
+            self._try_to_write("beat")

@@ -2,7 +2,8 @@
 
 A segment is one process of a run, from its start to its end or its death. The file has one JSON object a line; the
 last line of a segment that can be read holds its totals so far, so a process killed at any moment has been billed up
-to its last heartbeat. Durations come from a monotonic clock; wall-clock times in the file are for people only.
+to its last heartbeat or checkpoint. Durations come from a monotonic clock; wall-clock times in the file are for people
+only.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from recipes.config.load import Recipe
 from recipes.preflight.hub import in_hub_cache, not_from_hub
 from recipes.preflight.packages import importable, scheme_problems
 from recipes.preflight.weights import is_json
+from recipes.screen import is_first_of_machine
 
 
 def loaders(recipe: Recipe) -> Iterator[tuple[KeyPath, Mapping[str, Any]]]:
@@ -84,7 +85,7 @@ def _shards(key: KeyPath, folder: Path, loader: Mapping[str, Any], recipe: Recip
             yield key, text
         return
     # Validation data is small, and a flipped bit in it changes every score; a process a machine reads it.
-    is_read = key[0] == "eval_loader" and os.environ.get("LOCAL_RANK", "0") == "0"
+    is_read = key[0] == "eval_loader" and is_first_of_machine()
     found = digest_problems(folder, manifest) if is_read else shard_problems(folder, manifest)
     for text in found or _unlisted_shards(folder):
         yield key, text

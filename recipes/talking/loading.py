@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.config.load import Recipe
-from recipes.screen import is_first_rank
+from recipes.screen import is_first_of_machine, is_first_rank
 from recipes.training.checkpoints import find_checkpoints
 from recipes.training.lora import Merged, has_adapters, scaling
 from recipes.training.startup import light_imports
@@ -125,7 +125,7 @@ def build_for_generation(trained: Trained) -> Any:
     if trained.model["name"] != "mpt_causal_lm":
         raise ValueError(f"{trained.checkpoint} is of {trained.model['name']}: only mpt_causal_lm is loaded here")
     section = {k: v for k, v in trained.model.items() if k not in ("name", "peft_config", "init_device")}
-    if trained.checkpoint.is_file():
+    if trained.checkpoint.is_file() and is_first_of_machine():
         verify_file(trained.checkpoint)
     model = MPTForCausalLM(MPTConfig(**json.loads(json.dumps(section)), init_device="meta"))
     with trained.tensors() as files:

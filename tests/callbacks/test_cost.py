@@ -175,7 +175,20 @@ def test_resume_with_a_ledger_bills_every_second_once(tmp_path: Path) -> None:
     assert cost.wall_s == pytest.approx(first.summary().wall_s + second._current.wall_s, abs=0.01)
     assert cost.tokens == 4 * TOKENS_PER_BATCH
     assert cost.tokens_processed == 5 * TOKENS_PER_BATCH  # the third batch was done twice
-    assert [line["event"] for line in lines(ledger)] == ["start", "end", "start", "end"]
+    assert [line["event"] for line in lines(ledger)] == ["start", "checkpoint", "checkpoint", "end", "start", "end"]
+
+
+def test_the_ledger_knows_what_a_checkpoint_knows(tmp_path: Path) -> None:
+    """So that a process killed soon after has the same bill from both."""
+    ledger = tmp_path / "ledger.jsonl"
+    monitor = CostMonitor(usd_per_device_hour=3600, ledger=str(ledger))
+    run(monitor, 2, save_folder=str(tmp_path), save_interval="2ba", save_filename="{batch}.pt")
+    saved = torch.load(tmp_path / "2.pt", weights_only=False)["state"]["callbacks"]["CostMonitor"]
+    (segment,) = json.loads(saved["segments"])
+    line = next(line for line in lines(ledger) if line["event"] == "checkpoint")
+    assert line["id"] == segment["id"]
+    assert line["tokens"] == segment["tokens"] == 2 * TOKENS_PER_BATCH
+    assert sum(line["seconds"].values()) >= sum(segment["seconds"].values()) - 0.01  # written to the millisecond
 
 
 KILLED = """

@@ -57,3 +57,11 @@ def test_a_second_training_is_refused(
     assert f"run is in use by process {holder.pid} on" in result.stderr
     assert "choose another run_name" in result.stderr
     assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
+
+
+def test_a_run_folder_that_cannot_be_made_is_said(shards: Path, run_command: Command, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    result = run_command("python", "train.py", *recipe_arguments(shards, tmp_path / "file" / "run"))
+    assert result.returncode == 1
+    assert f"{tmp_path}/file" in result.stderr
+    assert "Traceback" not in result.stderr
