@@ -6,15 +6,16 @@
 Writes bench/results/data_prep.json and from it bench/results/data_prep.md. A section that is measured again replaces
 what it had; rounds of `compare` on the same text, versions and machine are added to those before.
 
-The text is that of the packages installed beside this interpreter (source code and documentation). A round runs LLM
-Foundry's programs once, and then ours and the bare tokenizer, which take seconds where LLM Foundry takes minutes,
-several times in turn: a noisy machine is quick and slow by turns of such a length. CPU seconds are user and system time
-of the program and its children, start-up included.
-Memory is that of a program and its children together, looked at four times a second: pages that they share count once
-(PSS). Not ru_maxrss, which starts from what the process held that started the program.
+The text is that of the packages installed beside this interpreter (source code and documentation). LLM Foundry takes
+minutes where ours and the bare tokenizer take seconds, and a shared machine is quick and slow by turns of minutes. So a
+round stops LLM Foundry's converter every few seconds, runs one of ours or the bare tokenizer in the pause, and lets it go
+on: all have been through the same turns. CPU seconds are user and system time of the program and its children, start-up
+included. Memory is that of a program and its children together, looked at four times a second: pages that they share
+count once (PSS). Not ru_maxrss, which starts from what the process held that started the program.
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -22,7 +23,7 @@ import pstats
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from statistics import median
@@ -48,6 +49,7 @@ from bench.measured import ROOT, Run, figures, measured
 
 SMALL_BYTES = 400_000
 READ_BYTES = 40_000_000
+PAUSE_EVERY_S = 12  # of LLM Foundry's converter
 BARE = "gigatoken alone"
 PACKAGES = ("llm-foundry", "mosaicml-streaming", "tokenizers", "gigatoken", "fastokens", "orjson", "numpy")
 RESULTS = ROOT / "bench" / "results" / "data_prep.json"
@@ -82,38 +84,49 @@ print(len(dataset) / seconds, len(dataset) / decoding)
 """
 
 
-def compare(work: Path, tokenizer: Path, megabytes: int, rounds: int, repeats: int) -> dict[str, Any]:
+def compare(work: Path, tokenizer: Path, megabytes: int, rounds: int) -> dict[str, Any]:
     """Rounds: of each program its runs on the text, and in the first round one on 0.4 MB: its start-up."""
     large = write_texts(installed_texts(), work / "large", megabytes * 1_000_000)
     small = write_texts(installed_texts(), work / "small", SMALL_BYTES)
     builds = programs(tokenizer)
 
-    def run(name: str, text: Text) -> tuple[Run, Path]:
-        for left in ("out", "cache"):
-            shutil.rmtree(work / left, ignore_errors=True)
-        words, result = builds[name](text.jsonl, text.folder, work / "out")
-        return measured(words, {"HF_DATASETS_CACHE": str(work / "cache"), "TMPDIR": str(work)}), result
+    def run(name: str, text: Text, pause: Callable[[], None] | None = None) -> tuple[Run, Path]:
+        folder = work / ("theirs" if pause else "ours")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        words, result = builds[name](text.jsonl, text.folder, folder / "out")
+        environment = {"HF_DATASETS_CACHE": str(folder / "cache"), "TMPDIR": str(folder)}
+        return measured(words, environment, pause, PAUSE_EVERY_S), result
 
     found: list[dict[str, Any]] = []
     for number in range(rounds):
         one: dict[str, Any] = {name: {"runs": [], "start_cpu_s": None} for name in builds}
         one[BARE] = {"first": [], "second": []}
-        ours = [name for name in builds if name.startswith("ours")]
-        for name in builds:
-            if number == 0:
-                run(name, small)  # this one compiles modules and does not count
-                one[name]["start_cpu_s"] = run(name, small)[0].cpu_s
-        for name in [name for name in builds if name not in ours] + [*ours, BARE] * repeats:
-            if name == BARE:
-                for key, rate in zip(("first", "second"), bare_rate(large.jsonl, tokenizer), strict=True):
-                    one[BARE][key].append(rate)
-                continue
-            took, result = run(name, large)
+        for name in builds if number == 0 else ():
+            run(name, small)  # this one compiles modules and does not count
+            one[name]["start_cpu_s"] = run(name, small)[0].cpu_s
+
+        def note(name: str, took: Run, result: Path, one: dict[str, Any] = one) -> None:
             one[name]["runs"].append(figures(took))
             one[name] |= {"tokens": tokens_of(result), "sha256": digest_of(result)}
             print(f"{name}: {took.cpu_s:.2f} CPU-s, {took.wall_s:.2f} s", flush=True)
+
+        turns = itertools.cycle([*(name for name in builds if name.startswith("ours")), BARE])
+
+        def take_a_turn(turns: Iterator[str] = turns, one: dict[str, Any] = one) -> None:
+            name = next(turns)
+            if name != BARE:
+                note(name, *run(name, large), one)
+                return
+            for key, rate in zip(("first", "second"), bare_rate(large.jsonl, tokenizer), strict=True):
+                one[BARE][key].append(rate)
+
+        note(CONVERTER, *run(CONVERTER, large, take_a_turn))
+        for name in builds:
+            if not one[name]["runs"]:
+                note(name, *run(name, large))
         found.append(one)
-    return {"text": large.facts, "repeats": repeats, "rounds": found}
+    return {"text": large.facts, "rounds": found}
 
 
 def compare_table(section: dict[str, Any]) -> list[str]:
@@ -129,11 +142,13 @@ def compare_table(section: dict[str, Any]) -> list[str]:
 
     names = [name for name in rounds[0] if name != BARE]
     runs = [one[CONVERTER]["runs"][0]["cpu_s"] for one in rounds]
+    counts = [sum(len(one[name]["runs"]) for one in rounds) for name in names if name.startswith("ours")]
+    times = f"{min(counts)} to {max(counts)}"
     lines = [
         f"{text['bytes'] / 1e6:.1f} MB of text in {text['documents']:,} documents (corpus {text['sha256']}), "
         f"{rounds[0][CONVERTER]['tokens']:,} tokens of the GPT-NeoX tokenizer in sequences of {SEQ_LEN:,}. Medians of "
-        f"{len(rounds)} rounds; in each LLM Foundry's programs ran once, ours and bare gigatoken {section['repeats']} "
-        f"times in turn (convert_dataset_json: {min(runs):.1f} to {max(runs):.1f} CPU-s).",
+        f"{len(rounds)} rounds; in each convert_dataset_json ran once ({min(runs):.1f} to {max(runs):.1f} CPU-s), ours "
+        f"and bare gigatoken in turn while it was stopped, {times} times each; convert_text_to_mds ran behind it.",
         "",
         "| program | CPU-s | of that start-up | wall s | peak MB | M tokens per CPU-s | × convert_dataset_json | "
         "of bare gigatoken | shards' SHA-256 |",
@@ -268,7 +283,6 @@ def main() -> None:
     add("--megabytes", type=int, default=160, help="of text to compare on (%(default)s)")
     add("--gigabytes", type=float, default=2.0, help="of the large input (%(default)s)")
     add("--rounds", type=int, default=1, help="of compare (%(default)s)")
-    add("--repeats", type=int, default=3, help="of ours and the bare tokenizer in a round (%(default)s)")
     add("--fresh", action="store_true", help="forget the rounds that were measured before")
     arguments = parser.parse_args()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -277,7 +291,7 @@ def main() -> None:
             work = Path(folder)
             tokenizer = tokenizer_folder(arguments.tokenizer, work / "tokenizer")
             if name == "compare":
-                section = compare(work, tokenizer, arguments.megabytes, arguments.rounds, arguments.repeats)
+                section = compare(work, tokenizer, arguments.megabytes, arguments.rounds)
             elif name == "large":
                 section = large(work, tokenizer, arguments.gigabytes)
             else:

@@ -2,11 +2,13 @@
 
 import contextlib
 import os
+import select
+import signal
 import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,17 +58,40 @@ def watched(root: int) -> Iterator[list[float]]:
         thread.join()
 
 
-def measured(words: list[str], env: dict[str, str] | None = None) -> Run:
-    """Run a program to its end, looking at its memory on the way; fails loudly where it does."""
+def measured(
+    words: list[str], env: dict[str, str] | None = None, pause: Callable[[], None] | None = None, every_s: float = 0
+) -> Run:
+    """Run a program to its end, looking at its memory on the way; fails loudly where it does.
+
+    Args:
+        pause: what is done every `every_s` seconds, while the program and all below it are stopped: its time is not
+            the program's.
+    """
     start = time.perf_counter()
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), **(env or {})}
     if environment.pop("PYTHONDONTWRITEBYTECODE", None):  # nobody compiles all modules at every start
         environment["PYTHONPYCACHEPREFIX"] = tempfile.gettempdir() + "/bench-bytecode"
     with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
-        with watched(process.pid) as held:
+        process = subprocess.Popen(
+            words, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        ended = os.pidfd_open(process.pid)
+        paused_s = 0.0
+        try:
+            with watched(process.pid) as held:
+                while not select.select([ended], [], [], every_s if pause else None)[0]:
+                    os.killpg(process.pid, signal.SIGSTOP)
+                    paused_s -= time.perf_counter()
+                    pause()  # type: ignore[misc]
+                    paused_s += time.perf_counter()
+                    os.killpg(process.pid, signal.SIGCONT)
+                wall_s = time.perf_counter() - start - paused_s
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)  # it does not hear of a Ctrl-C by itself
+            raise
+        finally:
             _, status, usage = os.wait4(process.pid, 0)
-            wall_s = time.perf_counter() - start
+            os.close(ended)
         process.returncode = os.waitstatus_to_exitcode(status)
         output.seek(0)
         text = output.read()
