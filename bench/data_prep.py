@@ -8,8 +8,8 @@ what it had; rounds of `compare` on the same text, versions and machine are adde
 
 The text is that of the packages installed beside this interpreter (source code and documentation). LLM Foundry takes
 minutes where ours and the bare tokenizer take seconds, and a shared machine is quick and slow by turns of minutes. So a
-round stops LLM Foundry's converter every few seconds, runs one of ours or the bare tokenizer in the pause, and lets it go
-on: all have been through the same turns. CPU seconds are user and system time of the program and its children, start-up
+round stops LLM Foundry's converter every few seconds, runs one of ours or the bare tokenizer in the pause, and goes on:
+all have been through the same turns. CPU seconds are user and system time of the program and its children, start-up
 included. Memory is that of a program and its children together, looked at four times a second: pages that they share
 count once (PSS). Not ru_maxrss, which starts from what the process held that started the program.
 """
