@@ -217,7 +217,8 @@ def test_preferences_are_learned_and_the_base_stays(
     export(tmp_path / "run", tmp_path / "out", "fp32")
     ids = torch.arange(16)[None]
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
-    assert (theirs(input_ids=ids).logits - model.eval()(input_ids=ids).logits).abs().max() < 1e-5
+    expected, logits = theirs(input_ids=ids).logits, model.eval()(input_ids=ids).logits
+    assert (expected - logits).abs().max() < 1e-5 * expected.abs().max()  # 9: float32's steps there are 1e-6
     two = tmp_path / "two"  # processes, sharded
     shorter = [f"save_folder={two}/checkpoints", "max_duration=6ba", "eval_interval=6ba", "save_interval=6ba"]
     done = run_command("launch", "-n", "2", "train.py", path, *shorter, "device_train_microbatch_size=2")
