@@ -46,9 +46,9 @@ def contaminated(tasks: Sequence[Task], tokenizer: Any, shards: str, tokens: int
     grams: dict[int, dict[int, set[tuple[int, int]]]] = {}  # length → hash → places: task and example
     for number, task in enumerate(tasks):
         for index, example in enumerate(task.examples):
-            too_short[number] += len(_ids_of(tokenizer, example.question)) < tokens
-            for text in (example.question, f" {example.question}"):  # a line's beginning, and within one
-                ids = _ids_of(tokenizer, text)
+            begins_line, within_line = (_ids_of(tokenizer, f"{space}{example.question}") for space in ("", " "))
+            too_short[number] += len(begins_line) < tokens
+            for ids in (begins_line, within_line):
                 for length, values in hashes(ids, {min(len(ids), tokens)} - {0}):
                     of_length = grams.setdefault(length, {})
                     for value in values.tolist():

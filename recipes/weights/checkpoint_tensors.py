@@ -51,7 +51,7 @@ def checkpoint_file(path: Path) -> TensorFiles:
 
 
 def verify_file(path: Path) -> None:
-    """Compare the bytes of the model's tensors with the CRC-32 that torch wrote beside each and never looks at
+    """Compare the bytes of the model's tensors with the CRC-32 that torch wrote beside each.
 
     Raises:
         ValueError: they are others; says of which tensor.
