@@ -11,7 +11,7 @@ minutes where ours and the bare tokenizer take seconds, and a shared machine is 
 round stops LLM Foundry's converter every few seconds, runs one of ours or the bare tokenizer in the pause, and goes on:
 all have been through the same turns. CPU seconds are user and system time of the program and its children, start-up
 included. Memory is that of a program and its children together, looked at four times a second: pages that they share
-count once (PSS). Not ru_maxrss, which starts from what the process held that started the program.
+count once (PSS). Not ru_maxrss, which starts from what the process held that started the program. Linux only.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import pstats
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from statistics import median
@@ -84,48 +84,64 @@ print(len(dataset) / seconds, len(dataset) / decoding)
 """
 
 
+class Round:
+    """Every program on the same text, and in `found` what each run took."""
+
+    def __init__(self, work: Path, tokenizer: Path):
+        self._work, self._tokenizer = work, tokenizer
+        self._builds = programs(tokenizer)
+        ours = [name for name in self._builds if name.startswith("ours")]
+        self._turns = itertools.cycle([*ours, BARE])
+        self.found: dict[str, Any] = {name: {"runs": [], "start_cpu_s": None} for name in self._builds}
+        self.found[BARE] = {"first": [], "second": []}
+
+    def start_up(self, small: Text) -> None:
+        """CPU seconds of each program on next to nothing."""
+        for name in self._builds:
+            self._run(name, small)  # this one compiles modules and does not count
+            self.found[name]["start_cpu_s"] = self._run(name, small)[0].cpu_s
+
+    def compare(self, text: Text) -> None:
+        """LLM Foundry's converter once; in its pauses ours and the bare tokenizer in turn; then what had no turn."""
+        self._note(CONVERTER, text, pause=lambda: self._take_a_turn(text))
+        for name in self._builds:
+            if not self.found[name]["runs"]:
+                self._note(name, text)
+
+    def _take_a_turn(self, text: Text) -> None:
+        name = next(self._turns)
+        if name != BARE:
+            self._note(name, text)
+            return
+        for key, rate in zip(("first", "second"), bare_rate(text.jsonl, self._tokenizer), strict=True):
+            self.found[BARE][key].append(rate)
+
+    def _note(self, name: str, text: Text, pause: Callable[[], None] | None = None) -> None:
+        took, result = self._run(name, text, pause)
+        self.found[name]["runs"].append(figures(took))
+        self.found[name] |= {"tokens": tokens_of(result), "sha256": digest_of(result)}
+        print(f"{name}: {took.cpu_s:.2f} CPU-s, {took.wall_s:.2f} s", flush=True)
+
+    def _run(self, name: str, text: Text, pause: Callable[[], None] | None = None) -> tuple[Run, Path]:
+        folder = self._work / ("paused" if pause else "running")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        words, result = self._builds[name](text.jsonl, text.folder, folder / "out")
+        environment = {"HF_DATASETS_CACHE": str(folder / "cache"), "TMPDIR": str(folder)}
+        return measured(words, environment, pause, PAUSE_EVERY_S), result
+
+
 def compare(work: Path, tokenizer: Path, megabytes: int, rounds: int) -> dict[str, Any]:
     """Rounds: of each program its runs on the text, and in the first round one on 0.4 MB: its start-up."""
     large = write_texts(installed_texts(), work / "large", megabytes * 1_000_000)
     small = write_texts(installed_texts(), work / "small", SMALL_BYTES)
-    builds = programs(tokenizer)
-
-    def run(name: str, text: Text, pause: Callable[[], None] | None = None) -> tuple[Run, Path]:
-        folder = work / ("theirs" if pause else "ours")
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        words, result = builds[name](text.jsonl, text.folder, folder / "out")
-        environment = {"HF_DATASETS_CACHE": str(folder / "cache"), "TMPDIR": str(folder)}
-        return measured(words, environment, pause, PAUSE_EVERY_S), result
-
-    found: list[dict[str, Any]] = []
+    found = []
     for number in range(rounds):
-        one: dict[str, Any] = {name: {"runs": [], "start_cpu_s": None} for name in builds}
-        one[BARE] = {"first": [], "second": []}
-        for name in builds if number == 0 else ():
-            run(name, small)  # this one compiles modules and does not count
-            one[name]["start_cpu_s"] = run(name, small)[0].cpu_s
-
-        def note(name: str, took: Run, result: Path, one: dict[str, Any] = one) -> None:
-            one[name]["runs"].append(figures(took))
-            one[name] |= {"tokens": tokens_of(result), "sha256": digest_of(result)}
-            print(f"{name}: {took.cpu_s:.2f} CPU-s, {took.wall_s:.2f} s", flush=True)
-
-        turns = itertools.cycle([*(name for name in builds if name.startswith("ours")), BARE])
-
-        def take_a_turn(turns: Iterator[str] = turns, one: dict[str, Any] = one) -> None:
-            name = next(turns)
-            if name != BARE:
-                note(name, *run(name, large), one)
-                return
-            for key, rate in zip(("first", "second"), bare_rate(large.jsonl, tokenizer), strict=True):
-                one[BARE][key].append(rate)
-
-        note(CONVERTER, *run(CONVERTER, large, take_a_turn))
-        for name in builds:
-            if not one[name]["runs"]:
-                note(name, *run(name, large))
-        found.append(one)
+        one = Round(work, tokenizer)
+        if number == 0:
+            one.start_up(small)
+        one.compare(large)
+        found.append(one.found)
     return {"text": large.facts, "rounds": found}
 
 

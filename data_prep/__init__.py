@@ -35,3 +35,11 @@ One subject a file. None imports torch or streaming, and only finetune imports t
     progress.py         the bar on a terminal
     errors.py           what the user did, in words, instead of a traceback
 """
+
+import os
+import sys
+
+# While Python looks for the module of `python -m data_prep.…`, and never when the package is imported. NumPy's BLAS,
+# which nothing here uses, would start a thread a core in each worker too, and they spin for 0.05 s each.
+if sys.argv[:1] == ["-m"]:
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

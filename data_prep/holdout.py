@@ -40,6 +40,11 @@ def utf8_blocks(text: str) -> Iterator[bytes]:
         yield text[start : start + _BLOCK_CHARACTERS].encode("utf-8")
 
 
+def utf8_size(text: str) -> int:
+    """Bytes of the text in UTF-8."""
+    return len(text) if text.isascii() else sum(map(len, utf8_blocks(text)))
+
+
 def checked_fraction(fraction: float) -> float:
     """`fraction`, if it is in [0, 1).
 

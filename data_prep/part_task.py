@@ -14,7 +14,7 @@ import numpy as np
 from data_prep.curation import DocumentFilter, FilterSettings, digest_pair, signature_of
 from data_prep.engines import EngineSettings
 from data_prep.errors import PrepError
-from data_prep.holdout import is_digest_held_out, sha256_of_text, utf8_blocks
+from data_prep.holdout import is_digest_held_out, sha256_of_text, utf8_size
 from data_prep.long_rows import LongDocument
 from data_prep.long_texts import pieces_of
 from data_prep.part_files import HELD, MAIN, REJECTS, ROWS, TABLE, PartFacts, finish_part, new_folder, table_type
@@ -151,12 +151,12 @@ class _PartWriter:
             return
         if isinstance(document, LongDocument):
             text = document.text
-            split = self._note(text.utf8_bytes, text.sha256, text.blocks())
+            split = self._note(text.sha256, text.blocks())
             if split == HELD:
                 with open(document.row, "rb") as row:
                     shutil.copyfileobj(row, self._file(ROWS), _COPY_BYTES)
                 self._file(ROWS).write(b"\n")
-            self._encode_long(split, text.blocks())
+            self._encode_long(split, text.blocks(), text.utf8_bytes)
             return
         self._add_short(document)
         if len(self._records) >= _BATCH_DOCUMENTS:
@@ -164,13 +164,12 @@ class _PartWriter:
 
     def _add_short(self, document: Document) -> None:
         text, filters = document.text, self._settings.filters
-        size = len(text) if text.isascii() else sum(map(len, utf8_blocks(text)))
         sha256 = sha256_of_text(text) if self._settings.holdout or filters.dedup else b""
-        split = self._note(size, sha256, [text])
+        split = self._note(sha256, [text])
         if split == HELD:
             self._file(ROWS).write(document.row + b"\n")
         if self._settings.engine.cuts and len(text) > _BATCH_CHARACTERS:
-            self._encode_long(split, [text])
+            self._encode_long(split, [text], utf8_size(text))
             return
         batch = self._batches[split]
         batch.records.append(len(self._records) - 1)
@@ -179,16 +178,21 @@ class _PartWriter:
         if batch.characters >= _BATCH_CHARACTERS or len(batch.texts) >= _BATCH_DOCUMENTS:
             self._encode(split)
 
-    def _note(self, size: int, sha256: bytes, blocks: Iterable[str]) -> str:
-        """Count a document and begin its record; returns its split."""
+    def _note(self, sha256: bytes, blocks: Iterable[str]) -> str:
+        """Count a document and begin its record, without its sizes; returns its split."""
         holdout = self._settings.holdout
         split = HELD if holdout and is_digest_held_out(sha256, holdout) else MAIN
         self.facts.documents[split] += 1
-        self.facts.text_bytes[split] += size
         hashes = [digest_pair(sha256)] if self._settings.filters.dedup else []
         signatures = [signature_of(blocks)] if self._settings.filters.near_dedup else []
-        self._records.append([split == HELD, 0, size, *hashes, *signatures])
+        self._records.append([split == HELD, 0, 0, *hashes, *signatures])
         return split
+
+    def _note_sizes(self, split: str, record: int, tokens: int, size: int) -> None:
+        """Complete the record of an encoded document: its tokens, and its bytes in UTF-8."""
+        self._records[record][1:3] = tokens, size
+        self.facts.tokens[split] += tokens
+        self.facts.text_bytes[split] += size
 
     def flush(self) -> None:
         """Encode and write all that waits."""
@@ -205,17 +209,16 @@ class _PartWriter:
         if not batch.texts:
             return
         ids = self._engine.encode(batch.texts)
-        for record, document in zip(batch.records, ids, strict=True):
-            self._records[record][1] = len(document) + self._added
+        for record, text, document in zip(batch.records, batch.texts, ids, strict=True):
+            # Only now, when the engine has asked for the text in UTF-8 and Python keeps it, its size costs little.
+            self._note_sizes(split, record, len(document) + self._added, utf8_size(text))
         before, after = self._settings.separators.before, self._settings.separators.after
         joined = join_documents(ids, before, after, self._settings.dtype)
         self._file(f"{split}.ids").write(joined.data.cast("B"))
-        self.facts.tokens[split] += len(joined)
         self._batches[split] = _Batch()
 
-    def _encode_long(self, split: str, blocks: Iterable[str]) -> None:
+    def _encode_long(self, split: str, blocks: Iterable[str], size: int) -> None:
         """Encode the newest record's text piece by piece, so that its ids are never in memory as a whole."""
-        record = self._records[-1]
         self._encode(split)  # what waits comes before it
         file, dtype = self._file(f"{split}.ids"), self._settings.dtype
         tokens = self._added
@@ -225,8 +228,7 @@ class _PartWriter:
             tokens += len(ids)
             file.write(ids.astype(dtype).data.cast("B"))
         file.write(np.array(self._settings.separators.after, dtype=dtype).tobytes())
-        record[1] = tokens
-        self.facts.tokens[split] += tokens
+        self._note_sizes(split, len(self._records) - 1, tokens, size)
 
     def _file(self, name: str) -> BinaryIO:
         if name not in self._open:

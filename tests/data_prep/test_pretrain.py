@@ -263,3 +263,17 @@ def test_interrupted(number: signal.Signals, status: int, workers: str, tokenize
     assert "nothing unfinished stands under its final name" in said
     assert "Traceback" not in said
     assert not out.exists()
+
+
+def test_numpy_starts_no_threads(
+    prepare: Prepare, corpus: Path, tmp_path: Path, run_command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    seen = tmp_path / "seen"
+    write = f"open({str(seen)!r}, 'w').write(os.environ['OPENBLAS_NUM_THREADS'])"
+    (tmp_path / "mine.py").write_text(f"import os\n\n\ndef note(row):\n    {write}\n    return True\n")
+    result = prepare(corpus, "--out", tmp_path / "out", "--filter", f"{tmp_path / 'mine.py'}:note")
+    assert result.returncode == 0, result.stderr
+    assert seen.read_text() == "1"
+    importer = run_command("python", "-c", "import os, data_prep; print(os.environ.get('OPENBLAS_NUM_THREADS'))")
+    assert importer.stdout == "None\n"
