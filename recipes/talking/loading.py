@@ -15,7 +15,6 @@ from recipes.screen import is_first_of_machine, is_first_rank
 from recipes.training.checkpoints import find_checkpoints
 from recipes.training.lora import Merged, has_adapters, scaling
 from recipes.training.startup import light_imports
-from recipes.weights.checkpoint_tensors import verify_file
 from recipes.weights.trained import Trained, find_trained, folder_config_of, is_hf_folder
 
 
@@ -125,8 +124,8 @@ def build_for_generation(trained: Trained) -> Any:
     if trained.model["name"] != "mpt_causal_lm":
         raise ValueError(f"{trained.checkpoint} is of {trained.model['name']}: only mpt_causal_lm is loaded here")
     section = {k: v for k, v in trained.model.items() if k not in ("name", "peft_config", "init_device")}
-    if trained.checkpoint.is_file() and is_first_of_machine():
-        verify_file(trained.checkpoint)
+    if is_first_of_machine():
+        trained.verify()
     model = MPTForCausalLM(MPTConfig(**json.loads(json.dumps(section)), init_device="meta"))
     with trained.tensors() as files:
         source = files

@@ -7,11 +7,13 @@ states are never loaded. A sharded one is read by torch's own reader, a tensor a
 
 from __future__ import annotations
 
+import os
 import pickle
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from typing import Any
 from recipes.weights.number_types import SIZES
 from recipes.weights.tensor_files import Entry, TensorFiles
 
-_PIECE = 1 << 24  # bytes read at once
+_PIECE = 1 << 22  # bytes that a thread reads at once
 _STORAGES = {
     "DoubleStorage": "F64",
     "FloatStorage": "F32",
@@ -56,19 +58,22 @@ def verify_file(path: Path) -> None:
     Raises:
         ValueError: they are others; says of which tensor.
     """
-    done = set()
     with path.open("rb") as file:
-        for name, _, member in _model_tensors(path):
-            if member.filename in done:
-                continue
-            done.add(member.filename)
-            file.seek(_start_of(file, member))
-            left, checksum = member.file_size, 0
-            while left and (piece := file.read(min(left, _PIECE))):
-                left, checksum = left - len(piece), zlib.crc32(piece, checksum)
-            if left or checksum != member.CRC:
-                text = f"the bytes of {plain_name(name)} are not those that were saved (CRC-32 {checksum:08x}"
-                raise ValueError(f"{path} is damaged: {text}, expected {member.CRC:08x}); take another copy of it")
+        members = {member.filename: (name, member) for name, _, member in _model_tensors(path)}
+        starts = [_start_of(file, member) for _, member in members.values()]
+
+        def checksum(start: int, member: zipfile.ZipInfo) -> int:
+            found, end = 0, start + member.file_size
+            while start < end and (piece := os.pread(file.fileno(), min(end - start, _PIECE), start)):
+                start, found = start + len(piece), zlib.crc32(piece, found)
+            return found
+
+        with ThreadPoolExecutor(TensorFiles.readers) as threads:
+            found = threads.map(checksum, starts, (member for _, member in members.values()))
+            for (name, member), got in zip(members.values(), found, strict=True):
+                if got != member.CRC:
+                    text = f"the bytes of {plain_name(name)} are not those that were saved (CRC-32 {got:08x}"
+                    raise ValueError(f"{path} is damaged: {text}, expected {member.CRC:08x}); take another copy of it")
 
 
 def _model_tensors(path: Path) -> Iterator[tuple[str, _Tensor, zipfile.ZipInfo]]:

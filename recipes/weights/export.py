@@ -42,8 +42,8 @@ def export(
 
     unmerged: of a model trained with LoRA write the adapters alone, as peft's own folder.
 
-    Raises ValueError: a checkpoint that is not whole or not of its recipe, a model that transformers cannot express
-    (naming the keys), a tokenizer with more tokens than the model, an OUT that is there already, a full disk.
+    Raises ValueError: a checkpoint that is not whole, is damaged or not of its recipe, a model that transformers cannot
+    express (naming the keys), a tokenizer with more tokens than the model, an OUT that is there already, a full disk.
     """
     if dtype not in DTYPES:
         raise ValueError(f"--dtype: got {dtype}, expected one of {', '.join(DTYPES)}")
@@ -54,6 +54,7 @@ def export(
     refuse_what_cannot_be_said(trained.model)
     with trained.tensors() as files:
         if unmerged:
+            trained.verify()
             with appearing(out) as folder:
                 said = write_adapter(trained, files, folder, DTYPES[dtype], tokenizer)
             return f"{out}: {said}"
@@ -62,6 +63,7 @@ def export(
             source = Merged(files, scaling(trained.model.get("peft_config") or {}))
         targets = plan(trained, source)
         _refuse_full_disk(out, sum(target.bytes(DTYPES[dtype]) for target in targets))
+        trained.verify()
         with appearing(out) as folder:
             words = save_tokenizer(trained, folder, tokenizer)
             start = time.perf_counter()

@@ -12,7 +12,7 @@ from recipes.config.check import check
 from recipes.config.keys import RecipeError
 from recipes.config.load import Recipe, load
 from recipes.training.checkpoints import find_checkpoints
-from recipes.weights.checkpoint_tensors import ShardedCheckpoint, checkpoint_file
+from recipes.weights.checkpoint_tensors import ShardedCheckpoint, checkpoint_file, verify_file
 from recipes.weights.tensor_files import TensorFiles
 
 RECIPE = "recipe.yaml"
@@ -37,6 +37,15 @@ class Trained:
         if self.checkpoint.is_dir():
             return ShardedCheckpoint(self.checkpoint)
         return checkpoint_file(self.checkpoint)
+
+    def verify(self) -> None:
+        """Compare a full checkpoint's tensors with the checksums in it; a sharded one has none.
+
+        Raises:
+            ValueError: they are others; says of which tensor.
+        """
+        if self.checkpoint.is_file():
+            verify_file(self.checkpoint)
 
 
 def is_hf_folder(path: Path) -> bool:

@@ -147,6 +147,14 @@ def test_bad_input_is_said_in_words_and_leaves_nothing(shards: Path, tmp_path: P
     with pytest.raises(ValueError, match="is no whole checkpoint"):
         export(checkpoint, out)
     checkpoint.write_bytes(whole)
+    with checkpoint_file(checkpoint) as files:
+        entry = files.entries["transformer.norm_f.weight"]
+    flipped = bytearray(whole)
+    flipped[entry.offset] ^= 1
+    checkpoint.write_bytes(flipped)
+    with pytest.raises(ValueError, match=r"is damaged: the bytes of transformer\.norm_f\.weight"):
+        export(run, out)
+    checkpoint.write_bytes(whole)
     other = write_run(tmp_path / "other", with_changes(MPT, n_layers=3), build(MPT), shards / "tokenizer")
     with pytest.raises(ValueError, match=r"is not a checkpoint of .*blocks\.2.*got nothing"):
         export(other, out)
