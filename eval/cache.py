@@ -1,13 +1,13 @@
 """Answers on disk, by (model digest, task digest): a killed evaluation goes on, a repeated one computes nothing.
 
-<results' folder>/.answers/<model digest>/<task digest>.<rank>.jsonl, one answer a line, written as soon as its batch is
-done. A line torn by a kill is not an answer. No torch.
+<results' folder>/.answers/<model digest>/<task digest>.<rank>.txt, one answer a line: its CRC-32 and it in JSON, written
+as soon as its batch is done. A line torn by a kill or damaged since is not an answer. No torch.
 """
 
 from __future__ import annotations
 
 import json
-import math
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,25 +31,28 @@ class AnswerCache:
     def read(self) -> dict[str, Answer]:
         """Every answer, whichever process wrote it, by the key of its request."""
         found: dict[str, Answer] = {}
-        for path in sorted(self.folder.glob(f"{self.name}.*.jsonl")):
-            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
-                    record = json.loads(line)
+        for path in sorted(self.folder.glob(f"{self.name}.*.txt")):
+            for line in path.read_bytes().splitlines():
+                checksum, _, content = line.partition(b" ")
+                if checksum == _checksum(content):
+                    record = json.loads(content)
                     found[record["key"]] = _decode(record)
-                except (ValueError, KeyError, TypeError):
-                    continue
         return found
 
     def add(self, answers: Mapping[str, Answer]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps({"key": key, **_encode(answer)}) for key, answer in answers.items()]
-        with (self.folder / f"{self.name}.{self.rank}.jsonl").open("a", encoding="utf-8") as file:
-            file.write("".join(f"{line}\n" for line in lines))
+        lines = [json.dumps({"key": key, **_encode(answer)}).encode() for key, answer in answers.items()]
+        with (self.folder / f"{self.name}.{self.rank}.txt").open("ab") as file:
+            file.write(b"".join(_checksum(line) + b" " + line + b"\n" for line in lines))
 
 
 def missing(cached: Mapping[str, Answer], batches: Sequence[Sequence[str]]) -> list[int]:
     """Which batches of keys are not answered whole; one partly known is computed anew: same batch, same bits."""
     return [i for i, keys in enumerate(batches) if not all(key in cached for key in keys)]
+
+
+def _checksum(content: bytes) -> bytes:
+    return b"%08x" % zlib.crc32(content)
 
 
 def _encode(answer: Answer) -> dict[str, Any]:
@@ -61,7 +64,4 @@ def _encode(answer: Answer) -> dict[str, Any]:
 def _decode(record: Mapping[str, Any]) -> Answer:
     if "text" in record:
         return str(record["text"])
-    logprobs = tuple(float(x) for x in record["logprobs"])
-    if any(map(math.isnan, logprobs)):
-        raise ValueError("no score")  # damage, or to be computed and refused again
-    return Scored(logprobs, bool(record["greedy"]), float(record["confidence"]))
+    return Scored(tuple(record["logprobs"]), record["greedy"], record["confidence"])

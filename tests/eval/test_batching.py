@@ -100,8 +100,10 @@ def test_answers_survive_a_kill(tmp_path) -> None:  # type: ignore[no-untyped-de
     answer = Scored((-0.1234567890123, -2.5), True, 0.75)
     AnswerCache(tmp_path, "m" * 64, "t" * 64, rank=0).add({"one": answer})
     AnswerCache(tmp_path, "m" * 64, "t" * 64, rank=1).add({"two": "a text\nof two lines"})
-    (torn,) = tmp_path.rglob("*.1.jsonl")
-    torn.write_text(torn.read_text() + '{"key": "three", "logpr')
+    (torn,) = tmp_path.rglob("*.1.txt")
+    whole = torn.read_text()
+    damaged = whole.replace("two", "ten").replace("text", "test")
+    torn.write_text(whole + damaged + "\n" + whole[:30])
     cache = AnswerCache(tmp_path, "m" * 64, "t" * 64)
     assert cache.read() == {"one": answer, "two": "a text\nof two lines"}
     assert missing(cache.read(), [["one"], ["two", "three"], ["two"]]) == [1]
