@@ -1,7 +1,7 @@
 """Answers on disk, by (model digest, task digest): a killed evaluation goes on, a repeated one computes nothing.
 
-<results' folder>/.answers/<model digest>/<task digest>.<rank>.txt, one answer a line: its CRC-32 and it in JSON, written
-as soon as its batch is done. A line torn by a kill or damaged since is not an answer. No torch.
+<results' folder>/.answers/<model digest>/<task digest>.<rank>.txt, one answer a line (CRC-32, JSON), written as soon as
+its batch is done. A line torn by a kill or damaged since is not an answer. No torch.
 """
 
 from __future__ import annotations

@@ -41,6 +41,7 @@ from recipes.training.preferences import PreferenceModel, build_preference_loade
 from recipes.training.processes import parallelism, prepare_process
 from recipes.training.resuming import how_it_starts, latest_filename, resume_point, resumes, save_filename
 from recipes.training.startup import spare_questions
+from recipes.training.turns import taking_turns
 from recipes.weights.pretrained import load_pretrained
 
 log = logging.getLogger("recipes")
@@ -144,10 +145,11 @@ def build(recipe: Recipe) -> Run:
 
     with reporting(recipe, "tokenizer"):
         tokenizer = builders.build_tokenizer(settings["tokenizer"]["name"], settings["tokenizer"].get("kwargs") or {})
-    with reporting(recipe, "train_loader"):
-        loader = complete_loader(settings["train_loader"], settings)
-        train_loader = build_dataloader(loader, tokenizer, batches.sequences_per_device)
-    evaluators = build_evaluators(recipe, settings, tokenizer)
+    with taking_turns():
+        with reporting(recipe, "train_loader"):
+            loader = complete_loader(settings["train_loader"], settings)
+            train_loader = build_dataloader(loader, tokenizer, batches.sequences_per_device)
+        evaluators = build_evaluators(recipe, settings, tokenizer)
     with reporting(recipe, "model"):
         model = build_model(settings["model"], tokenizer, fsdp, tensor_parallel)
     if recipe.get("dpo"):

@@ -2,6 +2,7 @@
 
 startup.py      what Composer and LLM Foundry import and ask at once, spared
 processes.py    the processes, and how they share the model
+holding.py      one training at a time in a run folder; turns.py: runs that start in the same moment
 batches.py      sequences and durations -> micro-batches, steps, tokens (no torch)
 checkpoints.py  checkpoints that are whole or not there; resuming.py: which one a run goes on from
 optimizers.py   optimizers beside LLM Foundry's

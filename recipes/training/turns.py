@@ -1,0 +1,36 @@
+"""Runs that start in the same moment on one machine take turns to build their loaders."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from composer.utils import dist
+from filelock import FileLock, Timeout
+
+log = logging.getLogger("recipes")
+
+_WAIT_S = 120  # for others, whose data may lie far away
+
+
+@contextlib.contextmanager
+def taking_turns(file: Path | None = None) -> Iterator[None]:
+    """Let no other run of this machine build its loaders in this block; all ranks enter it.
+
+    Streaming looks for a free name in shared memory and takes it a moment later, so that of runs that look in the same
+    moment all but one fail ("File exists"). Where a lock cannot be had, no turn is taken.
+    """
+    with contextlib.ExitStack() as held:
+        if dist.get_local_rank() == 0:
+            lock = FileLock(file or Path(tempfile.gettempdir()) / "recipes-loaders.lock", timeout=_WAIT_S, mode=0o666)
+            try:
+                held.enter_context(lock)
+            except Timeout:
+                log.warning("another run of this machine has built its loaders for %d s; not waiting longer", _WAIT_S)
+            except OSError as error:  # another user's file, or a file system without locks
+                log.debug("no turn is taken: %s", error)
+        dist.barrier()  # the other ranks look for the name only now
+        yield
