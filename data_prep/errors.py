@@ -23,6 +23,14 @@ class Stopped(BaseException):
     """SIGTERM arrived. Like KeyboardInterrupt not an Exception, so that only `exit_status` catches it."""
 
 
+def refuse_not_utf8(what: str, name: str) -> None:
+    """Raises PrepError where a name is bytes that are no UTF-8, which a manifest could not hold."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        raise PrepError(f"{what}{name!a}: its name is not UTF-8; give it another.") from None
+
+
 def describe_os_error(error: OSError) -> str:
     """An operating system's error as a sentence that says what to do."""
     where = f"{error.filename}: " if error.filename else ""

@@ -28,9 +28,10 @@ from data_prep.publishing import exclusive, fresh_staging, publish, remove_lefto
 from data_prep.reading import SourceReader
 from data_prep.rejects import REJECTED
 from data_prep.rows import Rejected, parse_object
-from data_prep.sources import find_sources
+from data_prep.sources import find_sources, sha256_of_file
 from data_prep.storage import local_output
 from data_prep.tokenising import Separators, load_tokenizer
+from data_prep.tokenizer_files import SETTINGS, TOKENIZER_FILE
 from data_prep.writing import JsonShardWriter
 
 TOO_LONG = ("truncate", "drop", "stop")
@@ -84,12 +85,18 @@ def run(arguments: argparse.Namespace) -> None:
     out = local_output(arguments.out)
     sources = find_sources(arguments.inputs)
     _, facts = load_tokenizer(arguments.tokenizer)
+    folder = Path(facts.path).parent
+    if Path(facts.path).name != TOKENIZER_FILE:
+        raise PrepError(
+            f"--tokenizer {facts.path}: expected a folder, whose {TOKENIZER_FILE} and chat template are taken."
+        )
     named = "split seq_len too_long on_error max_rejected"
     options = {
         **{name: getattr(arguments, name) for name in named.split()},
         "format": "turns",
         "holdout": checked_fraction(arguments.holdout),
         "holdout_split": arguments.holdout_split if arguments.holdout else None,
+        "tokenizer_settings": {name: sha256_of_file(folder / name) for name in SETTINGS if (folder / name).is_file()},
         "template_values": dict(_named_value(word) for word in arguments.template_value),
     }
     plan = Plan(sources, facts, Separators([], []), "json", options)
@@ -118,7 +125,12 @@ def make(plan: Plan, staging: Path, out: Path) -> list[Manifest]:
     from transformers import AutoTokenizer  # only here: seconds
 
     options = plan.options
-    tokenizer = AutoTokenizer.from_pretrained(str(Path(plan.tokenizer.path).parent))
+    folder = str(Path(plan.tokenizer.path).parent)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # whatever transformers says of a configuration
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise PrepError(f"--tokenizer {folder}: transformers cannot load it: {reason}") from error
     conversations = ConversationTokenizer(tokenizer, options["template_values"])
     writers = {
         name: SplitWriter(staging / name, MAIN if name == options["split"] else HELD_OUT) for name in plan.splits

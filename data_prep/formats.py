@@ -9,7 +9,7 @@ import orjson
 from data_prep.errors import PrepError
 from data_prep.long_rows import LONG_ROW, LongDocument, read_long_text
 from data_prep.reading import HashingFile, check_unchanged
-from data_prep.rows import Document, Rejected, json_name
+from data_prep.rows import Document, Rejected, byte_order_mark, json_name
 from data_prep.sources import Source
 
 _BATCH_ROWS = 32
@@ -49,6 +49,9 @@ class TextReader:
             content = file.readall()
         check_unchanged(self.source)
         self.rows_read = 1
+        if mark := byte_order_mark(content):
+            yield Rejected(1, mark)
+            return
         try:
             text = content.decode("utf-8")
         except UnicodeDecodeError as bad:
@@ -102,7 +105,9 @@ class ParquetReader:
                 raw = pyarrow.PythonFile(self._raw, mode="r")
                 with pyarrow.parquet.ParquetFile(raw, buffer_size=_READ_BYTES) as file:
                     yield from self._rows(file)
-        except pyarrow.ArrowException as error:
+        except (pyarrow.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
             reason = str(error).splitlines()[0]
             raise PrepError(f"{self.source.path}: not a parquet file that can be read ({reason}).") from error
         check_unchanged(self.source)
@@ -117,28 +122,39 @@ class ParquetReader:
         groups = [number for number in range(file.num_row_groups) if _start(file.metadata, number) in self._range]
         columns = names if self._all_fields else [self._text_key]
         for batch in file.iter_batches(_BATCH_ROWS, row_groups=groups, columns=columns) if groups else ():
-            objects = batch.to_pylist() if self._all_fields else None
             for place, value in enumerate(batch.column(columns.index(self._text_key))):
                 self.rows_read += 1
                 content = value.as_buffer() if hasattr(value, "as_buffer") else None
-                if self._spool and objects is None and content is not None and content.size >= LONG_ROW:
+                if self._spool and not self._all_fields and content is not None and content.size >= LONG_ROW:
                     long = read_long_text(cast(BinaryIO, pyarrow.BufferReader(content)), self._text_key, self._spool)
                     yield long._replace(line=self.rows_read)
                     continue
-                text = value.as_py()
-                if isinstance(text, bytes):
-                    try:
+                try:
+                    text = value.as_py()
+                    if isinstance(text, bytes):
                         text = text.decode("utf-8")
-                    except UnicodeDecodeError as bad:
-                        yield Rejected(self.rows_read, f"{self._text_key!r} is not UTF-8 ({bad.reason})")
-                        continue
+                except UnicodeDecodeError as bad:
+                    yield Rejected(self.rows_read, f"{self._text_key!r} is not UTF-8 ({bad.reason})")
+                    continue
                 if not isinstance(text, str):
                     yield Rejected(self.rows_read, f"{self._text_key!r} is {json_name(text)}, expected a string")
                 elif not text:
                     yield Rejected(self.rows_read, f"{self._text_key!r} is empty")
                 else:
-                    fields = objects[place] if objects else {self._text_key: text}
-                    yield Document(self.rows_read, text, orjson.dumps(fields, default=str))
+                    yield self._document(text, batch, place) if self._all_fields else self._row(text, {})
+
+    def _document(self, text: str, batch: Any, place: int) -> Document | Rejected:
+        """A row with all its fields."""
+        fields = {}
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            try:
+                fields[name] = column[place].as_py()
+            except UnicodeDecodeError as bad:
+                return Rejected(self.rows_read, f"{name!r} is not UTF-8 ({bad.reason})")
+        return self._row(text, fields)
+
+    def _row(self, text: str, fields: dict[str, Any]) -> Document:
+        return Document(self.rows_read, text, orjson.dumps({**fields, self._text_key: text}, default=str))
 
 
 def _start(metadata: Any, number: int) -> int:

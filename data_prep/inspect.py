@@ -65,7 +65,7 @@ def show_split(split: Path, tokenizer_name: str | None, samples: int, characters
             ratio = manifest.text_bytes / max(manifest.tokens + manifest.dropped_tokens, 1)
             counts = f"{manifest.documents:,} documents, {manifest.text_bytes:,} bytes of text"
             print(f"  {counts}, {manifest.tokens:,} tokens, {ratio:.2f} bytes/token")
-        show_lengths(entries, border)
+        show_lengths(entries, border, at_end)
         for number, ids in enumerate(_evenly(entries, samples)):
             print(f"\nsample {number + 1} of {samples}:")
             print(shorten(decode_with_borders(tokenizer, ids, border, at_end), characters))
@@ -80,9 +80,9 @@ def show_split(split: Path, tokenizer_name: str | None, samples: int, characters
             print(shorten(text, characters))
 
 
-def show_lengths(entries: list[ShardEntry], border: list[int]) -> None:
+def show_lengths(entries: list[ShardEntry], border: list[int], at_end: bool) -> None:
     """How many documents have how many tokens, by powers of two; what is cut off at the very end is not counted."""
-    lengths = document_lengths(entries, border)
+    lengths = document_lengths(entries, border, at_end)
     if not len(lengths):
         print("  no document border found")
         return
@@ -97,8 +97,12 @@ def show_lengths(entries: list[ShardEntry], border: list[int]) -> None:
         print(f"  {1 << power:>10,} – {(2 << power) - 1:<10,} {counts[power]:>10,} {bar}")
 
 
-def document_lengths(entries: list[ShardEntry], border: list[int]) -> npt.NDArray[np.int64]:
-    """Tokens between one border and the next, the border's own included. Memory: 8 bytes a document."""
+def document_lengths(entries: list[ShardEntry], border: list[int], at_end: bool = True) -> npt.NDArray[np.int64]:
+    """Tokens between one border and the next, the border's own included. Memory: 8 bytes a document.
+
+    Args:
+        at_end: a border stands behind its document, else in front of it.
+    """
     if not border:
         return np.empty(0, dtype=np.int64)
     ends: list[int] = []
@@ -110,7 +114,7 @@ def document_lengths(entries: list[ShardEntry], border: list[int]) -> npt.NDArra
         ends += [end for end in where.tolist() if not ends or end >= ends[-1] + len(border)]
         seen += len(ids)
         tail = stream[len(stream) - (len(border) - 1) :] if len(border) > 1 else stream[:0]
-    return np.diff(np.array([0, *ends], dtype=np.int64))
+    return np.diff(np.array([0, *ends] if at_end else ends, dtype=np.int64))
 
 
 def decode_with_borders(tokenizer: Tokenizer, ids: Ids, border: list[int], at_end: bool) -> str:

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 import orjson
 
-from data_prep.rows import Rejected, parse_object, text_of, why_no_string
+from data_prep.rows import Rejected, byte_order_mark, parse_object, text_of, why_no_string
 
 LONG_ROW = 8 << 20  # bytes of a row from which it is not held
 _BLOCK = 1 << 20  # bytes of a row that are held of it
@@ -113,6 +113,8 @@ def read_long_text(file: BinaryIO, text_key: str, folder: Path) -> LongDocument 
         copy.write(b"{" + orjson.dumps(text_key) + b':"')
         while True:
             block = file.read(_BLOCK)
+            if done == 0 and (mark := byte_order_mark(block)):
+                reason = Rejected(1, mark)
             try:
                 piece = "" if reason else decoder.decode(block, final=not block)
             except UnicodeDecodeError as bad:

@@ -7,6 +7,7 @@ Each SOURCE is the --out of a data_prep.pretrain run and its share of the tokens
 """
 
 import argparse
+import itertools
 import json
 import math
 import re
@@ -14,6 +15,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import yaml
 
 from data_prep.errors import PrepError, exit_status
 from data_prep.manifest import Manifest, shard_problems
@@ -79,9 +82,9 @@ def fragment(streams: Sequence[Stream], command: str) -> str:
     for stream in streams:
         epochs = f"{stream.tokens:,.0f} of {stream.manifest.tokens:,} tokens: {stream.epochs:.2f} epochs"
         lines += [
-            f"      {stream.name}: # {epochs}",
+            f"      {_quoted(stream.name)}: # {epochs}",
             f"        local: {_quoted(stream.folder)}",
-            f"        split: {stream.manifest.split}",
+            f"        split: {_quoted(stream.manifest.split)}",
             f"        proportion: {stream.share:.6g}",
         ]
     lines += [
@@ -96,7 +99,8 @@ def fragment(streams: Sequence[Stream], command: str) -> str:
     if held_out:
         lines += ["", "eval_loader:", "  name: text", "  dataset:", "    streams:"]
         for stream, split in held_out:
-            lines += [f"      {stream.name}:", f"        local: {_quoted(stream.folder)}", f"        split: {split}"]
+            lines += [f"      {_quoted(stream.name)}:", f"        local: {_quoted(stream.folder)}"]
+            lines += [f"        split: {_quoted(split)}"]
         lines += ["    shuffle: false", "    max_seq_len: ${max_seq_len}", "  drop_last: false", "  num_workers: 8"]
     return "\n".join(lines) + "\n"
 
@@ -171,15 +175,17 @@ def _names(folders: Sequence[str]) -> list[str]:
     """A short name for each: its last part, with a number where two have the same."""
     names: list[str] = []
     for folder in folders:
-        base = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in Path(folder).name)
-        names.append(base if base not in names else f"{base}-{len(names) + 1}")
+        last = Path(folder).resolve().name or "root"
+        base = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in last)
+        numbered = (f"{base}-{number}" for number in itertools.count(2))
+        names.append(next(name for name in itertools.chain([base], numbered) if name not in names))
     return names
 
 
-def _quoted(path: str) -> str:
-    """A path as YAML has it: as it is where nothing in it means something else."""
-    plain = re.fullmatch(r"[\w./~-]+", path) and not path.startswith(("-", "~"))
-    return path if plain else json.dumps(path, ensure_ascii=False)
+def _quoted(text: str) -> str:
+    """A string as YAML has it: as it is where nothing in it means something else."""
+    plain = re.fullmatch(r"[\w./-]+", text) and not text.startswith("-") and yaml.safe_load(text) == text
+    return text if plain else json.dumps(text, ensure_ascii=False)
 
 
 def _tokenizer_name(manifest: Manifest) -> str:

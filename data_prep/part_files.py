@@ -74,9 +74,13 @@ def finish_part(parts: Path, number: int, folder: Path, facts: PartFacts) -> Non
     try:
         os.rename(folder, final)
     except OSError:
-        if not (final / FACTS).is_file():
+        if load_part(parts, number) is not None:  # another process, of a run that was killed, was faster
+            shutil.rmtree(folder, ignore_errors=True)
+            return
+        if not final.is_dir():
             raise
-        shutil.rmtree(folder, ignore_errors=True)  # another process, of a run that was killed, was faster
+        shutil.rmtree(final)  # it was whole once
+        os.rename(folder, final)
 
 
 def load_part(parts: Path, number: int) -> PartFacts | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.curation import FilterSettings, load_predicate
-from data_prep.errors import PrepError
+from data_prep.errors import PrepError, refuse_not_utf8
 from data_prep.holdout import checked_fraction
 from data_prep.manifest import (
     MANIFEST,
@@ -71,6 +71,7 @@ def checked_options(arguments: argparse.Namespace) -> dict[str, Any]:
     if not 0 <= arguments.max_rejected <= 1:
         raise PrepError(f"--max-rejected {arguments.max_rejected:g}: expected a share of the rows, 0 to 1 (0.01).")
     checked_split_names(arguments)
+    refuse_not_utf8("--text-key ", arguments.text_key)
     if not 0.001 <= arguments.part_mb <= 1e9:
         raise PrepError(f"--part-mb {arguments.part_mb:g}: expected megabytes of input, 0.001 or more (33).")
     if arguments.usd_per_hour is not None and not 0 <= arguments.usd_per_hour < float("inf"):
@@ -95,6 +96,7 @@ def checked_split_names(arguments: argparse.Namespace) -> None:
     for option, name in (("--split", arguments.split), ("--holdout-split", arguments.holdout_split)):
         if not name or name.startswith(".") or Path(name).name != name:
             raise PrepError(f"{option} {name!r}: expected the name of a folder, such as train.")
+        refuse_not_utf8(f"{option} ", name)
         if len(os.fsencode(name)) > _MOST_NAME_BYTES:
             raise PrepError(f"{option} {name[:20]}...: expected a name of at most {_MOST_NAME_BYTES} bytes.")
     if arguments.split == arguments.holdout_split and arguments.holdout:
@@ -152,6 +154,9 @@ def what_to_replace(out: Path, plan: Plan, overwrite: bool) -> list[str]:
     Raises:
         PrepError: a folder of that name holds something else.
     """
+    for path in (out / name for name in plan.splits):
+        if path.is_symlink() or (path.exists() and not path.is_dir()):
+            raise PrepError(f"{path} is no folder of a split; move it away, or give another --out or another name.")
     replaced: list[str] = []
     for folder in sorted(path for path in out.iterdir() if path.is_dir() and not path.name.startswith(".")):
         wanted = folder.name in plan.splits

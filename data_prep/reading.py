@@ -14,7 +14,7 @@ from data_prep.errors import PrepError
 from data_prep.long_rows import LONG_ROW, LongDocument, read_long_row
 from data_prep.rows import Document, Rejected, parse_row
 from data_prep.sources import Source
-from data_prep.storage import FileState, open_file, state_of
+from data_prep.storage import FileState, open_file, remote_errors, state_of
 
 _BLOCK = 1 << 20  # bytes a read
 
@@ -64,6 +64,7 @@ class SourceReader:
                 else:
                     yield read_long_row(self.rows_read, line, file, self._text_key, self._spool)
                 del line  # a row may be large: hold it once
+        check_unchanged(self.source)
 
     def lines(self) -> Iterator[bytes]:
         """The lines as they stand in the file, without their ends; `rows_read` counts them."""
@@ -73,6 +74,7 @@ class SourceReader:
                 del line
                 yield row
                 del row
+        check_unchanged(self.source)
 
     def _lines(self, limit: int) -> Iterator[tuple[bytes, BinaryIO]]:
         """The lines that begin in the range, or the first `limit` bytes of each, whose rest the taker then reads."""
@@ -88,7 +90,6 @@ class SourceReader:
                 yield line, file
                 del line
                 at = file.tell() if size == limit and not self.is_whole else at + size
-        check_unchanged(self.source)
 
     def _first_line(self, file: BinaryIO) -> int:
         """Go to the first line that begins in the range. Of one that began before no more is read than lies in it."""
@@ -108,7 +109,7 @@ class SourceReader:
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise PrepError(self._damage(self.rows_read, error)) from error
         except OSError as error:
-            if error.errno is None:  # pyarrow's word for damaged zstd data
+            if error.errno is None and self.source.path.endswith(".zst"):  # pyarrow's word for damaged zstd data
                 raise PrepError(self._damage(self.rows_read, error)) from error
             raise
 
@@ -142,6 +143,7 @@ class HashingFile(io.RawIOBase):
 
     def __init__(self, path: str, hashed: bool):
         self._hashed = hashed
+        self._path = path
         self._file = open_file(path)
         self.count = 0  # bytes
         self.digest = hashlib.sha256()
@@ -159,7 +161,8 @@ class HashingFile(io.RawIOBase):
         return self._file.tell()
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        got = self._file.readinto(buffer) or 0  # type: ignore[attr-defined]
+        with remote_errors(self._path):
+            got = self._file.readinto(buffer) or 0  # type: ignore[attr-defined]
         if self._hashed:
             self.digest.update(memoryview(buffer)[:got])
         self.count += got

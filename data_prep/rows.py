@@ -62,12 +62,15 @@ def parse_object(number: int, row: bytes) -> dict[str, Any] | Rejected:
     return value
 
 
+def byte_order_mark(content: bytes) -> str | None:
+    """What is wrong with a file that begins so; None: nothing."""
+    return next((reason for mark, reason in _BYTE_ORDER_MARKS.items() if content.startswith(mark)), None)
+
+
 def why_not_json(number: int, row: bytes, error: orjson.JSONDecodeError) -> str:
     """Why a line is no JSON."""
-    if number == 1:
-        for mark, reason in _BYTE_ORDER_MARKS.items():
-            if row.startswith(mark):
-                return reason
+    if number == 1 and (mark := byte_order_mark(row)):
+        return mark
     if not row.strip():
         return "blank line"
     return why_no_string(row, error, 0, f"column {error.colno}")
@@ -93,4 +96,4 @@ def json_name(value: object) -> str:
         dict: "an object",
         str: "a string",
     }
-    return "null" if value is None else names[type(value)]
+    return "null" if value is None else names.get(type(value), f"of type {type(value).__name__}")

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.errors import PrepError
-from data_prep.storage import is_remote, list_files, open_file, state_of
+from data_prep.errors import PrepError, refuse_not_utf8
+from data_prep.storage import is_remote, list_files, open_file, remote_errors, state_of
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt")
 _MAGIC = "*?["
@@ -63,7 +63,7 @@ def sha256_of_file(path: str | Path) -> str:
 def sha256_of_source(source: Source) -> str:
     """SHA-256 of a source's bytes as stored."""
     digest = hashlib.sha256()
-    with open_file(source.path) as file:
+    with remote_errors(source.path), open_file(source.path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
@@ -120,6 +120,7 @@ def _is_visible(name: str) -> bool:
 
 
 def _inspect(path: str) -> Source:
+    refuse_not_utf8("", path)
     if is_remote(path):
         state = state_of(path)
         return Source(path=path, bytes=state.bytes, mtime_ns=state.mtime_ns)

@@ -51,14 +51,16 @@ def _left_by_same_plan(staging: Path, made_from: MadeFrom, part_bytes: int, over
     try:
         plan = json.loads((staging / PLAN).read_bytes())
         old = MadeFrom.from_json(plan["made_from"])
-        same_cuts = plan["part_bytes"] == part_bytes
+        old_bytes = plan["part_bytes"]
     except (OSError, ValueError, KeyError, TypeError):
         return False  # nothing there, or a run was killed before it had written its plan
     changes = differences(old, made_from)
+    if old_bytes != part_bytes:
+        changes.append(f"--part-mb: {old_bytes / 1e6:g} -> {part_bytes / 1e6:g}")
     if changes and not overwrite and any(_finished_parts(staging)):
         what = "\n  ".join([f"{staging.parent} holds the finished parts of a run that was cut off:", *changes])
         raise PrepError(f"{what}\nGive the same again to go on, another --out, or --overwrite to throw them away.")
-    return not changes and same_cuts
+    return not changes
 
 
 def _finished_parts(staging: Path) -> Iterator[Path]:

@@ -68,6 +68,8 @@ def state_of(path: str) -> FileState:
         filesystem, inner = filesystem_of(path)
         filesystem.invalidate_cache()
         found = filesystem.info(inner)
+    if found["size"] is None:
+        raise PrepError(f"{path}: its server does not say how large it is; fetch it, and give the file.")
     return FileState(int(found["size"]), _time_ns(found))
 
 
@@ -114,19 +116,21 @@ def filesystem_of(url: str) -> tuple[Any, str]:
 
 @contextlib.contextmanager
 def remote_errors(url: str) -> Iterator[None]:
-    """Whatever a store's client raises, as an OSError that names the URL."""
+    """Whatever a store's client raises, as an OSError that names the URL; of a path nothing is changed."""
     try:
         yield
     except PrepError:
         raise
     except OSError as error:
-        if error.errno is not None:
+        if error.errno is not None or not is_remote(url):
             raise
         missing = isinstance(error, FileNotFoundError)
         number = errno.ENOENT if missing else errno.EIO
         raise OSError(number, os.strerror(number) if missing else str(error), url) from error
     except Exception as error:  # botocore's, google's and others have no common class
-        raise OSError(None, f"{type(error).__name__}: {error}", url) from error
+        if not is_remote(url):
+            raise
+        raise OSError(errno.EIO, f"{type(error).__name__}: {error}", url) from error
 
 
 def _time_ns(found: dict[str, Any]) -> int:

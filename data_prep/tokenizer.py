@@ -173,9 +173,9 @@ def is_finished(out: Path, made_from: dict[str, Any]) -> bool:
     Raises:
         PrepError: it was made from something else.
     """
-    if not (out / TRAINING).is_file():
+    old = _made_from(out)
+    if old is None:
         return False
-    old = json.loads((out / TRAINING).read_text(encoding="utf-8"))["made_from"]
     names = {"sources": "input", "holdout": "--holdout", "text_key": "--text-key", "vocab_size": "--vocab-size"}
     changed = [names.get(name, name) for name in sorted(made_from) if old.get(name) != made_from[name]]
     if changed:
@@ -185,14 +185,23 @@ def is_finished(out: Path, made_from: dict[str, Any]) -> bool:
     return (out / TOKENIZER_FILE).is_file()
 
 
+def _made_from(out: Path) -> dict[str, Any] | None:
+    """What a folder that this command made was made from; None: it made no such folder."""
+    try:
+        found = json.loads((out / TRAINING).read_bytes())["made_from"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def refuse_foreign(out: Path) -> None:
     """Refuse to replace a folder that this command did not make.
 
     Raises:
         PrepError: it did not.
     """
-    if out.exists() and not (out / TRAINING).is_file() and (not out.is_dir() or any(out.iterdir())):
-        what = f"{out} holds something that this command did not write (no {TRAINING} in it)"
+    if out.exists() and _made_from(out) is None and (not out.is_dir() or any(out.iterdir())):
+        what = f"{out} holds something that this command did not write (no {TRAINING} of it there)"
         raise PrepError(f"{what}; move it away or give another --out.")
 
 

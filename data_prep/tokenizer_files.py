@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import PrepError
+from data_prep.errors import PrepError, refuse_not_utf8
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILES = ("tokenizer_config.json", "special_tokens_map.json")  # either names the special tokens
+SETTINGS = (*CONFIG_FILES, "chat_template.jinja")  # what transformers reads beside tokenizer.json
 _ROLES = ("bos_token", "eos_token", "pad_token")
 
 
@@ -19,6 +20,7 @@ def locate_tokenizer(name: str) -> str:
     Raises:
         PrepError: there is none.
     """
+    refuse_not_utf8("--tokenizer ", name)
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / TOKENIZER_FILE).is_file():
@@ -32,7 +34,7 @@ def locate_tokenizer(name: str) -> str:
     if path.suffix == ".json" or name.startswith((".", "/", "~")) or not 0 <= name.count("/") <= 1:
         raise PrepError(f"--tokenizer {name}: no such file or folder.")
     found = _from_hub(name, TOKENIZER_FILE)
-    for config in CONFIG_FILES:
+    for config in SETTINGS:
         with contextlib.suppress(PrepError):  # a repository may lack one of them
             _from_hub(name, config)
     return found

@@ -79,7 +79,9 @@ class RemoteOutput:
         for name in splits:
             if f"{name}/{INDEX}" in done:
                 continue  # an upload of this command that was cut off before its manifest
-            if self._exists(f"{name}/{INDEX}") and not self._exists(f"{name}/{MANIFEST}"):
+            with remote_errors(self.url):
+                is_foreign = self._exists(f"{name}/{INDEX}") and not self._exists(f"{name}/{MANIFEST}")
+            if is_foreign:
                 raise PrepError(
                     f"{self.url}/{name} was not written by this command (no {MANIFEST} in it); give another --out."
                 )

@@ -7,6 +7,7 @@ or corrupt.
 """
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -53,9 +54,10 @@ def run(folder: Path) -> None:
     splits = find_splits(folder)
     for split, manifest in splits.items():
         found = digest_problems(split, manifest)
+        parent = Path(os.path.abspath(split)).parent  # of "." too
         for other in manifest.splits:
-            if not (split.parent / other / MANIFEST).is_file():
-                found.append(f"missing split {split.parent / other}, which was written together with {split}")
+            if not (parent / other / MANIFEST).is_file():
+                found.append(f"missing split {parent / other}, which was written together with {split}")
         size = sum(record.bytes for record in (*manifest.shards, *manifest.files))
         state = "wrong" if found else "as written"
         print(

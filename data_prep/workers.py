@@ -68,7 +68,10 @@ class WorkerProcesses:
                 connection = idle.pop()
                 number, task = waiting.pop()
                 busy[connection] = number
-                connection.send(task)
+                try:
+                    connection.send(task)
+                except (BrokenPipeError, ConnectionResetError):
+                    raise Interrupted(self._how_it_ended(connection)) from None
             ready = wait(list(busy))
             for connection in [one for one in busy if one in ready]:
                 try:

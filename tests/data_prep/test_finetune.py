@@ -160,6 +160,32 @@ def test_templates_that_refuse_or_rewrite(tokenizer: Path) -> None:
     assert loaded.decode(turns[0].input_ids) == "todaya"
 
 
+def test_what_decides_the_bytes_is_compared(
+    chats: list[dict[str, Any]],
+    with_template: Path,
+    jsonl: Callable[..., Path],
+    finetune: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    source = jsonl(chats)
+    folder = Path(shutil.copytree(with_template, tmp_path / "tokenizer"))
+    words = (source, "--out", tmp_path / "out", "--tokenizer", folder, "--seq-len", "4000")
+    assert finetune(*words).returncode == 0
+    assert "already done" in finetune(*words).stdout
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    changed = finetune(*words)
+    assert changed.returncode == 1
+    assert "--tokenizer-settings: " in changed.stderr
+    other = Path(shutil.copy(folder / "tokenizer.json", folder / "other.json"))
+    refused = finetune(source, "--out", tmp_path / "two", "--tokenizer", other)
+    assert f"--tokenizer {other}: expected a folder" in refused.stderr
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "tokenizer_class": "NoSuchTokenizer"}))
+    unknown = finetune(source, "--out", tmp_path / "three", "--tokenizer", folder)
+    assert unknown.returncode == 1
+    assert f"--tokenizer {folder}: transformers cannot load it: " in unknown.stderr
+
+
 def test_cutting() -> None:
     turns = [Turn([1, 2], [3, 4]), Turn([5], [6, 7])]
     assert truncated(turns, 7) == turns

@@ -80,15 +80,36 @@ def test_bad_parquet_rows_and_files(tmp_path: Path) -> None:
         "'text' is empty",
         "'text' is not UTF-8 (invalid start byte)",
     ]
+    broken = pyarrow.array([b"a", b"\xff"], pyarrow.binary()).view(pyarrow.string())
+    times = pyarrow.array([1, 2], pyarrow.timestamp("s"))
+    odd = tmp_path / "odd.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": broken, "time": times}), odd)
+    for text_key, all_fields, reason in (
+        ("text", False, "'text' is not UTF-8 (invalid start byte)"),
+        ("text", True, "'text' is not UTF-8 (invalid start byte)"),
+        ("time", False, "'time' is of type datetime, expected a string"),
+    ):
+        last = list(open_reader(find_sources([str(odd)])[0], text_key, all_fields=all_fields).rows())[-1]
+        assert last == Rejected(2, reason)
     with pytest.raises(PrepError, match=r"no column 'body' \(--text-key\); its columns: text"):
         list(open_reader(find_sources([str(path)])[0], "body").rows())
+    damaged = bytearray(odd.read_bytes())
+    damaged[4:12] = b"\xff" * 8  # the header of the first page
+    odd.write_bytes(damaged)
+    with pytest.raises(PrepError, match=r"odd\.parquet: not a parquet file that can be read"):
+        list(open_reader(find_sources([str(odd)])[0], "text").rows())
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(PrepError, match=r"bad\.parquet: not a parquet file that can be read"):
         list(open_reader(find_sources([str(path)])[0], "text").rows())
 
 
 def test_text_files(tmp_path: Path) -> None:
-    for content, expected in (("ä\n\nb".encode(), "ä\n\nb"), (b"a\xff", "byte 0xff at byte 2"), (b"", "is empty")):
+    for content, expected in (
+        ("ä\n\nb".encode(), "ä\n\nb"),
+        (b"a\xff", "byte 0xff at byte 2"),
+        (b"", "is empty"),
+        (b"\xef\xbb\xbfa", "starts with a UTF-8 byte order mark"),
+    ):
         path = tmp_path / "one.txt"
         path.write_bytes(content)
         reader = open_reader(find_sources([str(path)])[0], "text")

@@ -55,6 +55,16 @@ def test_lengths_are_those_of_the_documents(finished: Path, texts: list[str], to
     assert document_lengths(entries, pair).tolist() == np.diff([0, *ends]).tolist()
 
 
+def test_lengths_where_the_border_stands_in_front(tmp_path: Path, corpus: Path, tokenizer: Path, prepare: Any) -> None:
+    words = ("--bos-text", "<|endoftext|>", "--eos-text", "")
+    assert prepare(corpus, "--out", tmp_path / "out", *words).returncode == 0
+    assert prepare(corpus, "--out", tmp_path / "behind").returncode == 0
+    front = document_lengths(read_index(tmp_path / "out" / "train"), [0], at_end=False).tolist()
+    behind = document_lengths(read_index(tmp_path / "behind" / "train"), [0]).tolist()
+    assert front == behind[: len(front)]
+    assert len(front) >= len(behind) - 1
+
+
 def test_borders_in_front(tokenizer: Path) -> None:
     loaded = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
     ids = np.array([0, *loaded.encode("one").ids, 0, *loaded.encode("two").ids], dtype=np.uint16)

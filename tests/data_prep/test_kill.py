@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.errors import Interrupted
+from data_prep.tasks import HashTask
+from data_prep.workers import WorkerProcesses
 from tests.conftest import ROOT, Command
 from tests.data_prep.conftest import tree
 
@@ -107,7 +110,11 @@ def test_goes_on_from_finished_parts(command: Callable[..., list[str]], tmp_path
     assert killed_when(command(out, *slow), lambda: len(list(parts.glob("0*"))) >= 2) == -signal.SIGKILL
     finished = {path.name: path.stat().st_mtime_ns for path in parts.glob("0*")}
 
-    for more, said in ((["--dtype", "int32"], "--dtype: 'uint16' -> 'int32'"), (["--dedup"], "--dedup: None -> True")):
+    for more, said in (
+        (["--dtype", "int32"], "--dtype: 'uint16' -> 'int32'"),
+        (["--dedup"], "--dedup: None -> True"),
+        (["--part-mb", "2"], "--part-mb: 1 -> 2"),
+    ):
         refused = run(command(out, *more))
         assert refused.returncode == 1
         assert f"{out} holds the finished parts of a run that was cut off:\n  {said}" in refused.stderr
@@ -116,7 +123,6 @@ def test_goes_on_from_finished_parts(command: Callable[..., list[str]], tmp_path
 
     damaged = parts / "000001" / "main.ids"
     damaged.write_bytes(damaged.read_bytes()[:-2])  # as after a loss of power: this part is made again
-    shutil.rmtree(parts / "000001")
     result = run(command(out, "--workers", "2"))
     assert result.returncode == 0, result.stderr
     assert f"{len(finished) - 1} parts were finished before" in result.stdout
@@ -151,6 +157,18 @@ def test_a_worker_that_dies_and_a_source_that_vanishes(
     assert "parts were finished before" in result.stdout
     assert run(command(tmp_path / "once")).returncode == 0
     assert tree(out) == tree(tmp_path / "once")
+
+
+def test_a_worker_that_died_while_it_waited_is_told(tmp_path: Path) -> None:
+    workers = WorkerProcesses(1, None, tmp_path, lambda progress: None)  # type: ignore[arg-type]
+    try:
+        for process in workers._processes.values():
+            process.kill()
+            process.join()
+        with pytest.raises(Interrupted, match="a worker process was killed by signal SIGKILL"):
+            workers.run([HashTask(0)])
+    finally:
+        workers.close()
 
 
 def test_full_disk_keeps_finished_parts(command: Callable[..., list[str]], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,14 @@ def test_without_tokens_nothing_is_repeated(
     assert quoted.returncode == 0, quoted.stderr
     (stream,) = yaml.safe_load((tmp_path / "odd.yaml").read_text())["train_loader"]["dataset"]["streams"].values()
     assert stream["local"] == str(odd)
+    for folder in ("a/web-2", "b/web", "2024"):
+        (tmp_path / folder).parent.mkdir(exist_ok=True)
+        shutil.copytree(tmp_path / "web", tmp_path / folder)
+    words = ("a/web-2=1", "b/web=1", "web=1", "2024=1", "--out", "names.yaml")
+    assert run_command("python", "-m", "data_prep.mixture", *words, cwd=tmp_path).returncode == 0
+    streams = yaml.safe_load((tmp_path / "names.yaml").read_text())["train_loader"]["dataset"]["streams"]
+    assert list(streams) == ["web-2", "web", "web-3", "2024"]
+    assert streams["2024"]["local"] == "2024"
     least = min(manifest["tokens"] for manifest in sources.values())
     assert f"50.0% = {least:,} tokens of {least:,}: 1.00 epochs" in result.stdout
 

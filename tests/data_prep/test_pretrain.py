@@ -164,6 +164,23 @@ def test_what_others_wrote_is_left_alone(corpus: Path, prepare: Prepare, tmp_pat
         assert "was not written by this command (no manifest.json in it)" in result.stderr
     assert tree(tmp_path / "out") == {"train/index.json": b"{}"}
     assert prepare(corpus, "--out", tmp_path / "out", "--split", "other").returncode == 0
+    (tmp_path / "file" / "val").parent.mkdir()
+    (tmp_path / "file" / "val").touch()
+    result = prepare(corpus, "--out", tmp_path / "file", "--holdout", "0.1")
+    assert result.returncode == 1
+    assert f"{tmp_path}/file/val is no folder of a split" in result.stderr
+    assert tree(tmp_path / "file") == {"val": b""}
+
+
+def test_names_that_are_not_utf8_are_words(corpus: Path, prepare: Prepare, tmp_path: Path) -> None:
+    odd = os.fsdecode(b"caf\xe9.jsonl")
+    shutil.copy(corpus, tmp_path / odd)
+    for words in ((tmp_path / odd,), (tmp_path,), (corpus, "--split", odd)):
+        result = prepare(*words, "--out", tmp_path / "out")
+        assert result.returncode == 1
+        assert "its name is not UTF-8" in result.stderr
+        assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_special_tokens_in_text_stay_text(jsonl: Any, prepare: Prepare, tmp_path: Path) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow
 import pytest
+from fsspec.implementations.memory import MemoryFile
 
 from data_prep.errors import PrepError
 from data_prep.reading import SourceReader
@@ -143,3 +146,24 @@ def test_a_source_that_grows_is_noticed(tmp_path: Path) -> None:
         file.write('{"text": "b"}\n')
     with pytest.raises(PrepError, match="changed while it was read"):
         list(rows)
+
+
+def test_a_network_that_fails_is_not_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What passes keeps the parts that are finished; damage does not."""
+    store = fsspec.filesystem("memory")
+    store.pipe("/net/a.jsonl", b'{"text": "a"}\n' * 3)
+    (source,) = find_sources(["memory://net/a.jsonl"])
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no route")
+
+    reader = SourceReader(source, "text")
+    monkeypatch.setattr(type(store), "info", fail)
+    with pytest.raises(OSError, match="RuntimeError: no route") as failed:
+        list(reader.rows())
+    assert failed.value.errno == errno.EIO
+    monkeypatch.undo()
+    monkeypatch.setattr(MemoryFile, "readinto", fail)
+    with pytest.raises(OSError, match="RuntimeError: no route") as failed:
+        list(SourceReader(source, "text").rows())
+    assert failed.value.filename == "memory://net/a.jsonl"

@@ -87,3 +87,14 @@ def test_a_bucket_that_is_not_there_is_words(
     assert "s3://nobody/out" in result.stderr
     assert "Traceback" not in result.stderr
     assert [bucket["Name"] for bucket in store.list_buckets()["Buckets"]] == ["data"]
+
+
+@pytest.mark.parametrize("overwrite", [(), ("--overwrite",)])
+def test_a_server_that_is_not_there_is_words(
+    overwrite: tuple[str, ...], corpus: Path, prepare: Callable[..., Any], tmp_path: Path
+) -> None:
+    server = {"S3_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+    words = ("--out", "s3://data/out", "--work", tmp_path / "work", *overwrite)
+    result = prepare(corpus, *words, env={**server, "AWS_MAX_ATTEMPTS": "1"})
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: s3://data/out: EndpointConnectionError: ")

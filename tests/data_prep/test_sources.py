@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from data_prep.errors import PrepError
@@ -42,6 +43,14 @@ def test_refused(folder: Path, inputs: list[str], said: str) -> None:
     with pytest.raises(PrepError) as caught:
         find_sources([given.format(folder) for given in inputs])
     assert said in str(caught.value)
+
+
+def test_a_file_whose_server_says_no_size_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = fsspec.filesystem("memory")
+    store.pipe("/sizes/a.jsonl", b"{}\n")
+    monkeypatch.setattr(type(store), "info", lambda self, path: {"name": path, "size": None, "type": "file"})
+    with pytest.raises(PrepError, match=r"memory://sizes/a\.jsonl: its server does not say how large it is"):
+        find_sources(["memory://sizes/a.jsonl"])
 
 
 def test_text_files_beside_others_are_refused(folder: Path) -> None:

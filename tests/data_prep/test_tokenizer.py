@@ -101,7 +101,7 @@ def test_refusals_are_words(
 ) -> None:
     jsonl([{"text": "abc"}, {"text": 3}])
     (tmp_path / "theirs").mkdir()
-    (tmp_path / "theirs" / "file").touch()
+    (tmp_path / "theirs" / "training.json").write_text("{}")  # another program's
     result = train(*words, cwd=tmp_path)
     assert result.returncode == 1
     assert said in result.stderr

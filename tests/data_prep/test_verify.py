@@ -49,6 +49,8 @@ def test_whole(finished: Path, run_command: Command) -> None:
     result = run_command("python", "-m", "data_prep.verify", finished)
     assert (result.returncode, result.stderr) == (0, "")
     assert "2 splits are whole" in result.stdout
+    here = run_command("python", "-m", "data_prep.verify", ".", cwd=finished / "train")
+    assert (here.returncode, here.stderr) == (0, "")
     one = run_command("python", "-m", "data_prep.verify", finished / "val")
     assert one.returncode == 0
     assert "1 splits are whole" in one.stdout
