@@ -17,7 +17,7 @@ from recipes.planning.budget import refusal
 from recipes.preflight.training import preflight
 from recipes.reports.page import write_page
 from recipes.reports.runs import run_folder, write_whole
-from recipes.reports.summary import is_finished, print_summary, write_summary
+from recipes.reports.summary import SUMMARY, is_finished, print_summary, write_summary
 from recipes.screen import is_first_rank, print_plan, print_problems, print_recipe, print_stop, usage
 from recipes.training.batches import plan_batches
 from recipes.training.holding import hold
@@ -73,6 +73,7 @@ def main(arguments: list[str]) -> int:
     if is_first_rank():
         print(f"\n{run.resumed_from}")
         write_whole(folder / "recipe.yaml", recipe.to_yaml())
+        (folder / SUMMARY).unlink(missing_ok=True)  # of a run that now goes on
     free_memory()
     run.train(eval_first=bool(recipe.get("eval_first")))
     run.trainer.close()

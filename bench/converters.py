@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 SEQ_LEN = 2048
 EOS = "<|endoftext|>"
 SUFFIXES = (".py", ".md", ".rst", ".txt")
-CONVERTER = "LLM Foundry convert_dataset_json"
+CONVERTERS = ("LLM Foundry convert_dataset_json", "LLM Foundry convert_text_to_mds")
 WIDTHS = (("int32", "1"), ("uint16", "1"), ("uint16", "2"))  # of ids, and workers
 Build = Callable[[Path, Path, Path], tuple[list[str], Path]]
 JSON_CONVERTER = """
@@ -102,8 +102,8 @@ def programs(tokenizer: Path) -> dict[str, Build]:
 
     cases = [("gigatoken", dtype, workers) for dtype, workers in WIDTHS]
     return {
-        CONVERTER: theirs(JSON_CONVERTER, False),
-        "LLM Foundry convert_text_to_mds": theirs(TEXT_CONVERTER, True),
+        CONVERTERS[0]: theirs(JSON_CONVERTER, False),
+        CONVERTERS[1]: theirs(TEXT_CONVERTER, True),
         **{
             f"ours, {encoder}, {dtype}, {workers} worker{'s' * (workers != '1')}": ours(encoder, dtype, workers)
             for encoder, dtype, workers in (*cases, ("fastokens", "int32", "1"))

@@ -8,7 +8,7 @@ what it had; rounds of `compare` on the same text, versions and machine are adde
 
 The text is that of the packages installed beside this interpreter (source code and documentation). LLM Foundry takes
 minutes where ours and the bare tokenizer take seconds, and a shared machine is quick and slow by turns of minutes. So a
-round stops LLM Foundry's converter every few seconds, runs one of ours or the bare tokenizer in the pause, and goes on:
+round stops LLM Foundry's converters every few seconds, runs one of ours or the bare tokenizer in the pause, and goes on:
 all have been through the same turns. CPU seconds are user and system time of the program and its children, start-up
 included. Memory is that of a program and its children together, looked at four times a second: pages that they share
 count once (PSS). Not ru_maxrss, which starts from what the process held that started the program. Linux only.
@@ -32,7 +32,7 @@ from typing import Any
 import psutil
 
 from bench.converters import (
-    CONVERTER,
+    CONVERTERS,
     SEQ_LEN,
     Text,
     bare_rate,
@@ -49,7 +49,7 @@ from bench.measured import ROOT, Run, figures, measured
 
 SMALL_BYTES = 400_000
 READ_BYTES = 40_000_000
-PAUSE_EVERY_S = 12  # of LLM Foundry's converter
+PAUSE_EVERY_S = 12  # of LLM Foundry's converters
 BARE = "gigatoken alone"
 PACKAGES = ("llm-foundry", "mosaicml-streaming", "tokenizers", "gigatoken", "fastokens", "orjson", "numpy")
 RESULTS = ROOT / "bench" / "results" / "data_prep.json"
@@ -102,11 +102,9 @@ class Round:
             self.found[name]["start_cpu_s"] = self._run(name, small)[0].cpu_s
 
     def compare(self, text: Text) -> None:
-        """LLM Foundry's converter once; in its pauses ours and the bare tokenizer in turn; then what had no turn."""
-        self._note(CONVERTER, text, pause=lambda: self._take_a_turn(text))
-        for name in self._builds:
-            if not self.found[name]["runs"]:
-                self._note(name, text)
+        """LLM Foundry's converters once; in their pauses ours and the bare tokenizer in turn."""
+        for name in CONVERTERS:
+            self._note(name, text, pause=lambda: self._take_a_turn(text))
 
     def _take_a_turn(self, text: Text) -> None:
         name = next(self._turns)
@@ -157,28 +155,28 @@ def compare_table(section: dict[str, Any]) -> list[str]:
         return float(rounds[0][name]["tokens"] / of(name, "cpu_s"))
 
     names = [name for name in rounds[0] if name != BARE]
-    runs = [one[CONVERTER]["runs"][0]["cpu_s"] for one in rounds]
     counts = [sum(len(one[name]["runs"]) for one in rounds) for name in names if name.startswith("ours")]
     times = f"{min(counts)} to {max(counts)}"
     lines = [
         f"{text['bytes'] / 1e6:.1f} MB of text in {text['documents']:,} documents (corpus {text['sha256']}), "
-        f"{rounds[0][CONVERTER]['tokens']:,} tokens of the GPT-NeoX tokenizer in sequences of {SEQ_LEN:,}. Medians of "
-        f"{len(rounds)} rounds; in each convert_dataset_json ran once ({min(runs):.1f} to {max(runs):.1f} CPU-s), ours "
-        f"and bare gigatoken in turn while it was stopped, {times} times each; convert_text_to_mds ran behind it.",
+        f"{rounds[0][CONVERTERS[0]]['tokens']:,} tokens of the GPT-NeoX tokenizer in sequences of {SEQ_LEN:,}. Medians of "
+        f"{len(rounds)} rounds; in each LLM Foundry's converters ran once, ours and bare gigatoken in turn while they "
+        f"were stopped, {times} times each in all.",
         "",
         "| program | CPU-s | of that start-up | wall s | peak MB | M tokens per CPU-s | × convert_dataset_json | "
-        "of bare gigatoken | shards' SHA-256 |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "× convert_text_to_mds | of bare gigatoken | shards' SHA-256 |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name in names:
         rate = rate_of(name)
         digests = {one[name]["sha256"] for one in rounds}
+        times_theirs = " | ".join(f"{rate / rate_of(theirs):.1f}" for theirs in CONVERTERS)
         lines.append(
             f"| {name} | {of(name, 'cpu_s'):.2f} | {rounds[0][name]['start_cpu_s']:.2f} | {of(name, 'wall_s'):.2f} | "
-            f"{of(name, 'peak_mb'):,.0f} | {rate / 1e6:.2f} | {rate / rate_of(CONVERTER):.1f} | "
+            f"{of(name, 'peak_mb'):,.0f} | {rate / 1e6:.2f} | {times_theirs} | "
             f"{rate / rates['first']:.0%} | {' and '.join(sorted(digests))} |"
         )
-    same = {one[name]["sha256"] for one in rounds for name in names if name == CONVERTER or "int32" in name}
+    same = {one[name]["sha256"] for one in rounds for name in names if name == CONVERTERS[0] or "int32" in name}
     words = "the same bytes" if len(same) == 1 else "NOT the same bytes"
     return [
         *lines,

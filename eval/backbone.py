@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from eval.past import Past, can_be_shared
+from eval.questions import ScoringError
+from recipes.models.backends import goes_on_exactly
 
 PROBE_TOKENS = 3
 PROBE_DIFFERENCE = 1e-4  # of logits, relative to the largest; kernels may differ by rounding
@@ -124,11 +126,14 @@ class Backbone:
             whole, halves, rtol=0, atol=PROBE_DIFFERENCE * scale, equal_nan=True
         )
         if not equal:
-            raise NotImplementedError(
+            raise ScoringError(
                 f"{type(self.causal).__name__}: its logits are not its output layer applied to its last hidden states; "
                 "this model cannot be scored here"
             )
-        self.shares = can_be_shared(past)
+        # flash-attn 2's rotary kernel turns new tokens from the padded length of what they go on from
+        rotates_by_length = getattr(self.body, "rope_impl", None) == "dail"
+        attention = getattr(getattr(self.body, "config", None), "attn_config", None)
+        self.shares = can_be_shared(past) and not rotates_by_length and goes_on_exactly(attention)
 
 
 def causal_model(model: nn.Module) -> Any:

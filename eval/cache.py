@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.questions import Scored
+from eval.questions import Scored, ScoringError
 
 FOLDER = ".answers"  # beside the results
-SCORING = 2  # to be raised when the same model would answer otherwise
+SCORING = 3  # to be raised when the same model would answer otherwise
 DIGITS = 24  # of a digest in a file name
 Answer = Scored | str  # to a Request, to a Prompt
 
@@ -31,7 +31,7 @@ class AnswerCache:
     def read(self) -> dict[str, Answer]:
         """Every answer, whichever process wrote it, by the key of its request."""
         found: dict[str, Answer] = {}
-        for path in sorted(self.folder.glob(f"{self.name}.*.txt")):
+        for path in sorted(file for file in self.folder.glob(f"{self.name}.*.txt") if file.is_file()):
             for line in path.read_bytes().splitlines():
                 checksum, _, content = line.partition(b" ")
                 if checksum == _checksum(content):
@@ -40,10 +40,15 @@ class AnswerCache:
         return found
 
     def add(self, answers: Mapping[str, Answer]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Keep more answers. Raises ScoringError where they cannot be written."""
         lines = [json.dumps({"key": key, **_encode(answer)}).encode() for key, answer in answers.items()]
-        with (self.folder / f"{self.name}.{self.rank}.txt").open("ab") as file:
-            file.write(b"".join(_checksum(line) + b" " + line + b"\n" for line in lines))
+        path = self.folder / f"{self.name}.{self.rank}.txt"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with path.open("ab") as file:
+                file.write(b"".join(_checksum(line) + b" " + line + b"\n" for line in lines))
+        except OSError as error:
+            raise ScoringError(f"answers cannot be kept in {path}: {error.strerror}") from None
 
 
 def missing(cached: Mapping[str, Answer], batches: Sequence[Sequence[str]]) -> list[int]:

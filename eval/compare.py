@@ -46,9 +46,7 @@ class Difference:
 
 def paired(task: str, a: Mapping[int, Mapping[str, Any]], b: Mapping[int, Mapping[str, Any]]) -> Difference:
     """Over the examples that both have; the interval is mean ± 1.96 s/√n of the paired differences."""
-    both = [
-        i for i in sorted(a.keys() & b.keys()) if a[i].get("correct") is not None and b[i].get("correct") is not None
-    ]
+    both = sorted(_judged(a) & _judged(b))
     if not both:
         raise ValueError(f"{task}: the two have no examples in common")
     before, after = [float(a[i]["correct"]) for i in both], [float(b[i]["correct"]) for i in both]
@@ -70,6 +68,11 @@ def paired(task: str, a: Mapping[int, Mapping[str, Any]], b: Mapping[int, Mappin
         gained,
         lost,
     )
+
+
+def _judged(records: Mapping[int, Mapping[str, Any]]) -> set[int]:
+    """Examples that are right or wrong, or somewhere between: not those of a perplexity."""
+    return {index for index, record in records.items() if record.get("correct") is not None}
 
 
 def _sign_test(gained: int, lost: int) -> float:
@@ -147,7 +150,10 @@ def main(arguments: Sequence[str]) -> int:
         changed = [task for task in common if digests_a.get(task) != digests_b.get(task)]
         if changed:
             raise ValueError(f"{', '.join(changed)}: A and B answered different questions (other task digest)")
-        found = [paired(task, a[task], b[task]) for task in common]
+        judged = [task for task in common if _judged(a[task]) & _judged(b[task])]
+        if not judged:
+            raise ValueError(f"{', '.join(common)}: no example of these is judged by itself, so there are no pairs")
+        found = [paired(task, a[task], b[task]) for task in judged]
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -155,6 +161,8 @@ def main(arguments: Sequence[str]) -> int:
         print(json.dumps([vars(difference) for difference in found], indent=2))
         return 0
     _show(name_a, name_b, found, a, b, chosen.flipped)
+    if left := [task for task in common if task not in judged]:
+        print(f"not compared, as no example of it is judged by itself: {', '.join(left)}")
     return 0
 
 

@@ -72,10 +72,7 @@ def _batch(backbone: Backbone, prompts: Sequence[Prompt], tokenizer: Any) -> lis
             synced_gpus=backbone.sharded,
             **settings,
         )
-    texts = tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
-    if len(tokenizer(" a", add_special_tokens=False)["input_ids"]) != 1:
-        texts = [f" {text}" for text in texts]  # a tokenizer whose words begin with no space, as Composer decodes it
-    return texts
+    return list(tokenizer.batch_decode(out[:, width:], skip_special_tokens=True))
 
 
 class _AllStopped:

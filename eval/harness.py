@@ -105,10 +105,13 @@ def _run(chosen: argparse.Namespace) -> int:
     rank = _join_processes()
     start = time.monotonic()
     model = load_model(chosen.model, chosen.tokenizer)
+    length = chosen.max_length or model.max_seq_len
+    if length > model.max_seq_len:
+        raise ValueError(f"--max-length: got {length}, expected at most the {model.max_seq_len} that the model reads")
     lm = language_model(
         model.model,
         model.tokenizer,
-        chosen.max_length or model.max_seq_len,
+        length,
         chosen.batch_size,
         chosen.precision,
         functools.partial(AnswerCache, out.parent, digest, rank=rank),

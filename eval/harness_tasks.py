@@ -68,7 +68,8 @@ def evaluate(lm: Any, loaded: Any, limit: int | None = None) -> tuple[list[dict[
         shots = found["n-shot"].get(name)
         label = f"{name}/{shots}-shot" if shots is not None else name
         if samples is None:
-            results.append(_group(label, scores))
+            if _numbers(scores):  # a group without a metric of its own has nothing to show but its tasks
+                results.append(_group(label, scores))
             continue
         filters = list(dict.fromkeys(sample["filter"] for sample in samples))
         of_filter = [sample for sample in samples if sample["filter"] == filters[0]]

@@ -21,6 +21,7 @@ from composer.utils import create_interval_scheduler, dist
 from eval.backbone import Backbone
 from eval.questions import ScoringError
 from eval.suite import gauntlet_scores, logged, run_tasks, tasks_of
+from recipes.callbacks.budget import BudgetGuard
 from recipes.callbacks.cost import CostMonitor
 from recipes.reports.run_record import TASKS
 
@@ -67,11 +68,11 @@ class TaskEvaluation(Callback):
             self._evaluate(state, logger)
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
-        if self._is_due(state, Event.BATCH_CHECKPOINT):
+        if self._is_due(state, Event.BATCH_CHECKPOINT) and not any(guard.stopped for guard in _guards(state)):
             self._evaluate(state, logger)
 
     def epoch_checkpoint(self, state: State, logger: Logger) -> None:
-        if self._is_due(state, Event.EPOCH_CHECKPOINT):
+        if self._is_due(state, Event.EPOCH_CHECKPOINT) and not any(guard.stopped for guard in _guards(state)):
             self._evaluate(state, logger)
 
     def _evaluate(self, state: State, logger: Logger) -> None:
@@ -108,7 +109,11 @@ class TaskEvaluation(Callback):
             self._backbone = Backbone(state.model, self.max_seq_len, precision)
         backbone = self._backbone
         backbone.whole.eval()
-        judged = run_tasks(self.tasks, lambda: backbone, self.tokenizer, self.max_seq_len, self.batch_size)
+        judged = []
+        for task in self.tasks:
+            judged += run_tasks([task], lambda: backbone, self.tokenizer, self.max_seq_len, self.batch_size)
+            for guard in _guards(state):
+                guard.break_off()
         results, numbers = [j.result for j in judged], logged(judged)
         if self.gauntlet is not None and judged:
             averages = gauntlet_scores(self.gauntlet, judged)
@@ -129,3 +134,7 @@ class TaskEvaluation(Callback):
         assert self.harness is not None
         include = [Path(folder) for folder in self.harness.get("include") or []]
         return load_tasks(self.harness["tasks"], include, self.harness.get("num_fewshot"))
+
+
+def _guards(state: State) -> list[BudgetGuard]:
+    return [callback for callback in state.callbacks if isinstance(callback, BudgetGuard)]

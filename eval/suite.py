@@ -108,6 +108,8 @@ def run_tasks(
             answers.update(zip((r.key for r in requests), scored, strict=True))
         if prompts:
             texts = generate(model, prompts, tokenizer, rows, cache(task.digest), told)
+            if len(tokenizer(" a", add_special_tokens=False)["input_ids"]) != 1:
+                texts = [f" {text}" for text in texts]  # as Composer has it where words begin with no space
             answers.update(zip((p.key for p in prompts), texts, strict=True))
         judged.append(Judged(task, judge(task, answers), time.monotonic() - start))
     return judged

@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> int:
     }
     try:
         return run[chosen.command](chosen)
-    except (ValueError, FileNotFoundError, PermissionError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -33,12 +33,13 @@ from recipes.callbacks.log_lines import LogLines
 from recipes.callbacks.metrics_file import MetricsFile
 from recipes.config.keys import Problem, RecipeError
 from recipes.config.load import Recipe
-from recipes.models.compiling import checkpoint_by_operation, compile_blocks
+from recipes.cost.rate import cost_section
+from recipes.models.compiling import checkpoint_blocks, checkpoint_by_operation, compile_blocks
 from recipes.reports.runs import run_folder, run_name
 from recipes.training.batches import plan_batches
 from recipes.training.lora import add_lora, reset_lora
 from recipes.training.preferences import PreferenceModel, build_preference_loader
-from recipes.training.processes import parallelism, prepare_process
+from recipes.training.processes import parallelism, prepare_process, shards
 from recipes.training.resuming import how_it_starts, latest_filename, resume_point, resumes, save_filename
 from recipes.training.startup import spare_questions
 from recipes.training.turns import taking_turns
@@ -136,6 +137,7 @@ def build(recipe: Recipe) -> Run:
     with reporting(recipe, "seed"):
         prepare_process(settings)
 
+    cost = _cost_monitor(recipe, settings, name, folder)
     fsdp = settings["fsdp_config"] if dist.get_world_size() > 1 else None
     tensor_parallel = settings["tp_config"] if dist.get_world_size() > 1 else None
     batches = plan_batches(recipe, dist.get_world_size())
@@ -159,6 +161,8 @@ def build(recipe: Recipe) -> Run:
         checkpoint_by_operation(model)
     if settings.get("compile"):
         compile_blocks(model)
+    if (settings["fsdp_config"] or {}).get("activation_checkpointing") and not shards(fsdp):
+        checkpoint_blocks(model)  # Composer does it where it shards
     with reporting(recipe, "optimizer"):
         optimizer = builders.build_optimizer(model, settings["optimizer"].pop("name"), settings["optimizer"])
     with reporting(recipe, "scheduler"):
@@ -166,7 +170,7 @@ def build(recipe: Recipe) -> Run:
     if settings["eval_loader"] is not None:
         evaluators = builders.add_metrics_to_eval_loaders(evaluators, loss_metrics(model))
 
-    callbacks, cost = _callbacks(recipe, settings, folder)
+    callbacks = [cost, *_callbacks(recipe, settings)]
     callbacks += _tasks_in_the_loop(recipe, settings, tokenizer, folder, cost)
     algorithms = [builders.build_algorithm(n, kwargs or {}) for n, kwargs in (settings["algorithms"] or {}).items()]
     found = resume_point(settings, name)
@@ -320,21 +324,26 @@ def build_model(config: dict[str, Any], tokenizer: Any, fsdp: dict[str, Any] | N
     return model
 
 
-def _callbacks(recipe: Recipe, settings: Mapping[str, Any], folder: Path) -> tuple[list[Callback], CostMonitor]:
-    wanted = dict(settings["callbacks"] or {})
+def _cost_monitor(recipe: Recipe, settings: Mapping[str, Any], name: str, folder: Path) -> CostMonitor:
+    """The meter, running: before anything is built, so that what dies in that time is billed too."""
+    meter = {"ledger": str(folder / "ledger.jsonl"), "started_at": psutil.Process().create_time()}
+    with reporting(recipe, "cost"):
+        monitor = CostMonitor(**{**meter, **cost_section(settings)})
+        monitor.open(name)
+    return monitor
+
+
+def _callbacks(recipe: Recipe, settings: Mapping[str, Any]) -> list[Callback]:
+    wanted = {name: kwargs for name, kwargs in (settings["callbacks"] or {}).items() if name != "cost_monitor"}
     if settings.get("compile"):
         wanted.setdefault("recompile_counter", {})
-    meter: dict[str, Any] = {"ledger": str(folder / "ledger.jsonl"), "started_at": psutil.Process().create_time()}
-    meter |= {**(settings.get("cost") or {}), **(wanted.pop("cost_monitor", None) or {})}
-    with reporting(recipe, "cost"):
-        cost = CostMonitor(**meter)
-    callbacks: list[Callback] = [cost]
+    callbacks: list[Callback] = []
     for name, kwargs in wanted.items():
         with reporting(recipe, "callbacks"):
             callbacks.append(
                 builders.build_callback(name, kwargs or {}, train_config=copy.deepcopy(dict(recipe.values)))
             )
-    return callbacks, cost
+    return callbacks
 
 
 def _profiler(section: dict[str, Any] | None) -> Profiler | None:

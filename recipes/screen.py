@@ -13,7 +13,7 @@ from recipes.cost.parameters import count_parameters
 from recipes.planning.budget import EXIT_BUDGET
 from recipes.preflight.machine import has_gpu
 from recipes.reports.runs import run_folder, run_name
-from recipes.training.batches import Batches, samples_per_epoch
+from recipes.training.batches import Batches, sequences_per_epoch
 
 FIRST_RANK_SPEAKS_S = 20  # within this long of another rank, on a loaded machine
 
@@ -79,10 +79,12 @@ def print_plan(recipe: Recipe, batches: Batches, missing: Sequence[Problem]) -> 
         rows.append(("length", f"{recipe['max_duration']}; steps depend on the data, which is not here"))
     else:
         rows.append(("length", f"{recipe['max_duration']} = {batches.steps:,} steps = {batches.tokens:,} tokens"))
-        samples = samples_per_epoch(recipe.get("train_loader.dataset", {}))
-        if samples:
-            epochs = batches.steps * batches.sequences_per_step / samples
-            rows.append(("data", f"{samples:,} sequences, so {epochs:,.3g} epochs"))
+        sequences = sequences_per_epoch(recipe)
+        if sequences:
+            epochs = batches.steps * batches.sequences_per_step / sequences
+            packed = recipe.get("train_loader.dataset.packing_ratio")
+            of = f" ({packed:g} examples each)" if packed else ""
+            rows.append(("data", f"{sequences:,} sequences{of}, so {epochs:,.3g} epochs"))
     rows.append(("device", "GPU" if has_gpu() else "CPU (no GPU on this machine)"))
     rows.append(("files", str(run_folder(recipe))))
     for name, text in rows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -121,6 +122,7 @@ def build_tasks(
     if not _are_shots(settings["num_fewshot"]):
         expected = "a list of different whole numbers of at least 0, such as [0, 5]"
         raise TaskError(f"task {label}: num_fewshot: got {settings['num_fewshot']!r}, expected {expected}")
+    _check_stops(label, settings.get("early_stopping_criteria") or [])
     path, (rows, file_digest, lines) = _rows(settings, fetch)
     form = prompts.format_of(settings)
     renamed = {"query": form.context_key} if form.context_key and kind == "multiple_choice" else {}
@@ -278,6 +280,15 @@ def _chance(settings: Mapping[str, Any], kind: str, examples: Sequence[Example])
     if kind in ("multiple_choice", "schema"):
         return sum(1 / len(example.requests) for example in examples) / len(examples)
     return 0.0
+
+
+def _check_stops(label: str, stops: Sequence[str]) -> None:
+    """Raises TaskError where `early_stopping_criteria`, which LLM Foundry joins by |, are no regular expression."""
+    try:
+        re.compile("|".join(stops))
+    except re.error as error:
+        text = f"got {list(stops)}, expected parts of a regular expression, with \\ before ? and the like: {error}"
+        raise TaskError(f"task {label}: early_stopping_criteria: {text}") from None
 
 
 def _are_shots(value: Any) -> bool:

@@ -8,10 +8,10 @@
 
 Rank 0 keeps the bill (the cost monitor's) and decides; the others learn it one step later, by a broadcast between CPUs
 that no step waits for (at most once a second while the limit is far), so it decides when the next step will pass the
-limit. At a stop Composer saves its usual last
-checkpoint, no evaluation is begun, and one that is going on is broken off, so a run spends one step and one checkpoint
-beyond its limit at most. Started again with a larger limit it goes on where it stopped. Whether the plan exceeds the
-budget is judged before anything is built, by recipes/planning/budget.py.
+limit. At a stop Composer saves its usual last checkpoint, no evaluation is begun, and one that is going on is broken
+off after the batch, or the task (those of `harness_tasks` are one), that it is at. So beyond its limit a run spends a
+step or a task, and a checkpoint, at most. Started again with a larger limit it goes on where it stopped. Whether the
+plan exceeds the budget is judged before anything is built, by recipes/planning/budget.py.
 """
 
 from __future__ import annotations
@@ -136,6 +136,10 @@ class BudgetGuard(Callback):
         self._training_data = (state.dataloader, state.dataloader_label, state.dataloader_len)
 
     def eval_batch_end(self, state: State, logger: Logger) -> None:
+        self.break_off()
+
+    def break_off(self) -> None:
+        """Raises BudgetReached at a limit; all ranks call it, now and then, while an evaluation goes on."""
         assert self._cost is not None
         usd = (self._cost.usd or 0.0) if self._is_first else 0.0
         reason = self._agree(self._reason(usd), usd)

@@ -7,11 +7,14 @@
         ledger: runs/my-run/ledger.jsonl
 
 Every second from the start of the process to its end is billed for every device of the run (the world size), and the
-bill goes on when a run resumes: what a checkpoint knows and what the ledger knows are added up by process.
+bill goes on when a run resumes: what a checkpoint knows and what the ledger knows are added up by process. The ledger's
+first line is written when the process group stands, before anything is built, and one at least every ten seconds from
+then on: a kill loses what lies behind the last one.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import logging
@@ -33,6 +36,7 @@ from recipes.callbacks.readings import device_gpu, flops_per_batch, progress, sh
 from recipes.cost.estimate import KG_CO2E_PER_KWH, POWER_USAGE_EFFECTIVENESS
 from recipes.cost.hardware import Gpu, find_gpu
 from recipes.cost.ledger import (
+    EARLIER,
     PHASES,
     Ledger,
     PhaseClock,
@@ -131,7 +135,7 @@ class CostMonitor(Callback):
         }
         self.rate: Rate = choose_rate(gpu, **self._rate_arguments)  # fails here, not after the model is built
         self._ledger = None if ledger is None else Ledger(ledger)
-        self._current = Segment(id=uuid.uuid4().hex[:12], devices=1, seconds=dict.fromkeys(PHASES, 0.0))
+        self._current = Segment(id=uuid.uuid4().hex[:12], devices=0, seconds=dict.fromkeys(PHASES, 0.0))
         self._earlier: dict[str, Segment] = {}
         self._mfu_basis = "not known: the device has no row in the hardware table"
         self._watts_per_device = watts_per_device
@@ -145,7 +149,22 @@ class CostMonitor(Callback):
         self._stop = threading.Event()
         self._closed = False
 
+    def open(self, run_name: str) -> None:
+        """Begin the ledger, before anything is built: what dies while it is built is billed too. Rank 0 keeps it."""
+        self._current = replace(
+            self._current, devices=dist.get_world_size(), usd_per_device_hour=self.rate.usd_per_device_hour
+        )
+        self._ledger = self._ledger if dist.get_global_rank() == 0 else None
+        if self._ledger is None:
+            return
+        self._earlier = self._ledger.read()
+        self._write("start", run_name=run_name)
+        atexit.register(self._end)  # where it cannot be built
+        threading.Thread(target=self._beat, name="cost-ledger", daemon=True).start()
+
     def init(self, state: State, logger: Logger) -> None:
+        if self._current.devices == 0:
+            self.open(state.run_name)
         gpu = device_gpu(state)
         self.rate = self._rate_for(state, gpu)
         precision = state.precision.value
@@ -155,31 +174,29 @@ class CostMonitor(Callback):
             self._mfu_basis = f"the model's flops_per_batch over {dense}"
         elif gpu:
             self._mfu_basis = f"not known: {gpu.name} has no published {precision} peak"
-        self._current = replace(
-            self._current,
-            devices=dist.get_world_size(),
-            usd_per_device_hour=self.rate.usd_per_device_hour,
-            peak_flops_per_s=peak,
-            gpu=gpu.name if gpu else None,
-        )
+        with self._lock:
+            self._current = replace(
+                self._current,
+                usd_per_device_hour=self.rate.usd_per_device_hour,
+                peak_flops_per_s=peak,
+                gpu=gpu.name if gpu else None,
+            )
         self._meter = choose_meter(gpu, self._watts_per_device, dist.get_world_size(), dist.get_local_world_size())
         log.info("Cost: %d devices, %s. MFU: %s.", self._current.devices, self.rate.source, self._mfu_basis)
         logger.log_hyperparameters({"cost/rate_source": self.rate.source, "cost/mfu_basis": self._mfu_basis})
         logger.log_hyperparameters({"energy/basis": self._energy_basis})
-        self._ledger = self._ledger if dist.get_global_rank() == 0 else None
-        if self._ledger is None:
-            return
-        self._earlier = merge([self._ledger.read(), self._earlier])
-        self._write("start", run_name=state.run_name, rate_source=self.rate.source)
-        threading.Thread(target=self._beat, name="cost-ledger", daemon=True).start()
+        self._write("built", rate_source=self.rate.source)
 
     def close(self, state: State, logger: Logger) -> None:
+        self._end()
+
+    def _end(self) -> None:
         if self._closed:
             return
         self._stop.set()
         self._snapshot()
         self._closed = True  # the clock stops here: a summary read later is the bill at the end
-        self._write("end")
+        self._try_to_write("end")
 
     def state_dict(self) -> dict[str, Any]:
         # One string, because sharded checkpoints need the same keys when saving and loading.
@@ -188,9 +205,13 @@ class CostMonitor(Callback):
         return {"segments": json.dumps([asdict(s) for s in segments.values()])}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        loaded = [segment_from(record) for record in json.loads(state["segments"])]
-        self._earlier = merge([self._earlier, {s.id: s for s in loaded}])
-        self._earlier.pop(self._current.id, None)
+        loaded = {s.id: s for s in map(segment_from, json.loads(state["segments"]))}
+        loaded.pop(self._current.id, None)
+        if self._ledger is not None:  # of another machine, whose ledger is not here
+            for segment in loaded.values():
+                if segment.id not in self._earlier:
+                    self._ledger.append(EARLIER, segment)
+        self._earlier = merge([loaded, self._earlier])
 
     def after_load(self, state: State, logger: Logger) -> None:
         self._tokens = state.timestamp.token.value

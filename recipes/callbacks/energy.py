@@ -7,6 +7,7 @@ meter.basis                # where the figure comes from, in words
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -14,6 +15,8 @@ from typing import Any, Protocol
 import torch
 
 from recipes.cost.hardware import Gpu
+
+log = logging.getLogger(__name__)
 
 READ_EVERY_S = 5.0  # NVML answers in up to a millisecond: not once a step
 MJ_PER_KWH = 3.6e9  # millijoules
@@ -45,13 +48,19 @@ class NvmlMeter:
         self._scale = devices / len(uuids)
         self._start_mj = self._read()
         self._read_at, self._kwh = now(), 0.0
+        self._has_warned = False
         others = f", taken for all {devices} devices" if devices > len(uuids) else ""
         self.basis = f"NVML energy counters of {len(uuids)} GPU{'s' * (len(uuids) > 1)}{others}"
 
     def device_kwh(self, wall_s: float) -> float | None:
         if self._now() - self._read_at >= READ_EVERY_S:
-            self._kwh = max(self._kwh, (self._read() - self._start_mj) / MJ_PER_KWH * self._scale)
             self._read_at = self._now()
+            try:
+                self._kwh = max(self._kwh, (self._read() - self._start_mj) / MJ_PER_KWH * self._scale)
+            except Exception as error:  # a driver that was taken away from a running container; CUDA goes on
+                if not self._has_warned:
+                    log.warning("energy: NVML answers no more (%s): what it counted until now stands.", error)
+                self._has_warned = True
         return self._kwh
 
     def _read(self) -> int:

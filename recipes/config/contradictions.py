@@ -13,7 +13,7 @@ from typing import Any
 from recipes.config.file_names import names_of_files
 from recipes.config.keys import KeyPath, Place, Problem, RecipeError
 from recipes.cost.hardware import find_gpu
-from recipes.cost.parameters import count_parameters
+from recipes.cost.parameters import MODEL_DEFAULTS, count_parameters
 from recipes.models.backends import CHOICES, features, precision_refusals, refusals
 from recipes.training.lora import target_problems
 
@@ -108,6 +108,9 @@ def _positions(model: Mapping[str, Any]) -> Iterator[Finding]:
         )
     if attention.get("qk_ln") and attention.get("qk_gn"):
         yield ("attn_config", "qk_gn"), "qk_ln and qk_gn are both on: turn one off"
+    if _section(attention, "attn_temperature_tuning").get("attn_scale") and attention.get("attn_uses_sequence_id"):
+        text = "attn_scale counts positions along a row, not within its documents: turn attn_uses_sequence_id off"
+        yield ("attn_config", "attn_temperature_tuning"), text
     window = attention.get("sliding_window_size", -1)
     if _is_number(window) and window != -1 and window < 1:
         yield ("attn_config", "sliding_window_size"), f"got {window}, expected -1 (no window) or at least 1 token"
@@ -156,7 +159,9 @@ def _sequence_lengths(recipe: Mapping[str, Any]) -> Iterator[Finding]:
     length: Any = recipe.get("max_seq_len")
     model = _section(recipe, "model")
     places: dict[KeyPath, Any] = {
-        ("model", "max_seq_len"): model.get("max_seq_len") if model.get("name") == "mpt_causal_lm" else None
+        ("model", "max_seq_len"): model.get("max_seq_len") or MODEL_DEFAULTS["max_seq_len"]
+        if model.get("name") == "mpt_causal_lm"
+        else None
     }
     for key, loader in _loaders(recipe):
         dataset = _section(loader, "dataset")
@@ -234,6 +239,10 @@ def _schedule(recipe: Mapping[str, Any]) -> Iterator[Finding]:
             ("scheduler", "t_max"),
             f"got {decay[0]}, expected more than nothing: the learning rate falls in this time",
         )
+    for key in ("eval_interval", "save_interval", "task_interval"):
+        share = _UNITS.match(str(recipe.get(key)))
+        if share and share[2] == "dur" and float(share[1]) == 0:
+            yield (key,), f"got {share[0]}, expected a part of the run, such as 0.1dur"
     learning_rate: Any = _section(recipe, "optimizer").get("lr")
     if _is_number(learning_rate) and learning_rate <= 0 and _section(recipe, "optimizer").get("name") != "no_op":
         yield ("optimizer", "lr"), f"got {learning_rate}, expected more than 0"
@@ -303,7 +312,7 @@ def _kernels(recipe: Mapping[str, Any]) -> Iterator[Finding]:
     if model.get("name") != "mpt_causal_lm":
         return
     implementation = _section(model, "attn_config").get("attn_impl", "flash")
-    for text in precision_refusals(implementation, recipe.get("precision", "fp32")):
+    for text in precision_refusals(implementation, recipe.get("precision", "amp_bf16")):
         yield ("model", "attn_config", "attn_impl"), text
     if "loss_perp_v_len" in _section(recipe, "callbacks") and model.get("loss_fn") != "torch_crossentropy":
         text = "loss_perp_v_len reads the logits of training: set model.loss_fn: torch_crossentropy, which keeps them"

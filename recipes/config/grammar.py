@@ -13,6 +13,7 @@ Schema = dict[str, Any]
 # `description` is what an error message says was expected.
 _UNITS = "(ep|ba|sp|tok|iter|sec)"
 _WHOLE = r"\d+(_\d+)*"
+_MANY = r"0*[1-9]\d*(_\d+)*|0*[1-9]\d*(\.\d+)?e\d+"  # 2000000, 2_000_000 or 2e6
 # An interval or a part of a run: a whole number with a unit, a fraction of the whole run, or a bare whole number.
 TIME: Schema = {
     "type": ["integer", "string"],
@@ -30,9 +31,9 @@ STEPS: Schema = {
 # The length of a run.
 DURATION: Schema = {
     "type": ["integer", "string"],
-    "pattern": rf"^0*[1-9]\d*(_\d+)*{_UNITS}$",
+    "pattern": rf"^({_MANY}){_UNITS}$",
     "minimum": 1,
-    "description": "more than nothing, as a whole number with a unit, such as 100ba, 1ep or 2000000tok",
+    "description": "more than nothing, as a whole number with a unit, such as 100ba, 1ep, 2000000tok or 2e9tok",
 }
 FREE: Schema = {"type": ["object", "null"]}
 

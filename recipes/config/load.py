@@ -122,7 +122,7 @@ def _overrides(arguments: Iterable[str]) -> tuple[Layer, list[Problem]]:
             )
             continue
         try:
-            value = _value(text)
+            value = text if keys == ("run_name",) else _value(text)  # 010 is a name, not 8
         except ValueError as error:
             problems.append(Problem(COMMAND_LINE, keys, str(error)))
             continue

@@ -21,7 +21,7 @@ from typing import Any
 from recipes.cost.flops import llm_foundry_flops_per_token
 from recipes.cost.hardware import Gpu, find_gpu
 from recipes.cost.memory import MemoryEstimate, fits, largest_microbatch, memory, smallest_change
-from recipes.cost.rate import Rate, choose_rate
+from recipes.cost.rate import Rate, choose_rate, cost_section
 from recipes.cost.scaling import DEFAULT_LAW, TrainingBalance, balance, scaling_law
 from recipes.cost.setup import Setup, read_setup, tokens_of_run
 from recipes.cost.throughput import StepTime, step_time
@@ -111,7 +111,7 @@ def estimate(
     Raises:
         ValueError: a GPU, price or recipe value that cannot be used, with the choices.
     """
-    section = recipe.get("cost") or {}
+    section = cost_section(recipe)
     name = gpu or section.get("gpu")
     if name is None:
         raise ValueError("gpu: missing; name one, e.g. gpu='h100', or set cost.gpu in the recipe.")
@@ -138,7 +138,8 @@ def estimate(
     if gpu_hours is not None and row.watts is not None:
         kwh = gpu_hours.times(row.watts / 1000 * power_usage_effectiveness)
     parameters = setup.parameters.total
-    scratch = None if recipe.get("pretrained") else tokens  # scaling laws say nothing of weights that have been trained
+    # scaling laws say nothing of weights that have been trained
+    scratch = None if recipe.get("pretrained") or setup.is_frozen else tokens
     return Estimate(
         gpu=row.name,
         gpus=gpus,
@@ -146,7 +147,7 @@ def estimate(
         params_active=setup.parameters.active,
         flops_per_token=llm_foundry_flops_per_token(setup.model, setup.seq_len),
         tokens=tokens,
-        steps=None if tokens is None else -(-tokens // (setup.global_batch_sequences * setup.seq_len)),
+        steps=None if tokens is None else -(-tokens // (setup.global_batch_sequences * setup.tokens_per_item)),
         microbatch_sequences=setup.microbatch_sequences,
         step=step,
         mfu=step.mfu,

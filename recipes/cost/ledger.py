@@ -21,6 +21,7 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 # compile: what the first step of a process took beyond its second, which is mostly compilation and warm-up
+EARLIER = "earlier"  # the event of a line about a process whose ledger is not here
 PHASES = ("startup", "compile", "data", "train", "evaluation", "checkpoint", "other")
 
 
@@ -126,7 +127,7 @@ class Ledger:
         records, unreadable = read_records(self.path)
         if unreadable:
             log.warning("%s: %d unreadable lines left out of the bill (torn by a kill?).", self.path, unreadable)
-        return merge({s.id: s} for s in map(segment_from, records))
+        return segments_of(records)
 
     def append(self, event: str, segment: Segment, **notes: Any) -> None:
         """Adds a line in one write, so that only a death in the middle of it can tear it."""
@@ -170,6 +171,15 @@ def read_records(path: Path) -> tuple[list[dict[str, Any]], int]:
             continue
         records.append(record)
     return records, unreadable
+
+
+def segments_of(records: Iterable[Mapping[str, Any]]) -> dict[str, Segment]:
+    """Each segment's last state by id, in the order that they began.
+
+    What a checkpoint knew of processes elsewhere (EARLIER) was written down only by one that went on from it.
+    """
+    ordered = sorted(records, key=lambda record: record.get("event") != EARLIER)
+    return merge({s.id: s} for s in map(segment_from, ordered))
 
 
 def segment_from(record: Mapping[str, Any]) -> Segment:
@@ -225,13 +235,15 @@ def lost_seconds(segments: Iterable[Segment], tokens: int) -> float:
     """Training seconds whose steps a later process did again, or that no process has gone on from.
 
     A process that began after `tokens_from` tokens and trained on `tokens` more has lost those beyond the point where
-    the next one began; `tokens` is where the run stands now. Its training time is lost in the same proportion.
+    the next one began; `tokens` is where the run stands now. Its training time is lost in the same proportion. One that
+    died in its first step has lost it all; the last may be in it still.
     """
+    segments = list(segments)
+    lost = sum(s.seconds["train"] for s in segments[:-1] if s.tokens == 0)
     trained = [s for s in segments if s.tokens > 0]
     if not trained:
-        return 0.0
+        return lost
     went_on_from = [s.tokens_from for s in trained[1:]] + [tokens]
-    lost = 0.0
     for segment, start in zip(trained, went_on_from, strict=True):
         repeated = max(0, segment.tokens_from + segment.tokens - start)
         lost += segment.seconds["train"] * min(1.0, repeated / segment.tokens)

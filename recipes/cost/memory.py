@@ -3,8 +3,8 @@
     N parameters, g devices that share them, T tokens of a micro-batch, L layers, d width, V vocabulary
 
     weights        4 N / g (fp32 master copy)
-    gradients      4 N / g (fp32; the optimizer needs them in the type of the weights)
-    optimizer      8 N / g for Adam, 4 N / g for Lion
+    gradients      4 N / g (fp32; the optimizer needs them in the type of the weights); with LoRA of the adapters alone
+    optimizer      8 N / g for Adam, 4 N / g for Lion; likewise
     gathered       what a sharded step holds in full: two blocks of weights and one of gradients, and the embedding;
                    all weights with SHARD_GRAD_OP; a low-precision copy of all without sharding
     activations    T L times what the backward pass of a block needs, or T L d with activation checkpointing,
@@ -74,14 +74,14 @@ def memory(setup: Setup, gpu: Gpu) -> MemoryEstimate:
     assert setup.microbatch_sequences is not None, "choose the micro-batch first"
     s, n = setup.shape, setup.parameters.total
     shards = shards_of(setup, gpu)
-    tokens = setup.microbatch_sequences * setup.seq_len
+    tokens = setup.microbatch_sequences * setup.tokens_per_item
     block = tokens * _saved_numbers_per_token(setup) * setup.compute_bytes  # what one block's backward pass needs
     kept = tokens * s.d_model * setup.compute_bytes if setup.recompute else block  # of every block, until then
     activations: float = s.n_layers * kept
     working = block if setup.recompute else 0
     working += tokens * 2 * (s.ffn_hidden_size + s.d_model) * setup.compute_bytes  # gradients on their way back
     if setup.attn_impl == "torch":
-        scores = setup.microbatch_sequences * s.n_heads * setup.seq_len**2
+        scores = setup.microbatch_sequences * setup.sequences_per_item * s.n_heads * setup.seq_len**2
         activations += 0 if setup.recompute else 4 * scores * s.n_layers  # the softmax's output, in fp32
         working += 12 * scores  # scores, bias and softmax of the layer at work
     logits = tokens * s.vocab_size * (LOGIT_BYTES_FUSED if setup.fused_loss else LOGIT_BYTES_TORCH)
@@ -89,8 +89,8 @@ def memory(setup: Setup, gpu: Gpu) -> MemoryEstimate:
     activations += max(0, working - logits)
     parts = {
         "weights": MASTER_BYTES * n / shards,
-        "gradients": MASTER_BYTES * n / shards,
-        "optimizer": setup.optimizer_bytes * n / shards,
+        "gradients": MASTER_BYTES * setup.trained_parameters / shards,
+        "optimizer": setup.optimizer_bytes * setup.trained_parameters / shards,
         "gathered": _gathered(setup),
         "activations": activations,
         "logits": logits,
@@ -131,7 +131,7 @@ def smallest_change(setup: Setup, gpu: Gpu) -> str | None:
     attempts: list[tuple[str, dict[str, Any]]] = []
     if setup.attn_impl == "torch":
         attempts.append(("model.attn_config.attn_impl: flash", {"attn_impl": "flash"}))
-    if not setup.fused_loss:
+    if not setup.fused_loss and not setup.has_reference:
         attempts.append(("model.loss_fn: fused_crossentropy", {"fused_loss": True}))
     if not setup.recompute:
         attempts.append(("fsdp_config.activation_checkpointing: true", {"recompute": True}))
@@ -148,11 +148,14 @@ def smallest_change(setup: Setup, gpu: Gpu) -> str | None:
     gpus = setup.gpus
     while gpus < MOST_GPUS:
         gpus *= 2
+        if setup.global_batch_sequences % gpus:
+            break  # the batch cannot be shared by so many
         more = dataclasses.replace(one, gpus=gpus, sharding="FULL_SHARD" if setup.gpus == 1 else one.sharding)
         if fits(more, gpu):
             return _sentence([*keys, f"{gpus} GPUs with fsdp_config.sharding_strategy: {more.sharding}"], more, setup)
     needed, has = memory(one, gpu).total_gib, gpu.visible_memory_gib
-    return f"use a GPU with more memory: even then {needed:.0f} GiB are needed and {gpu.name} has {has:.0f}"
+    other_batch = f", or a global_train_batch_size that {gpus} GPUs can share" if gpus < MOST_GPUS else ""
+    return f"use a GPU with more memory{other_batch}: here {needed:.0f} GiB are needed and {gpu.name} has {has:.0f}"
 
 
 def _sentence(keys: list[str], changed: Setup, original: Setup) -> str:
@@ -179,7 +182,7 @@ def _gathered(setup: Setup) -> float:
         return n * per_number if per_number < MASTER_BYTES else 0  # autocast keeps a copy of every weight
     embedding = max(setup.parameters.token_embedding, setup.parameters.head)
     block = setup.parameters.non_embedding / setup.shape.n_layers
-    gradients = block * max(per_number, setup.reduce_bytes)
+    gradients = block * max(per_number, setup.reduce_bytes) * setup.trained_parameters / n
     if setup.sharding in ("SHARD_GRAD_OP", "_HYBRID_SHARD_ZERO2"):
         return n * per_number + gradients
     return (embedding + 2 * block) * per_number + gradients

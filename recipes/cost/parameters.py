@@ -156,6 +156,24 @@ def count_parameters(model: Mapping[str, Any]) -> ParameterCount:
     )
 
 
+def adapter_parameters(s: ModelShape, peft_config: Mapping[str, Any]) -> int:
+    """What LoRA trains: rank times (inputs + outputs) of each matrix that `target_modules` names, in every layer."""
+    hidden, both = s.ffn_hidden_size, 2 * s.kv_width
+    sizes = {
+        "Wqkv": s.d_model + s.q_width + both,
+        "Wq": s.d_model + s.q_width,
+        "Wk": s.kv_dim + s.kv_width,
+        "Wv": s.kv_dim + s.kv_width,
+        "out_proj": s.q_width + s.d_model,
+        "up_proj": s.d_model + hidden,
+        "gate_proj": s.d_model + hidden,
+        "down_proj": hidden + s.d_model,
+    }
+    rank = positive_integer("model.peft_config.r", peft_config.get("r", 8))
+    names = peft_config.get("target_modules") or ()
+    return rank * s.n_layers * sum(sizes.get(str(name), 0) for name in names)
+
+
 def model_shape(model: Mapping[str, Any]) -> ModelShape:
     """Fills LLM Foundry's defaults into a `model:` mapping and checks what can be checked without building it."""
     name = model.get("name")

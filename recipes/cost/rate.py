@@ -73,13 +73,24 @@ def _from_table(row: Gpu, price_kind: str, not_in_file: str) -> Rate:
     return Rate(median, f"{row.name} {price_kind}, {how}: {names}{not_in_file}", low, high)
 
 
+def cost_section(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What a recipe says of its bill: `cost:`, and over it `callbacks.cost_monitor`, which means the same."""
+    callbacks = recipe.get("callbacks")
+    monitor = callbacks.get("cost_monitor") if isinstance(callbacks, Mapping) else None
+    return {**(recipe.get("cost") or {}), **(monitor or {})}
+
+
 def _from_file(path: Path, name: str, price_kind: str) -> float | None:
     """A prices file is a YAML or JSON mapping of GPU name to a number, or to numbers by price kind."""
     if not path.is_file():
         raise ValueError(
             f"cost.prices_file: {path} does not exist; expected a YAML file such as 'h100: {{spot: 2.10}}'."
         )
-    prices = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        prices = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"cost.prices_file: {path} is not YAML: {reason}") from None
     if not isinstance(prices, Mapping):
         raise ValueError(f"cost.prices_file: {path} holds {type(prices).__name__}, expected GPU names with prices.")
     for key, entry in prices.items():

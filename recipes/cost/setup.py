@@ -7,11 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from recipes.cost.parameters import ModelShape, ParameterCount, count_parameters, model_shape, positive_integer
+from recipes.cost.parameters import (
+    ModelShape,
+    ParameterCount,
+    adapter_parameters,
+    count_parameters,
+    model_shape,
+    positive_integer,
+)
 
 # Bytes of optimizer state a parameter, in fp32: two moments for Adam, one for Lion.
 OPTIMIZER_BYTES: Mapping[str, int] = {
     "decoupled_adamw": 8,
+    "fused_adamw": 8,
     "adalr_lion": 4,
     "clip_lion": 4,
     "decoupled_lionw": 4,
@@ -33,6 +41,9 @@ class Setup:
     global_batch_sequences: int
     microbatch_sequences: int | None  # per device; None: the largest that fits
     precision: str  # Composer's name, e.g. amp_bf16
+    trained_parameters: int  # all, or LoRA's
+    sequences_per_item: int  # of a batch: DPO's are pairs
+    has_reference: bool  # one more forward pass, of DPO's model without adapters
     sharding: str
     shard_degree: int | None  # devices of one copy of the model, where fsdp_config states it
     recompute: bool  # activation checkpointing of every block
@@ -44,8 +55,31 @@ class Setup:
     notes: tuple[str, ...] = field(default=())
 
     @property
+    def tokens_per_item(self) -> int:
+        return self.seq_len * self.sequences_per_item
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether adapters are trained and no other weight is."""
+        return self.trained_parameters < self.parameters.total
+
+    @property
+    def passes(self) -> int:
+        """Through a block, in forward passes: its own, two backward, and what is computed again."""
+        return 3 + self.recompute + self.has_reference
+
+    @property
+    def matrix_passes(self) -> int:
+        """Of a block's products: frozen weights want no gradient."""
+        return self.passes - self.is_frozen
+
+    @property
+    def head_passes(self) -> int:
+        return 3 + self.has_reference - self.is_frozen
+
+    @property
     def device_batch_sequences(self) -> int:
-        """Sequences of a step on the busiest device."""
+        """Sequences (DPO: pairs) of a step on the busiest device."""
         return -(-self.global_batch_sequences // self.gpus)
 
     @property
@@ -67,6 +101,7 @@ def read_setup(recipe: Mapping[str, Any], gpus: int) -> Setup:
     fsdp = recipe.get("fsdp_config") or {}
     precision = str(recipe.get("precision", "amp_bf16"))
     optimizer = str((recipe.get("optimizer") or {}).get("name", "decoupled_adamw"))
+    is_dpo, lora = bool(recipe.get("dpo")), model.get("peft_config")
     notes = []
     if optimizer not in OPTIMIZER_BYTES:
         notes.append(f"optimizer {optimizer!r} is not known: its state is taken to be Adam's 8 bytes a parameter")
@@ -74,28 +109,36 @@ def read_setup(recipe: Mapping[str, Any], gpus: int) -> Setup:
         notes.append("activation_cpu_offload is not modelled: activations are counted on the GPU")
     if model.get("activation_checkpointing_target") and fsdp.get("activation_checkpointing"):
         notes.append("activation_checkpointing_target is not modelled: every block is taken to be checkpointed")
+    if lora:
+        notes.append("LoRA: gradients and optimizer state of the adapters alone, no products for gradients of the rest")
+    if is_dpo:
+        notes.append("DPO: an item of a batch is two sequences, with logits; one more forward pass, without adapters")
     batch = positive_integer("global_train_batch_size", _required(recipe, "global_train_batch_size"))
     microbatch = _microbatch(recipe.get("device_train_microbatch_size", MICROBATCH_AUTO))
     if microbatch is not None:
         microbatch = min(microbatch, -(-batch // gpus))  # a device cannot take more than its share
     half = precision != "fp32"
+    parameters = count_parameters(model)
     mixed = fsdp.get("mixed_precision", "DEFAULT")
     return Setup(
         model=model,
         shape=shape,
-        parameters=count_parameters(model),
+        parameters=parameters,
         seq_len=seq_len,
         gpus=gpus,
         global_batch_sequences=batch,
         microbatch_sequences=microbatch,
         precision=precision,
+        trained_parameters=adapter_parameters(shape, lora) if lora else parameters.total,
+        sequences_per_item=sequences_per_item(recipe),
+        has_reference=is_dpo,
         sharding=_sharding(recipe.get("fsdp_config"), gpus),
         shard_degree=_shard_degree(fsdp, gpus),
         recompute=bool(fsdp.get("activation_checkpointing", False)),
         compute_bytes=2 if half and _mode(mixed) != "FULL" else 4,
         reduce_bytes=_reduce_bytes(mixed, half),
         optimizer_bytes=OPTIMIZER_BYTES.get(optimizer, 8),
-        fused_loss=model.get("loss_fn", "fused_crossentropy") == "fused_crossentropy",
+        fused_loss=model.get("loss_fn") != "torch_crossentropy" and not is_dpo,
         attn_impl=str((model.get("attn_config") or {}).get("attn_impl", "flash")),
         notes=tuple(notes),
     )
@@ -115,16 +158,22 @@ def tokens_of_run(recipe: Mapping[str, Any], dataset_tokens: int | None = None) 
         )
     amount, unit = float(match[1]), match[2]
     seq_len = positive_integer("max_seq_len", _required(recipe, "max_seq_len"))
+    tokens_per_item = seq_len * sequences_per_item(recipe)
     if unit == "tok":
         return int(amount)
     if unit == "sp":
-        return int(amount) * seq_len
+        return int(amount) * tokens_per_item
     if unit == "ba":
         batch = positive_integer("global_train_batch_size", _required(recipe, "global_train_batch_size"))
-        return int(amount) * batch * seq_len
+        return int(amount) * batch * tokens_per_item
     if unit == "ep" and dataset_tokens is not None:
         return int(amount * dataset_tokens)
     return None
+
+
+def sequences_per_item(recipe: Mapping[str, Any]) -> int:
+    """Sequences that one item of a batch is: two answers to a prompt with DPO."""
+    return 2 if recipe.get("dpo") else 1
 
 
 def _required(recipe: Mapping[str, Any], key: str) -> Any:

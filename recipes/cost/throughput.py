@@ -8,7 +8,8 @@
     communication     c * bytes / link speed + t g L            gathers and reductions of a micro-batch, and latency
     optimizer         N / shards * o / memory bandwidth         once a step
 
-Matrix products and attention run three times (forward, two backward), four with activation checkpointing. The twelve
+Matrix products and attention run three times (forward, two backward), four with activation checkpointing; products with
+frozen weights once less (LoRA), all once more with a reference (DPO). The twelve
 coefficients are in measured/coefficients.json, written by `python -m recipes.cost.fit`, which also says how well they
 predict rows that were kept from them.
 """
@@ -73,21 +74,21 @@ def step_time(
     assert setup.microbatch_sequences is not None, "choose the micro-batch first"
     s = setup.shape
     peak, matrix_peak, attention_peak = _peaks(gpu, setup.precision, c["fp8"])
-    passes = 4 if setup.recompute else 3
-    tokens = setup.microbatch_sequences * setup.seq_len  # T
+    passes = setup.passes
+    tokens = setup.microbatch_sequences * setup.tokens_per_item  # T
     microbatches = setup.device_batch_sequences / setup.microbatch_sequences  # the last one may be smaller
 
     matrix_rate = matrix_peak * c[f"matrix_{gpu.efficiency_like}"] * s.d_model / (s.d_model + c["width"])
     attention_rate = attention_peak * c[f"attention_{gpu.efficiency_like}"] * s.head_dim / (s.head_dim + c["head_dim"])
-    matrix_s = tokens * (passes * flops.matrix + 3 * flops.head) / matrix_rate
+    matrix_s = tokens * (setup.matrix_passes * flops.matrix + setup.head_passes * flops.head) / matrix_rate
     attention_s = tokens * passes * flops.attention_full / attention_rate
     element_bytes = s.n_layers * s.d_model * c["elementwise_bytes"] * passes / 3 + s.vocab_size * c["logit_bytes"]
     elementwise_s = tokens * element_bytes * (setup.compute_bytes / 2) / gpu.memory_bytes_per_s
     every_microbatch_s, every_step_s = _communication_s(setup, gpu, c)
-    optimizer_s = setup.parameters.total / shards_of(setup, gpu) * c["optimizer_bytes"] / gpu.memory_bytes_per_s
+    optimizer_s = setup.trained_parameters / shards_of(setup, gpu) * c["optimizer_bytes"] / gpu.memory_bytes_per_s
 
     # Where the batch does not divide by the devices, the busiest sets the pace and the others wait.
-    tokens_per_device = setup.global_batch_sequences * setup.seq_len / setup.gpus
+    tokens_per_device = setup.global_batch_sequences * setup.tokens_per_item / setup.gpus
     step = StepTime(
         matrix_s=matrix_s * microbatches,
         attention_s=attention_s * microbatches,
@@ -136,7 +137,7 @@ def _communication_s(setup: Setup, gpu: Gpu, c: Mapping[str, float]) -> tuple[fl
     """
     if setup.gpus == 1:
         return 0.0, 0.0
-    n, shards = setup.parameters.total, shards_of(setup, gpu)
+    n, trained, shards = setup.parameters.total, setup.trained_parameters, shards_of(setup, gpu)
 
     def seconds(n_bytes: float, devices: int, collectives: int) -> float:
         in_node = min(devices, gpu.gpus_per_node)
@@ -147,10 +148,11 @@ def _communication_s(setup: Setup, gpu: Gpu, c: Mapping[str, float]) -> tuple[fl
         return c["communication"] * (links + network) + latency
 
     if shards == 1:
-        return 0.0, seconds(2 * setup.reduce_bytes * n, setup.gpus, 1)
+        return 0.0, seconds(2 * setup.reduce_bytes * trained, setup.gpus, 1)
     gathers = 2 if setup.sharding in ("FULL_SHARD", "HYBRID_SHARD") else 1
-    sharded = seconds((gathers * setup.compute_bytes + setup.reduce_bytes) * n, shards, gathers + 1)
+    gathers += setup.has_reference
+    sharded = seconds(gathers * setup.compute_bytes * n + setup.reduce_bytes * trained, shards, gathers + 1)
     if shards < setup.gpus:
         share = 1 - shards / setup.gpus
-        sharded += c["communication"] * 2 * setup.reduce_bytes * n / shards * share / gpu.network_bytes_per_s
+        sharded += c["communication"] * 2 * setup.reduce_bytes * trained / shards * share / gpu.network_bytes_per_s
     return sharded, 0.0

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
 from recipes.models import backends
-from recipes.models.masks import Batch, additive_bias, bands, block_mask, needs_bias, score_rule, segments
+from recipes.models.masks import BLOCK, Batch, additive_bias, bands, block_mask, needs_bias, score_rule, segments
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,10 @@ def flex(
     if S == 1:
         return (sdpa if layer.softcap is None else math)(q, k, v, batch, layer, dropout_p)
     slopes = batch.slopes if layer.alibi else None
-    blocks = batch.once(("blocks", layer.window, S, T), lambda: block_mask(batch, layer.window, S, T, q.device))
+    rows = BLOCK if kernel_options is None else _flash4_query_block(q.device)
+    blocks = batch.once(
+        ("blocks", layer.window, S, T, rows), lambda: block_mask(batch, layer.window, S, T, q.device, rows)
+    )
     score_mod = None
     if slopes is not None or layer.softcap is not None:
         key = ("score", layer.alibi, layer.softcap, S, T)
@@ -121,6 +124,11 @@ def flash4(q: Tensor, k: Tensor, v: Tensor, batch: Batch, layer: Layer, dropout_
     """FlexAttention's rules compiled into FlashAttention 4's kernels, forward and backward, by torch itself."""
     _check_half("flash4", q)
     return flex(q, k, v, batch, layer, dropout_p, kernel_options={"BACKEND": "FLASH"})
+
+
+def _flash4_query_block(device: torch.device) -> int:
+    """Queries of a block: FlashAttention 4 takes two tiles of 128 at once on Blackwell (its q_stage is 2 there)."""
+    return 2 * BLOCK if torch.cuda.get_device_capability(device)[0] >= 10 else BLOCK
 
 
 def flash2(q: Tensor, k: Tensor, v: Tensor, batch: Batch, layer: Layer, dropout_p: float) -> Tensor:

@@ -29,14 +29,15 @@ class Backend:
     """One way to compute attention, and its limits.
 
     ``devices`` are types as torch names them; empty means every device. ``cannot`` maps a key of ``FEATURES`` to what
-    to do instead. ``module`` must be importable on the machine that trains, ``install`` gets it; ``half_only`` kernels
-    take 16-bit numbers alone.
+    to do instead, ``cannot_both`` has pairs of them. ``module`` must be importable on the machine that trains,
+    ``install`` gets it; ``half_only`` kernels take 16-bit numbers alone.
     """
 
     name: str
     what: str
     devices: tuple[str, ...] = ()
     cannot: Mapping[str, str] = field(default_factory=dict)
+    cannot_both: tuple[tuple[str, str], ...] = ()
     min_head_dim: int = 1
     max_head_dim: int | None = None
     module: str | None = None
@@ -59,6 +60,7 @@ BACKENDS = {
             what="flash-attn 2: ALiBi slopes in the kernel, packed documents as sequences of their own",
             devices=("cuda",),
             max_head_dim=256,
+            cannot_both=(("dropout", "softcap"),),
             module="flash_attn.flash_attn_interface",
             install="pip install flash-attn>=2.6.2 --no-build-isolation",
             half_only=True,
@@ -112,6 +114,19 @@ def features(attn_config: Mapping[str, Any]) -> frozenset[str]:
         "softcap": attn_config.get("attn_logit_softcapping") is not None,
     }
     return frozenset(name for name, wanted in asked.items() if wanted)
+
+
+def goes_on_exactly(attn_config: Any) -> bool:
+    """Whether a model computes of tokens behind kept keys and values what it does of all in one pass.
+
+    Others than LLM Foundry's, whose ``attn_config`` is no mapping, do. Its temperature tuning counts positions from the first of the new tokens, and its `torch` attention wants as many
+    queries as keys where there is a window.
+    """
+    if not isinstance(attn_config, Mapping):
+        return True
+    tuned = (attn_config.get("attn_temperature_tuning") or {}).get("attn_scale")
+    windowed = attn_config.get("attn_impl") == "torch" and attn_config.get("sliding_window_size", -1) != -1
+    return not tuned and not windowed
 
 
 def refusals(
@@ -189,6 +204,10 @@ def _reasons(backend: Backend, device: str | None, wanted: Iterable[str], head_d
             raise ValueError(f"{name!r} is not a feature of attention; expected some of {', '.join(FEATURES)}.")
         if name in backend.cannot:
             reasons.append(f"attn_impl: {backend.name} cannot do {FEATURES[name]}; {backend.cannot[name]}.")
+    for one, other in backend.cannot_both:
+        if {one, other} <= set(wanted):
+            both = f"{FEATURES[one]} and {FEATURES[other]}"
+            reasons.append(f"attn_impl: {backend.name} cannot do both {both}; leave one out.")
     return reasons
 
 

@@ -6,6 +6,7 @@ import functools
 from typing import Any
 
 import torch
+from composer.distributed.activation_checkpointing import apply_ac, generate_composer_model_check_fn
 from llmfoundry.models.layers.attention import GroupedQueryAttention
 from llmfoundry.models.layers.blocks import MPTBlock
 from torch import nn
@@ -43,6 +44,11 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> int:
                 layer.attn_fn = torch.compiler.disable(layer.attn_fn)
         block.forward = torch.compile(block.forward, backend=backend)  # type: ignore[method-assign]
     return len(found)
+
+
+def checkpoint_blocks(model: nn.Module) -> None:
+    """Keeps only the input of what the model names for it (its blocks), as Composer does where it shards a model."""
+    apply_ac(model, True, False, generate_composer_model_check_fn(model))
 
 
 def checkpoint_by_operation(model: nn.Module) -> int:

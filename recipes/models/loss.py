@@ -194,6 +194,7 @@ def liger(hidden: Tensor, weight: Tensor, targets: Tensor, terms: Terms = Terms(
         label_smoothing=terms.label_smoothing,
         reduction="sum",
         softcap=terms.softcap,
+        accum_dtype=torch.float32,  # of the weight's gradient over the chunks: in bf16 it loses a digit
     )
     if terms.scale != 1.0:
         flat = flat * terms.scale

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 BLOCK = 128  # tokens: FlexAttention's own block size
+ALIGNED = 8  # numbers: a GPU's kernels of SDPA want a bias that begins at a multiple of 16 bytes
 Built = TypeVar("Built")
 Index = Any  # an index tensor; None where a rule does not look at it
 
@@ -99,30 +100,30 @@ def score_rule(slopes: Tensor | None, softcap: float | None, past: int, device: 
     return change
 
 
-def block_mask(batch: Batch, window: int, S: int, T: int, device: torch.device) -> BlockMask:
+def block_mask(batch: Batch, window: int, S: int, T: int, device: torch.device, query_block: int = BLOCK) -> BlockMask:
     """Builds FlexAttention's block mask from the first and last element of each block, never from S x T elements.
 
     A block is listed unless no query of it can see any key of it, and marked full (the kernel then skips the rule)
     only when every query sees every key. Documents are compared by the range of their ids in a block: exact when ids
-    do not decrease along a row, as packers write them, and never too narrow otherwise.
+    do not decrease along a row, as packers write them, and never too narrow otherwise. ``query_block`` is a block's
+    size in queries, in keys it is ``BLOCK``.
     """
     past = T - S
-    n_q, n_k = -(-S // BLOCK), -(-T // BLOCK)
-    q_first = torch.arange(n_q, device=device)[:, None] * BLOCK  # (N, 1)
+    n_q, n_k = -(-S // query_block), -(-T // BLOCK)
+    q_first = torch.arange(n_q, device=device)[:, None] * query_block  # (N, 1)
     k_first = torch.arange(n_k, device=device)[None, :] * BLOCK  # (1, M)
-    q_last, k_last = q_first + BLOCK - 1, k_first + BLOCK - 1
+    q_last, k_last = q_first + query_block - 1, k_first + BLOCK - 1
     some = k_first <= q_last.clamp(max=S - 1) + past  # (N, M)
     every = (k_last <= q_first + past) & (q_last < S) & (k_last < T)
     if window != -1:
         some = some & (k_last.clamp(max=T - 1) >= q_first + past - window)
         every = every & (k_first >= q_last + past - window)
     some, every = some[None], every[None]  # (1, N, M)
-    if batch.sequence_id is not None:  # S == T here: queries and keys have the same blocks
-        inside = torch.arange(n_q * BLOCK, device=device).clamp(max=S - 1)
-        ids = batch.sequence_id[:, inside].unflatten(1, (n_q, BLOCK))  # (B, N, BLOCK)
-        low, high = ids.amin(2), ids.amax(2)  # (B, N)
-        some = some & (low[:, None, :] <= high[:, :, None]) & (low[:, :, None] <= high[:, None, :])
-        every = every & (low[:, None, :] == high[:, :, None]) & (low[:, :, None] == high[:, None, :])
+    if batch.sequence_id is not None:  # S == T here
+        q_low, q_high = _ranges(batch.sequence_id, query_block)  # (B, N)
+        k_low, k_high = _ranges(batch.sequence_id, BLOCK)  # (B, M)
+        some = some & (k_low[:, None, :] <= q_high[:, :, None]) & (q_low[:, :, None] <= k_high[:, None, :])
+        every = every & (k_low[:, None, :] == q_high[:, :, None]) & (q_low[:, :, None] == k_high[:, None, :])
     if batch.key_padding is not None:
         tokens = F.pad(batch.key_padding, (0, n_k * BLOCK - T)).unflatten(1, (n_k, BLOCK))  # (B, M, BLOCK)
         some = some & tokens.any(2)[:, None, :]
@@ -130,10 +131,19 @@ def block_mask(batch: Batch, window: int, S: int, T: int, device: torch.device) 
     return BlockMask.from_kv_blocks(
         *_listed(some & ~every),
         *_listed(some & every),
-        BLOCK_SIZE=BLOCK,
+        BLOCK_SIZE=(query_block, BLOCK),
         mask_mod=key_rule(batch, window, past, device),
         seq_lengths=(S, T),
     )
+
+
+def _ranges(ids: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Smallest and largest of (B, S) ids in each block, (B, N) each."""
+    S = ids.shape[1]
+    n = -(-S // size)
+    inside = torch.arange(n * size, device=ids.device).clamp(max=S - 1)
+    blocks = ids[:, inside].unflatten(1, (n, size))  # (B, N, size)
+    return blocks.amin(2), blocks.amax(2)
 
 
 def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
@@ -202,6 +212,8 @@ def bands(
             bias = additive_bias(batch, window, alibi, range(begin, end), keys, past, dtype, device)
         else:
             bias = shared[:, :, len(last) - (end - begin) :, T - len(keys) :]
+            if device.type == "cuda" and (T - len(keys)) % ALIGNED:
+                bias = bias.contiguous()
         cut.append((slice(begin, end), slice(keys.start, keys.stop), bias))
     return cut
 

@@ -19,8 +19,8 @@ from recipes.cost.duration import hours_of, in_words
 from recipes.cost.estimate import Estimate, estimate
 from recipes.cost.hardware import Gpu, find_gpu, gpu_from_device_name
 from recipes.cost.ledger import Ledger, first_start_unix_s, usd_of
-from recipes.cost.rate import choose_rate
-from recipes.training.batches import samples_per_epoch
+from recipes.cost.rate import choose_rate, cost_section
+from recipes.training.batches import sequences_per_epoch
 
 EXIT_BUDGET = 3  # of train.py: refused or stopped by the guard
 WARN_AT = (0.5, 0.8, 0.95)  # shares of the budget
@@ -71,14 +71,14 @@ def refusal(recipe: Recipe, folder: Path, devices: int) -> str | None:
 def _refusal(recipe: Recipe, guard: Mapping[str, Any], folder: Path, devices: int) -> str | None:
     budget, deadline = guard.get("budget_usd"), guard.get("deadline")
     check_limits(budget, deadline, guard.get("max_usd_per_hundredth_loss"))
-    gpu = _gpu(recipe)
-    cost = recipe.get("cost", {})
-    keys = ("usd_per_device_hour", "prices_file")
-    price = {key: cost.get(key) for key in keys}
-    rate = choose_rate(gpu.name if gpu else None, **price, price_kind=cost.get("price_kind") or "on_demand")
+    cost = cost_section(recipe.values)
+    gpu = _gpu_here() or _named(cost)
+    billed = _named(cost) or gpu  # as the cost monitor has it
+    price = {key: cost.get(key) for key in ("usd_per_device_hour", "prices_file")}
+    rate = choose_rate(billed.name if billed else None, **price, price_kind=cost.get("price_kind") or "on_demand")
     if budget is not None and rate.usd_per_device_hour is None:
         return f"a budget cannot be kept without a rate: {rate.source}"
-    ledger = folder / "ledger.jsonl"
+    ledger = Path(cost.get("ledger") or folder / "ledger.jsonl")
     segments = Ledger(ledger).read()
     spent = usd_of(segments.values(), rate.usd_per_device_hour) or 0.0
     if budget is not None and spent >= budget:
@@ -88,7 +88,8 @@ def _refusal(recipe: Recipe, guard: Mapping[str, Any], folder: Path, devices: in
         left_s = deadline_unix_s(deadline, first_start_unix_s(ledger) or time.time()) - time.time()
         if left_s <= 0:
             return f"the deadline {deadline} has passed: give callbacks.budget_guard.deadline more"
-    plan = None if gpu is None or guard.get("start_over_budget") else _plan(recipe, gpu, devices)
+    other_rate = rate.usd_per_device_hour if billed != gpu else None
+    plan = None if gpu is None or guard.get("start_over_budget") else _plan(recipe, gpu, devices, other_rate)
     if plan is None:
         return None
     to_do = 1.0
@@ -111,21 +112,23 @@ def _compare(plan: Estimate, to_do: float, spent: float, budget: float | None, l
     return None
 
 
-def _plan(recipe: Recipe, gpu: Gpu, devices: int) -> Estimate | None:
-    samples = samples_per_epoch(recipe.get("train_loader.dataset", {}))
-    tokens = None if samples is None else samples * int(recipe["max_seq_len"])
+def _plan(recipe: Recipe, gpu: Gpu, devices: int, rate: float | None) -> Estimate | None:
+    sequences = sequences_per_epoch(recipe)
+    tokens = None if sequences is None else sequences * int(recipe["max_seq_len"])
     try:
-        return estimate(recipe.values, gpu.name, devices, dataset_tokens=tokens)
+        return estimate(recipe.values, gpu.name, devices, usd_per_gpu_hour=rate, dataset_tokens=tokens)
     except ValueError:  # a model or precision that the estimator does not count
         return None
 
 
-def _gpu(recipe: Recipe) -> Gpu | None:
-    """The row of the device here, else of the one that the recipe names for its bill; None where neither is known."""
-    for name in _device_names():
-        if (row := gpu_from_device_name(name)) is not None:
-            return row
-    named = recipe.get("cost.gpu")
+def _gpu_here() -> Gpu | None:
+    """The row of the device here."""
+    return next((row for name in _device_names() if (row := gpu_from_device_name(name)) is not None), None)
+
+
+def _named(cost: Mapping[str, Any]) -> Gpu | None:
+    """The row of the device that the recipe names for its bill."""
+    named = cost.get("gpu")
     return None if named is None or str(named).lower() == "cpu" else find_gpu(str(named))
 
 

@@ -26,9 +26,10 @@ from recipes.cost.estimate import (
 from recipes.cost.flops import FlopsPerToken, causal_flops_per_token, flops_per_token
 from recipes.cost.hardware import find_gpu, load_hardware
 from recipes.cost.memory import MemoryEstimate, largest_microbatch, memory
+from recipes.cost.rate import cost_section
 from recipes.cost.scaling import DEFAULT_LAW, optimal_with_inference, scaling_law
 from recipes.cost.spend import Purchase, best_for
-from recipes.training.batches import samples_per_epoch
+from recipes.training.batches import sequences_per_epoch
 
 GPUS = 8  # one node, where neither --gpus nor --deadline says how many
 MOST_GPUS = 4096
@@ -148,22 +149,21 @@ def _first(*values: float | None) -> float:
 
 
 def _recipe_gpu(recipe: Recipe) -> str | None:
-    gpu = recipe.get("cost.gpu")
+    gpu = cost_section(recipe.values).get("gpu")
     return None if gpu is None or str(gpu).lower() == "cpu" else str(gpu)
 
 
 def _plan(recipe: Recipe, gpu: str, options: Options) -> Plan:
     assumed: list[str] = []
+    section = cost_section(recipe.values)
     values = _rate_of_this_gpu(recipe, gpu, options, assumed)
     dataset_tokens = options.dataset_tokens
     if dataset_tokens is None:
-        samples = samples_per_epoch(recipe.get("train_loader.dataset", {}))
-        dataset_tokens = None if samples is None else samples * int(recipe["max_seq_len"])
+        sequences = sequences_per_epoch(recipe)
+        dataset_tokens = None if sequences is None else sequences * int(recipe["max_seq_len"])
 
-    pue = _first(
-        options.power_usage_effectiveness, recipe.get("cost.power_usage_effectiveness"), POWER_USAGE_EFFECTIVENESS
-    )
-    carbon = _first(options.kg_co2e_per_kwh, recipe.get("cost.kg_co2e_per_kwh"), KG_CO2E_PER_KWH)
+    pue = _first(options.power_usage_effectiveness, section.get("power_usage_effectiveness"), POWER_USAGE_EFFECTIVENESS)
+    carbon = _first(options.kg_co2e_per_kwh, section.get("kg_co2e_per_kwh"), KG_CO2E_PER_KWH)
 
     def on(gpus: int) -> Estimate:
         return estimate(
@@ -213,8 +213,8 @@ def _plan(recipe: Recipe, gpu: str, options: Options) -> Plan:
 
 def _rate_of_this_gpu(recipe: Recipe, gpu: str, options: Options, assumed: list[str]) -> dict[str, Any]:
     """The recipe's values; without its own rate where that was stated for another device."""
-    values = dict(recipe.values)
-    section = dict(values.get("cost") or {})
+    values = {key: value for key, value in recipe.values.items() if key != "callbacks"}
+    section = cost_section(recipe.values)
     stated_for = section.get("gpu")
     other = stated_for is not None and (str(stated_for).lower() == "cpu" or find_gpu(str(stated_for)).name != gpu)
     compared = options.gpu is None and _recipe_gpu(recipe) is None

@@ -111,8 +111,8 @@ def _model(plan: Plan) -> list[Row]:
     if e.tokens is None:
         rows.append(("tokens", "not known: max_duration is not in tokens and the data is not here; --dataset-tokens N"))
     else:
-        batch = e.setup.global_batch_sequences
-        rows.append(("tokens", f"{e.tokens:,} = {e.steps:,} steps × {batch:,} sequences × {e.setup.seq_len:,}"))
+        batch, items = e.setup.global_batch_sequences, "pairs" if e.setup.sequences_per_item == 2 else "sequences"
+        rows.append(("tokens", f"{e.tokens:,} = {e.steps:,} steps × {batch:,} {items} × {e.setup.tokens_per_item:,}"))
     return rows
 
 

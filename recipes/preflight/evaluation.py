@@ -9,7 +9,7 @@ from typing import Any
 from recipes.config.keys import KeyPath, Problem
 from recipes.config.load import Recipe
 from recipes.preflight.data import data_problems, loaders
-from recipes.preflight.machine import can_be_written, has_gpu
+from recipes.preflight.machine import can_be_written, has_gpu, kernel_refusals
 from recipes.preflight.packages import package_problems, scheme_problems
 from recipes.preflight.weights import tokenizer_problems, weight_problems
 
@@ -28,6 +28,7 @@ def preflight_evaluation(recipe: Recipe) -> list[Problem]:
     for index, model in enumerate(recipe["models"]):
         found += [(("models", index, *key), text) for key, text in tokenizer_problems(model["tokenizer"])]
         found += [(("models", index, *key), text) for key, text in weight_problems(model)]
+        found += [(("models", index, *key), text) for key, text in _kernel_problems(model["model"], recipe)]
     for key, loader in loaders(recipe):
         found += data_problems(key, loader, recipe)
     found += task_file_problems(recipe)
@@ -42,6 +43,13 @@ def preflight_evaluation(recipe: Recipe) -> list[Problem]:
     if results and not can_be_written(Path(results)):
         found.append((("results",), f"results cannot be written to {results}"))
     return [Problem(recipe.place(key), key, text) for key, text in found]
+
+
+def _kernel_problems(model: Mapping[str, Any], recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
+    if model.get("name") != "mpt_causal_lm":
+        return
+    for text in kernel_refusals(model, recipe.get("precision", "amp_bf16"), is_training=False):
+        yield ("model", "attn_config", "attn_impl"), text
 
 
 def shot_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:

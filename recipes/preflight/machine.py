@@ -7,14 +7,15 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from recipes.config.contradictions import world_size
 from recipes.config.keys import KeyPath
 from recipes.config.load import Recipe
 from recipes.cost.parameters import count_parameters
-from recipes.models.backends import features, refusals
+from recipes.models.backends import features, precision_refusals, refusals
 from recipes.preflight.packages import scheme_problems
 
 # Weights and gradients in fp32, and Adam's two moments: bytes a parameter costs in training without sharding.
@@ -50,14 +51,20 @@ def _compute_capabilities() -> list[tuple[str, float]]:
         return []
 
 
+def kernel_refusals(model: Mapping[str, Any], precision: str, is_training: bool = True) -> list[str]:
+    """Why the attention of an MPT's `model:` section cannot run on this machine, a sentence a reason."""
+    attention = model.get("attn_config") or {}
+    implementation = attention.get("attn_impl", "flash")
+    width = model.get("head_dim") or model.get("d_model", 2048) // model.get("n_heads", 16)
+    wanted = features(attention) - (set() if is_training else {"dropout"})
+    found = refusals(implementation, "cuda" if has_gpu() else "cpu", wanted, head_dim=width)
+    return found or precision_refusals(implementation, precision)
+
+
 def device_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     is_mpt = recipe.get("model.name") == "mpt_causal_lm"
     if is_mpt:
-        attention = recipe.get("model.attn_config", {})
-        model = recipe["model"]
-        width = model.get("head_dim") or model.get("d_model", 2048) // model.get("n_heads", 16)
-        device = "cuda" if has_gpu() else "cpu"
-        for text in refusals(attention.get("attn_impl", "flash"), device, features(attention), head_dim=width):
+        for text in kernel_refusals(recipe["model"], recipe.get("precision", "amp_bf16")):
             yield ("model", "attn_config", "attn_impl"), text
         if recipe.get("model.loss_fn") == "liger_crossentropy" and not (
             has_gpu() and importlib.util.find_spec("liger_kernel")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.cost.duration import in_words
-from recipes.cost.ledger import PHASES, Segment, lost_seconds, merge, read_records, segment_from, usd_of
+from recipes.cost.ledger import PHASES, Segment, lost_seconds, read_records, segment_from, segments_of, usd_of
 
 LEDGER = "ledger.jsonl"
 STEPS_BACK_S = 1.0  # a clock that is set back by less is being kept in time, not wrong
@@ -96,14 +96,14 @@ def read_bill(run: Path) -> Bill:
     back_s = max((earlier - later for earlier, later in itertools.pairwise(times)), default=0.0)
     if back_s > STEPS_BACK_S:
         warnings.append(f"the clock was set back by {in_words(back_s)}: times of day may be wrong, durations are not")
-    segments = merge({s.id: s} for s in map(segment_from, records))
+    segments = segments_of(records)
     return Bill(path.parent, tuple(_start(s, records) for s in segments.values()), tuple(warnings))
 
 
 def _start(segment: Segment, records: Sequence[Mapping[str, Any]]) -> Start:
     own = [r for r in records if str(r["id"]) == segment.id]
     times = [float(r["unix_s"]) for r in own if isinstance(r.get("unix_s"), (int, float))]
-    # the first line is written when the trainer is built; the process began as much earlier as it had been billed
+    # the first line is written once the process has its group; it began as much earlier as it had been billed
     began = times[0] - sum(segment_from(own[0]).seconds.values()) if times else None
     source = next((str(r["rate_source"]) for r in own if r.get("rate_source")), None)
     return Start(segment, began, times[-1] if times else None, any(r.get("event") == "end" for r in own), source)

@@ -13,10 +13,11 @@ import yaml
 
 from recipes.cost.estimate import Estimate, estimate
 from recipes.cost.parameters import count_parameters
+from recipes.cost.rate import cost_section
 from recipes.cost.scaling import is_extrapolated, scaling_law
 from recipes.cost.setup import tokens_of_run
 from recipes.reports.bill import Bill, read_bill
-from recipes.reports.runs import read_metrics
+from recipes.reports.runs import metrics_by_step
 from recipes.reports.summary import EVAL_LOSS, EVALUATION, SUMMARY, TRAIN_LOSS
 
 TASKS = "tasks.jsonl"  # evaluations while the run went on, one a line
@@ -106,15 +107,10 @@ def _predicted_loss(recipe: Mapping[str, Any], parameters: int | None, tokens: i
 
 def _curves(folder: Path, tokens_per_step: int) -> tuple[list[Point], list[Point]]:
     """Losses by step: that of step s was logged at s, when s steps were paid for, and is known after s + 1."""
-    steps: dict[int, dict[str, float]] = {}
-    for record in read_metrics(folder / "metrics.jsonl"):
-        try:
-            steps.setdefault(int(record["step"]), {}).update(record)
-        except (KeyError, TypeError, ValueError):
-            continue
+    steps = metrics_by_step(folder / "metrics.jsonl")
     usd = {step: values.get("cost/usd") for step, values in steps.items()}
     training, validation = [], []
-    for step, values in sorted(steps.items()):
+    for step, values in steps.items():
         if _is_loss(values.get(TRAIN_LOSS)):
             training.append(Point((step + 1) * tokens_per_step, usd.get(step + 1, usd[step]), values[TRAIN_LOSS]))
         if _is_loss(values.get(EVAL_LOSS)):
@@ -145,7 +141,7 @@ def _plan(recipe: Mapping[str, Any], bill: Bill) -> tuple[Estimate | None, str]:
     if last.gpu is None:
         return None, "there is no plan of its time and money: its device has no row in the hardware table"
     try:
-        section = recipe.get("cost") or {}
+        section = cost_section(recipe)
         energy = {k: section[k] for k in ("power_usage_effectiveness", "kg_co2e_per_kwh") if k in section}
         rate = last.usd_per_device_hour
         return estimate(recipe, last.gpu, last.devices, usd_per_gpu_hour=rate, **energy), ""

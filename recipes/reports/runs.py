@@ -55,6 +55,20 @@ def write_whole(path: Path, text: str) -> None:
         partial.unlink(missing_ok=True)
 
 
+def metrics_by_step(path: Path) -> dict[int, dict[str, float]]:
+    """All metrics of each step, in order; without those of steps that a later start did again, or never came to."""
+    steps: dict[int, dict[str, float]] = {}
+    for record in read_metrics(path):
+        try:
+            step = int(record["step"])
+        except (KeyError, TypeError, ValueError):
+            continue
+        if steps and step < next(reversed(steps)):
+            steps = {done: values for done, values in steps.items() if done <= step}
+        steps.setdefault(step, {}).update(record)
+    return steps
+
+
 def read_metrics(path: Path) -> Iterator[Mapping[str, float]]:
     """The lines of a metrics file in the order written. A line torn by a kill is left out."""
     try:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recipes.models.backends import goes_on_exactly
 from recipes.talking.loading import Loaded, load_model
 
 
@@ -103,7 +104,7 @@ def complete(loaded: Loaded, ids: Sequence[int], sampling: Sampling, write: Call
             input_ids=prompt,
             attention_mask=torch.ones_like(prompt),
             max_new_tokens=min(sampling.max_new_tokens, room),
-            use_cache=True,
+            use_cache=goes_on_exactly(getattr(loaded.model.config, "attn_config", None)),
             eos_token_id=end,
             pad_token_id=pad,
             streamer=Streamer(tokenizer, write) if write else None,
@@ -128,7 +129,7 @@ def chat_ids(loaded: Loaded, messages: Sequence[dict[str, str]]) -> list[int]:
 def read_prompts(path: Path) -> list[str]:
     """Prompts of a file: one a line, or of `.jsonl` the text under "prompt". Raises ValueError naming file and line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")  # not at U+2028 and the like
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
     if path.suffix != ".jsonl":

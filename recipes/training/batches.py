@@ -12,6 +12,7 @@ from typing import Any
 
 from recipes.config.contradictions import world_size
 from recipes.config.load import Recipe
+from recipes.cost.setup import sequences_per_item
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,7 @@ def plan_batches(recipe: Recipe, devices: int | None = None) -> Batches:
     per_device = per_step // devices
     micro = recipe.get("device_train_microbatch_size", "auto")
     microbatch = None if micro == "auto" else min(micro, per_device)
-    tokens_per_step = per_step * int(recipe["max_seq_len"])
+    tokens_per_step = per_step * int(recipe["max_seq_len"]) * sequences_per_item(recipe.values)
     steps = _steps(recipe, per_step, tokens_per_step)
     return Batches(
         devices=devices,
@@ -59,25 +60,41 @@ def plan_batches(recipe: Recipe, devices: int | None = None) -> Batches:
 
 def _steps(recipe: Recipe, per_step: int, tokens_per_step: int) -> int | None:
     text = str(recipe["max_duration"]).replace("_", "")
-    match = re.fullmatch(r"(\d+)(ep|ba|sp|tok|iter|sec)?", text)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d+)?)(ep|ba|sp|tok|iter|sec)?", text)
     if match is None:
         return None
-    amount, unit = int(match[1]), match[2] or "ep"
+    amount, unit = int(float(match[1])), match[2] or "ep"
     if unit == "ba":
         return amount
     if unit == "tok":
         return math.ceil(amount / tokens_per_step)
     if unit == "sp":
         return math.ceil(amount / per_step)
-    samples = samples_per_epoch(recipe.get("train_loader.dataset", {}))
-    if unit != "ep" or samples is None:
+    sequences = sequences_per_epoch(recipe)
+    if unit != "ep" or sequences is None:
         return None
-    per_epoch = samples / per_step
+    per_epoch = sequences / per_step
     return amount * (math.floor(per_epoch) if recipe.get("train_loader.drop_last") else math.ceil(per_epoch))
 
 
+def sequences_per_epoch(recipe: Recipe) -> int | None:
+    """Sequences of max_seq_len that an epoch of the training data gives; None where it cannot be said.
+
+    Packed examples of instructions share a sequence: `packing_ratio` to one.
+    """
+    dataset = recipe.get("train_loader.dataset", {})
+    ratio = dataset.get("packing_ratio") or 1
+    size = dataset.get("epoch_size")
+    samples = size if isinstance(size, int) else samples_per_epoch(dataset)
+    if samples is None or not isinstance(ratio, (int, float)):
+        return None
+    sequences = max(1, round(samples / ratio))
+    most = recipe.get("train_subset_num_batches", -1)
+    return min(sequences, most * int(recipe["global_train_batch_size"])) if most > 0 else sequences
+
+
 def samples_per_epoch(dataset: Mapping[str, Any]) -> int | None:
-    """Sequences in the local shards that a `dataset:` section names; None where they are not all on this machine."""
+    """Samples in the local shards that a `dataset:` section names; None where they are not all on this machine."""
     total = 0
     for folder in shard_folders(dataset):
         try:

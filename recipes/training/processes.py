@@ -81,12 +81,17 @@ def _tell_nodes_apart() -> None:
     dist.get_node_signal_file_name = name_on_this_node
 
 
+def shards(fsdp: Mapping[str, Any] | None) -> bool:
+    """Whether a recipe's `fsdp_config`, None on a single device, spreads the model over devices."""
+    return fsdp is not None and fsdp.get("sharding_strategy") != "NO_SHARD"
+
+
 def parallelism(fsdp: dict[str, Any] | None, tp: dict[str, Any] | None, model: Any) -> dict[str, Any] | None:
     """FSDP2 for a recipe's `fsdp_config`, whose keys are those of FSDP1, as LLM Foundry's files write it."""
     if fsdp is None and tp is None:
         return None
     config: dict[str, Any] = {}
-    if fsdp is not None and fsdp.get("sharding_strategy") != "NO_SHARD":
+    if fsdp is not None and shards(fsdp):
         known = {k: v for k, v in fsdp.items() if k in FSDP2Config.settable_attrs()}
         keeps_weights = fsdp.get("sharding_strategy") in ("SHARD_GRAD_OP", "_HYBRID_SHARD_ZERO2")
         known.setdefault("reshard_after_forward", not keeps_weights)

@@ -193,6 +193,8 @@ def test_a_plan_beyond_the_budget_may_not_start(tmp_path: Path) -> None:
     no = refusal(load(SEVEN_B, [GUARD]), tmp_path, 8)
     assert no is not None
     assert "cannot be kept without a rate" in no
+    monitor = ["callbacks.cost_monitor.usd_per_device_hour=2.5", "callbacks.cost_monitor.gpu=h100"]
+    assert refusal(load(SEVEN_B, [GUARD, *monitor]), tmp_path, 8) == refusal(load(SEVEN_B, [GUARD, *H100]), tmp_path, 8)
     with pytest.raises(RecipeError, match="got -5"):
         refusal(load(SEVEN_B, ["callbacks.budget_guard.budget_usd=-5", *H100]), tmp_path, 8)
     line = {

@@ -22,6 +22,7 @@ from recipes.callbacks.cost import CostMonitor, register
 from recipes.callbacks.energy import NvmlMeter, choose_meter
 from recipes.cost.hardware import find_gpu
 from recipes.cost.ledger import PHASES
+from recipes.reports.bill import read_bill
 
 SEQ_LEN, BATCH, VOCAB = 16, 4, 11
 TOKENS_PER_BATCH = SEQ_LEN * BATCH
@@ -109,7 +110,7 @@ def test_metrics_and_summary(tmp_path: Path) -> None:
     assert len(logged["throughput/tokens_per_s"]) == 2
     assert "throughput/mfu" not in logged
 
-    assert [line["event"] for line in lines(ledger)] == ["start", "end"]
+    assert [line["event"] for line in lines(ledger)] == ["start", "built", "end"]
     assert lines(ledger)[0]["rate_source"] == cost.rate_source
     time.sleep(0.02)
     assert monitor.summary() == cost  # the clock stopped when the run did
@@ -175,7 +176,33 @@ def test_resume_with_a_ledger_bills_every_second_once(tmp_path: Path) -> None:
     assert cost.wall_s == pytest.approx(first.summary().wall_s + second._current.wall_s, abs=0.01)
     assert cost.tokens == 4 * TOKENS_PER_BATCH
     assert cost.tokens_processed == 5 * TOKENS_PER_BATCH  # the third batch was done twice
-    assert [line["event"] for line in lines(ledger)] == ["start", "checkpoint", "checkpoint", "end", "start", "end"]
+    events = ["start", "built", "checkpoint", "checkpoint", "end", "start", "built", "end"]
+    assert [line["event"] for line in lines(ledger)] == events
+
+
+def test_a_ledger_of_another_machine_learns_what_the_checkpoint_knows(tmp_path: Path) -> None:
+    first = CostMonitor(usd_per_device_hour=3600, ledger=str(tmp_path / "there" / "ledger.jsonl"))
+    run(first, 2, save_folder=str(tmp_path), save_interval="2ba", save_filename="{batch}.pt")
+    here = tmp_path / "here" / "ledger.jsonl"
+    second = CostMonitor(usd_per_device_hour=3600, ledger=str(here))
+    run(second, 4, load_path=str(tmp_path / "2.pt"))
+    bill, summary = read_bill(here), second.summary()
+    assert len(bill.starts) == summary.starts == 2
+    assert bill.usd == pytest.approx(summary.usd, abs=0.002)  # written to the millisecond
+    assert bill.tokens == summary.tokens == 4 * TOKENS_PER_BATCH
+    assert bill.seconds["lost"] == pytest.approx(summary.lost_s)
+
+
+def test_what_dies_while_it_is_built_is_billed(tmp_path: Path) -> None:
+    ledger = tmp_path / "ledger.jsonl"
+    monitor = CostMonitor(usd_per_device_hour=3600, ledger=str(ledger), started_at=time.time() - 100)
+    monitor.open("mine")
+    (line,) = lines(ledger)
+    assert (line["event"], line["run_name"]) == ("start", "mine")
+    assert read_bill(ledger).usd == pytest.approx(100, abs=5)
+    run(monitor, 2)
+    assert monitor.summary().starts == 1
+    assert [line["event"] for line in lines(ledger)] == ["start", "built", "end"]
 
 
 def test_the_ledger_knows_what_a_checkpoint_knows(tmp_path: Path) -> None:
@@ -235,7 +262,7 @@ def test_kill_is_billed_and_its_torn_line_left_out(tmp_path: Path) -> None:
     assert cost.tokens_processed == 4 * TOKENS_PER_BATCH
     assert cost.tokens == 2 * TOKENS_PER_BATCH  # nothing was saved, so the first process's tokens were lost
     readable = [line for line in ledger.read_text().splitlines() if line.endswith("}")]
-    assert [json.loads(line)["event"] for line in readable[-2:]] == ["start", "end"]
+    assert [json.loads(line)["event"] for line in readable[-3:]] == ["start", "built", "end"]
 
 
 def test_time_before_the_callback_is_billed() -> None:
@@ -306,6 +333,22 @@ def test_energy_from_nvml_counters() -> None:
     nvml.now_s = 3602.0  # not read again within five seconds
     assert meter.device_kwh(0) == pytest.approx(4 * 0.36)
     assert meter.basis == "NVML energy counters of 2 GPUs, taken for all 4 devices"
+
+
+def test_counters_that_answer_no_more_do_not_end_the_run(caplog: pytest.LogCaptureFixture) -> None:
+    nvml = FakeNvml()
+    meter = NvmlMeter(nvml, ["GPU-a"], devices=1, now=lambda: nvml.now_s)
+    nvml.now_s = 3600.0
+    assert meter.device_kwh(0) == pytest.approx(0.36)
+
+    def fail(handle: bytes) -> int:
+        raise RuntimeError("Unknown Error")
+
+    nvml.nvmlDeviceGetTotalEnergyConsumption = fail  # type: ignore[method-assign]
+    for nvml.now_s in (7200.0, 9000.0):
+        assert meter.device_kwh(0) == pytest.approx(0.36)
+    assert [record.message for record in caplog.records if "NVML answers no more (Unknown Error)" in record.message]
+    assert len(caplog.records) == 1
 
 
 def test_energy_from_watts_and_carbon() -> None:

@@ -35,6 +35,11 @@ QUICKSTART = ROOT / "yamls" / "pretrain" / "mpt-quickstart.yaml"
             "set model.loss_fn: torch_crossentropy",
         ),
         (["compile=true", "compile_config={}"], "compile_config", "keep one"),
+        (
+            ["model.attn_config={attn_temperature_tuning: {attn_scale: 0.1}, attn_uses_sequence_id: true}"],
+            "model.attn_config.attn_temperature_tuning",
+            "not within its documents",
+        ),
         (["compile=true", "selective_checkpointing=true"], "selective_checkpointing", "turn off this or compile"),
         (
             ["selective_checkpointing=true", "fsdp_config.activation_checkpointing=true"],

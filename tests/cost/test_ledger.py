@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from recipes.cost.ledger import (
+    EARLIER,
     PHASES,
     Ledger,
     PhaseClock,
@@ -53,6 +54,15 @@ def test_last_state_of_every_segment_is_read(tmp_path: Path) -> None:
     assert ledger.read() == {"a": segment("a", 50, tokens=7), "b": segment("b", 20)}
 
 
+def test_what_a_checkpoint_brought_from_elsewhere_comes_first(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.append("start", segment("b", 0))
+    ledger.append(EARLIER, segment("a", 100, tokens=1000))
+    ledger.append("end", segment("b", 60, tokens=600, tokens_from=800))
+    assert list(ledger.read()) == ["a", "b"]
+    assert lost_seconds(ledger.read().values(), 1400) == pytest.approx(20)
+
+
 @pytest.mark.parametrize(
     "rubbish",
     ['{"event": "beat", "id"', "\x00\x00\x00", "[1]", "null", '{"id": "a", "devices": 1, "seconds": {"train": NaN}}'],
@@ -92,6 +102,9 @@ def test_summary_over_segments() -> None:
 def test_lost_steps_are_those_a_later_process_did_again() -> None:
     died = segment("a", 100, tokens=1000)
     unborn = segment("b", 0)  # crashed before its first step
+    in_it = segment("d", 30)  # in its first step
+    assert lost_seconds([in_it, in_it], 0) == 30  # the last may be in it still
+    assert lost_seconds([in_it, segment("c", 60, tokens=600)], 600) == 30
     went_on = segment("c", 60, tokens=600, tokens_from=800)
     assert lost_seconds([died, unborn, went_on], 1400) == pytest.approx(20)
     assert lost_seconds([died], 1000) == 0

@@ -14,7 +14,7 @@ from recipes.cost.flops import (
     llm_foundry_flops_per_batch,
     llm_foundry_flops_per_token,
 )
-from recipes.cost.parameters import ATTN_DEFAULTS, MODEL_DEFAULTS, count_parameters, model_shape
+from recipes.cost.parameters import ATTN_DEFAULTS, MODEL_DEFAULTS, adapter_parameters, count_parameters, model_shape
 
 TORCH_ATTN = {"attn_impl": "torch"}
 SMALL = {"d_model": 64, "n_heads": 4, "n_layers": 3, "max_seq_len": 32, "vocab_size": 97}
@@ -91,6 +91,18 @@ def test_count_equals_llm_foundry(name: str) -> None:
     norms = sum(p.numel() for n, p in model.named_parameters() if "norm" in n or "_ln" in n)
     assert count.norms == norms
     assert count.ffn == sum(p.numel() for n, p in model.named_parameters() if ".ffn." in n)
+
+
+@pytest.mark.parametrize("targets", [["Wqkv"], ["out_proj", "up_proj"], ["Wqkv", "down_proj", "gate_proj"]])
+def test_adapters_equal_pefts(targets: list[str]) -> None:
+    from recipes.training.lora import add_lora
+
+    section = {**SMALL, "attn_config": {"attn_type": "grouped_query_attention", "kv_n_heads": 2}}
+    section |= {"ffn_config": {"ffn_type": "mptglu"}}
+    model, config = build(section), {"r": 4, "lora_alpha": 8, "target_modules": targets}
+    add_lora(model, config)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert adapter_parameters(model_shape(section), config) == trained > 0
 
 
 def test_mpt_7b_8k() -> None:

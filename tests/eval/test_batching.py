@@ -108,3 +108,8 @@ def test_answers_survive_a_kill(tmp_path) -> None:  # type: ignore[no-untyped-de
     assert cache.read() == {"one": answer, "two": "a text\nof two lines"}
     assert missing(cache.read(), [["one"], ["two", "three"], ["two"]]) == [1]
     assert AnswerCache(tmp_path, "m" * 64, "u" * 64).read() == {}
+    blocked = AnswerCache(tmp_path, "m" * 64, "v" * 64)
+    (blocked.folder / f"{blocked.name}.0.txt").mkdir()
+    assert blocked.read() == {}
+    with pytest.raises(ScoringError, match=r"answers cannot be kept in .*Is a directory"):
+        blocked.add({"one": answer})

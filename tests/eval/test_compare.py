@@ -50,6 +50,15 @@ def test_the_command_shows_what_flipped(tmp_path: Path, run_command: Command) ->
     assert shown.returncode == 0, shown.stderr
     for words in ("A: one, B: two", "+25.0%", "t/0-shot gained, example 2: …question 1", "lost, example 4"):
         assert words in shown.stdout
+    for folder, name in ((a, "one"), (b, "two")):  # a perplexity judges no example by itself
+        content = json.loads((folder / "results.json").read_text())
+        content["models"][0]["tasks"].append({"label": "w", "score": 9.0, "examples": 1, "digest": "e"})
+        (folder / "results.json").write_text(json.dumps(content))
+        with (folder / "results.examples.jsonl").open("a") as file:
+            file.write(json.dumps({"model": name, "task": "w", "index": 0, "prompt": "p", "correct": None}) + "\n")
+    mixed = run_command("python", "-m", "eval.compare", a, b)
+    assert mixed.returncode == 0, mixed.stderr
+    assert "not compared, as no example of it is judged by itself: w" in mixed.stdout
     listed = run_command("python", "-m", "eval.compare", a, b, "--json")
     assert json.loads(listed.stdout)[0]["gained"] == [1, 2]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +12,10 @@ import pytest
 import yaml
 
 from eval.harness_index import files_of, folders_of
+from eval.in_loop import TaskEvaluation
 from eval.questions import ScoringError
 from eval.tasks.rows import TaskError
+from recipes.callbacks.budget import BudgetGuard
 from recipes.preflight.machine import can_be_written
 from recipes.reports.runs import read_metrics
 from recipes.talking.loading import load_model
@@ -70,6 +73,10 @@ def test_prompts_are_shown(whole: Path, own_tasks: Path, suite: Path, run_comman
         (["--tasks", "piqqa"], "did you mean piqa"),
         (["--tasks", "sotu_cloze", "--include", "nowhere"], "there is no folder nowhere"),
         (["--tasks", "piqa", "--batch-size", "0"], "--batch-size: got 0"),
+        (
+            ["--tasks", "sotu_cloze", "--include", "yamls/eval/harness", "--max-length", "9999"],
+            "--max-length: got 9999, expected at most the",
+        ),
     ],
 )
 def test_what_is_missing_is_said(whole: Path, run_command: Command, more: list[str], words: str) -> None:
@@ -133,6 +140,32 @@ def test_tasks_in_the_loop_reach_logs_ledger_and_report(
     for words in ("Tasks over the checkpoints", "dates/0-shot", "3 evaluations took", "score against tokens"):
         assert words in page
     assert losses(run) == losses(whole)  # evaluating does not change what is trained
+
+
+def test_a_guard_that_has_stopped_the_run_begins_no_evaluation() -> None:
+    evaluation: Any = TaskEvaluation.__new__(TaskEvaluation)
+    begun = []
+    evaluation._is_due = lambda *_: True  # as at the end of training, which a stop makes
+    evaluation._evaluate = lambda *_: begun.append(True)
+    guard = BudgetGuard(budget_usd=1)
+    state = SimpleNamespace(callbacks=[guard])
+    evaluation.batch_checkpoint(state, None)
+    guard.stopped = "the budget of $1 is spent"
+    evaluation.batch_checkpoint(state, None)
+    evaluation.epoch_checkpoint(state, None)
+    assert begun == [True]
+
+
+def test_a_group_without_a_score_of_its_own_is_its_tasks(
+    whole: Path, own_tasks: Path, run_command: Command, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(own_tasks, tmp_path / "tasks"))
+    (folder / "both.yaml").write_text("group: both\ntask:\n  - sotu_cloze\n")
+    words = ("--tasks", "both", "--include", folder, "--limit", "5", "--out", tmp_path / "out.json")
+    for _ in range(2):
+        result = run_command("python", "-m", "eval.harness", whole, *words)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert "sotu_cloze/0-shot" in result.stdout
 
 
 def test_a_folder_without_a_tokenizer_is_said_to_be_one(run_command: Command, tmp_path: Path) -> None:

@@ -117,7 +117,14 @@ def test_learned_positions_and_the_plain_kernel(twins: Twins) -> None:
     from recipes import build
 
     torch.manual_seed(3)
-    for attention, learned in (("flash", True), ("torch", True), ("torch", False)):
+    tuned = {"attn_temperature_tuning": {"floor_scale": 8, "attn_scale": 0.5}}
+    for attention, learned, more in (
+        ("flash", True, {}),
+        ("torch", True, {}),
+        ("torch", False, {}),
+        ("flash", False, tuned),  # LLM Foundry counts positions from the first new token
+        ("torch", False, {"sliding_window_size": 16}),
+    ):
         section = {
             "name": "mpt_causal_lm",
             "d_model": 32,
@@ -126,7 +133,7 @@ def test_learned_positions_and_the_plain_kernel(twins: Twins) -> None:
             "vocab_size": 512,
             "max_seq_len": 96,
             "learned_pos_emb": learned,
-            "attn_config": {"attn_impl": attention, "alibi": not learned},
+            "attn_config": {"attn_impl": attention, "alibi": not learned, **more},
         }
         model = build.build_model(section, twins.tokenizer, None, None)
         backbone = Backbone(model, 96)

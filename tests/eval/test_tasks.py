@@ -178,6 +178,7 @@ def test_settings_that_cannot_be_are_named(tmp_path: Path) -> None:
         ({"num_fewshot": 5}, "num_fewshot: got 5, expected a list"),
         ({"num_fewshot": [1]}, "task/1-shot: num_fewshot: 1 examples before each question are not there"),
         ({"has_categories": True}, "'category' is missing"),
+        ({"early_stopping_criteria": ["Q?", "?"]}, "early_stopping_criteria: .* parts of a regular expression"),
     ):
         with pytest.raises(TaskError, match=words):
             build(tmp_path / "task.jsonl", [GOOD["multiple_choice"]], **more)

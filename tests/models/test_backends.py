@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from recipes.models import backends
+from tests.conftest import ROOT, Command
 
 
 @pytest.mark.parametrize(
@@ -39,6 +41,7 @@ def test_a_named_backend_is_that_backend() -> None:
         ("flash2", "cuda", [], None, "flash2 needs the module flash_attn.flash_attn_interface, which is not installed"),
         ("flash4", "cuda", [], None, "flash4 needs the module flash_attn.cute, which is not installed"),
         ("flash4", None, ["dropout"], None, "flash4 cannot do attention dropout"),
+        ("flash2", None, ["dropout", "softcap"], None, "flash2 cannot do both attention dropout"),
         ("flash4", None, [], 256, "flash4 takes heads of at most 128 dimensions, got 256"),
     ],
 )
@@ -80,3 +83,12 @@ def test_the_table_is_consistent() -> None:
 def test_importing_the_table_does_not_import_torch() -> None:
     code = "import sys, recipes.models.backends; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_flash_attn_4_alone_lets_llm_foundry_start(tmp_path: Path, run_command: Command) -> None:
+    """Its wheel holds only flash_attn/cute: a namespace package without a version."""
+    (tmp_path / "flash_attn" / "cute").mkdir(parents=True)
+    (tmp_path / "flash_attn" / "cute" / "__init__.py").touch()
+    code = "import recipes.models.mpt as m; print(m.is_flash_v2_installed())"
+    result = run_command("python", "-W", "ignore", "-c", code, env={"PYTHONPATH": f"{ROOT}:{tmp_path}"})
+    assert result.stdout == "False\n", result.stderr

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from recipes.callbacks import recompiles
 from recipes.callbacks.recompiles import RecompileCounter, compiled_graphs
-from recipes.models.compiling import checkpoint_by_operation, compile_blocks
+from recipes.models.compiling import checkpoint_blocks, checkpoint_by_operation, compile_blocks
 from recipes.models.mpt import ComposerMPTCausalLM
 from recipes.training.optimizers import FusedAdamW
 
@@ -110,6 +110,42 @@ def test_fused_adamw_takes_the_steps_of_decoupled_adamw() -> None:
         torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-6)
     with pytest.raises(ValueError, match="expected more than 0"):
         FusedAdamW(ours.parameters(), lr=0.0)
+
+
+def test_fused_adamw_decays_groups_of_parameters_as_decoupled_adamw_does() -> None:
+    settings: dict[str, Any] = {"lr": 1e-3, "weight_decay": 0.05}
+    found = []
+    for kind in (FusedAdamW, DecoupledAdamW):
+        weights = [torch.nn.Parameter(torch.ones(3)) for _ in range(3)]
+        groups = [{"params": [weights[0]]}, {"params": [weights[1]], "weight_decay": 0.1}]
+        optimizer = kind([*groups, {"params": [weights[2]], "lr": 5e-4}], **settings)
+        for weight in weights:
+            weight.grad = torch.zeros(3)
+        optimizer.step()
+        found.append(torch.stack([weight.detach() for weight in weights]))
+    torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(found[0][:, 0], torch.tensor([0.95, 0.9, 0.95]))
+
+
+def test_checkpointed_blocks_give_the_same_numbers_and_names() -> None:
+    plain, checkpointed = make_model(), make_model()
+    checkpoint_blocks(checkpointed)
+    assert checkpointed.state_dict().keys() == plain.state_dict().keys()
+    checkpointed.load_state_dict(plain.state_dict())
+    for got, expected in zip(*(loss_and_gradients(m, make_batch()) for m in (checkpointed, plain)), strict=True):
+        assert torch.equal(got, expected)
+    kept = []
+    for model in (plain, checkpointed):
+        sizes: list[int] = []
+
+        def pack(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            model.loss(model(make_batch()), make_batch())
+        kept.append(sum(sizes))
+    assert kept[1] < kept[0] / 4
 
 
 def test_late_compilations_are_counted_and_warned_about(

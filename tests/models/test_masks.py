@@ -31,28 +31,31 @@ def seen_by_blocks(mask: BlockMask, batch_size: int, S: int, T: int) -> torch.Te
         blocks = torch.zeros(columns.shape, dtype=torch.bool)
         blocks.scatter_(-1, columns.long(), torch.arange(columns.shape[-1]) < counts[..., None])
         blocks = blocks[:, 0].expand(batch_size, -1, -1)  # (B, N, M)
-        return blocks.repeat_interleave(BLOCK, 1).repeat_interleave(BLOCK, 2)[:, :S, :T]
+        rows, columns_ = mask.BLOCK_SIZE
+        return blocks.repeat_interleave(rows, 1).repeat_interleave(columns_, 2)[:, :S, :T]
 
     assert mask.full_kv_num_blocks is not None
     assert mask.full_kv_indices is not None
     return dense(mask.full_kv_num_blocks, mask.full_kv_indices) | (dense(mask.kv_num_blocks, mask.kv_indices) & rule)
 
 
+@pytest.mark.parametrize("rows", [BLOCK, 2 * BLOCK])
 @pytest.mark.parametrize("padding", ["", "left", "right"])
 @pytest.mark.parametrize("window", [-1, 50, 200])
 @pytest.mark.parametrize(
     ("S", "T", "documents"),
     [(100, 300, ""), *((S, S, documents) for S in (77, 300, 384) for documents in DOCUMENTS)],
 )
-def test_block_mask_is_the_rule(S: int, T: int, window: int, documents: str, padding: str) -> None:
+def test_block_mask_is_the_rule(S: int, T: int, window: int, documents: str, padding: str, rows: int) -> None:
     batch = make_batch(S, T, documents, padding)
-    ours = block_mask(batch, window, S, T, CPU)
+    ours = block_mask(batch, window, S, T, CPU, rows)
     rule = key_rule(batch, window, T - S, CPU)
     b, q, k = torch.meshgrid(torch.arange(2), torch.arange(S), torch.arange(T), indexing="ij")
     assert torch.equal(seen_by_blocks(ours, 2, S, T), rule(b, None, q, k))
     if documents or padding:
         return
-    torchs = create_block_mask(rule, None, None, S, T, device="cpu")  # neither lists a block too many
+    # neither lists a block too many
+    torchs = create_block_mask(rule, None, None, S, T, device="cpu", BLOCK_SIZE=(rows, BLOCK))
     assert torch.equal(ours.kv_num_blocks, torchs.kv_num_blocks)
     assert torch.equal(ours.full_kv_num_blocks, torchs.full_kv_num_blocks)
 
