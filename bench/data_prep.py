@@ -8,8 +8,8 @@ what it had; rounds of `compare` on the same text, versions and machine are adde
 
 The text is that of the packages installed beside this interpreter (source code and documentation). LLM Foundry takes
 minutes where ours and the bare tokenizer take seconds, and a shared machine is quick and slow by turns of minutes. So a
-round stops LLM Foundry's converters every few seconds, runs one of ours or the bare tokenizer in the pause, and goes on:
-all have been through the same turns. CPU seconds are user and system time of the program and its children, start-up
+round stops LLM Foundry's converters every few seconds, runs one of ours or the bare tokenizer in the pause, and goes
+on: all have been through the same turns. CPU seconds are user and system time of the program and its children, start-up
 included. Memory is that of a program and its children together, looked at four times a second: pages that they share
 count once (PSS). Not ru_maxrss, which starts from what the process held that started the program. Linux only.
 """
@@ -159,8 +159,8 @@ def compare_table(section: dict[str, Any]) -> list[str]:
     times = f"{min(counts)} to {max(counts)}"
     lines = [
         f"{text['bytes'] / 1e6:.1f} MB of text in {text['documents']:,} documents (corpus {text['sha256']}), "
-        f"{rounds[0][CONVERTERS[0]]['tokens']:,} tokens of the GPT-NeoX tokenizer in sequences of {SEQ_LEN:,}. Medians of "
-        f"{len(rounds)} rounds; in each LLM Foundry's converters ran once, ours and bare gigatoken in turn while they "
+        f"{rounds[0][CONVERTERS[0]]['tokens']:,} tokens of the GPT-NeoX tokenizer in sequences of {SEQ_LEN:,}. "
+        f"Medians of {len(rounds)} rounds; in each LLM Foundry's converters ran once, ours and bare gigatoken in turn while they "
         f"were stopped, {times} times each in all.",
         "",
         "| program | CPU-s | of that start-up | wall s | peak MB | M tokens per CPU-s | × convert_dataset_json | "

@@ -119,8 +119,8 @@ def features(attn_config: Mapping[str, Any]) -> frozenset[str]:
 def goes_on_exactly(attn_config: Any) -> bool:
     """Whether a model computes of tokens behind kept keys and values what it does of all in one pass.
 
-    Others than LLM Foundry's, whose ``attn_config`` is no mapping, do. Its temperature tuning counts positions from the first of the new tokens, and its `torch` attention wants as many
-    queries as keys where there is a window.
+    Others than LLM Foundry's, whose ``attn_config`` is no mapping, do. Its temperature tuning counts positions from the
+    first of the new tokens, and its `torch` attention wants as many queries as keys where there is a window.
     """
     if not isinstance(attn_config, Mapping):
         return True

@@ -111,7 +111,7 @@ def test_metrics_and_summary(tmp_path: Path) -> None:
     assert "throughput/mfu" not in logged
 
     assert [line["event"] for line in lines(ledger)] == ["start", "built", "end"]
-    assert lines(ledger)[0]["rate_source"] == cost.rate_source
+    assert lines(ledger)[1]["rate_source"] == cost.rate_source
     time.sleep(0.02)
     assert monitor.summary() == cost  # the clock stopped when the run did
 

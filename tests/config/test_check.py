@@ -130,7 +130,7 @@ def test_the_evaluation_recipe_is_sound_once_its_run_is_there(recipe_file: Write
         ("eval_interval=0dur", "eval_interval", "a part of the run"),
         ("model.max_seq_len=null", "model.max_seq_len", ""),
         ("max_duration=0ba", "max_duration", "more than nothing"),
-        ("max_duration=0.5dur", "max_duration", "such as 100ba, 1ep or 2000000tok"),
+        ("max_duration=0.5dur", "max_duration", "such as 100ba, 1ep, 2000000tok or 2e9tok"),
         ("max_duration=_ba", "max_duration", "such as 100ba"),
         ("seed=-1", "seed", "at least 0"),
         ("seed=1e2", "seed", "a whole number"),
