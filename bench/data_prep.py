@@ -160,8 +160,8 @@ def compare_table(section: dict[str, Any]) -> list[str]:
     lines = [
         f"{text['bytes'] / 1e6:.1f} MB of text in {text['documents']:,} documents (corpus {text['sha256']}), "
         f"{rounds[0][CONVERTERS[0]]['tokens']:,} tokens of the GPT-NeoX tokenizer in sequences of {SEQ_LEN:,}. "
-        f"Medians of {len(rounds)} rounds; in each LLM Foundry's converters ran once, ours and bare gigatoken in turn while they "
-        f"were stopped, {times} times each in all.",
+        f"Medians of {len(rounds)} rounds; in each LLM Foundry's converters ran once, ours and bare gigatoken in turn "
+        f"while they were stopped, {times} times each in all.",
         "",
         "| program | CPU-s | of that start-up | wall s | peak MB | M tokens per CPU-s | × convert_dataset_json | "
         "× convert_text_to_mds | of bare gigatoken | shards' SHA-256 |",
