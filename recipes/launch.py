@@ -31,7 +31,8 @@ GPU_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"), Path("/dev/kfd"))  # NV
 def main(arguments: list[str]) -> int:
     launcher = composer_launcher()
     for number in (signal.SIGTERM, signal.SIGHUP):  # of which Composer's would die and leave its processes running
-        signal.signal(number, _interrupt)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's
+            signal.signal(number, _interrupt)
     sys.argv = ["python -m recipes.launch", *arguments]
     try:
         code = int(launcher.main())

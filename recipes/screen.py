@@ -71,10 +71,9 @@ def print_recipe(recipe: Recipe) -> None:
 def print_plan(recipe: Recipe, batches: Batches, missing: Sequence[Problem]) -> None:
     """What would run: model, tokens, steps, batch arithmetic, and what this machine lacks for it."""
     rows = [("run", run_name(recipe)), ("model", _model(recipe)), ("step", str(batches))]
-    length = recipe["max_seq_len"]
-    rows.append(
-        ("", f"{batches.sequences_per_step} sequences × {length:,} = {batches.tokens_per_step:,} tokens a step")
-    )
+    each = batches.tokens_per_step // batches.sequences_per_step
+    arithmetic = f"{batches.sequences_per_step} {batches.items} × {each:,} = {batches.tokens_per_step:,} tokens a step"
+    rows.append(("", arithmetic))
     if batches.steps is None:
         rows.append(("length", f"{recipe['max_duration']}; steps depend on the data, which is not here"))
     else:

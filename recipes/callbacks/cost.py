@@ -210,7 +210,7 @@ class CostMonitor(Callback):
         if self._ledger is not None:  # of another machine, whose ledger is not here
             for segment in loaded.values():
                 if segment.id not in self._earlier:
-                    self._ledger.append(EARLIER, segment)
+                    self._ledger.append(EARLIER, segment, before=self._current.id)
         self._earlier = merge([loaded, self._earlier])
 
     def after_load(self, state: State, logger: Logger) -> None:

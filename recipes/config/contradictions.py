@@ -222,13 +222,15 @@ def _data_source(recipe: Mapping[str, Any]) -> Iterator[Finding]:
             yield (*where, "hf_name"), "missing; say where the examples are: hf_name, remote or streams"
 
 
-_UNITS = re.compile(r"^([\d_.]+)(ep|ba|sp|tok|iter|sec|dur)$")
+_UNITS = re.compile(r"^([\d_.]+(?:e\d+)?)(ep|ba|sp|tok|iter|sec|dur)$")
 
 
 def _schedule(recipe: Mapping[str, Any]) -> Iterator[Finding]:
     scheduler = _section(recipe, "scheduler")
     warmup = _UNITS.match(str(scheduler.get("t_warmup")))
     duration = _UNITS.match(str(recipe.get("max_duration")))
+    if duration and float(duration[1]) % 1:
+        yield ("max_duration",), f"got {duration[0]}, expected a whole number of {duration[2]}"
     if warmup and duration and warmup[2] == duration[2] and float(warmup[1]) > float(duration[1]):
         yield ("scheduler", "t_warmup"), f"the warm-up of {warmup[0]} is longer than the run of {duration[0]}"
     if warmup and warmup[2] == "dur" and float(warmup[1]) > 1:

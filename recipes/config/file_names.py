@@ -16,6 +16,9 @@ PATHS = {
     *("cache_dir", "data_dir", "dataset_uri", "local", "load_path", "prices_file", "pretrained_model_name_or_path"),
     *("remote", "results", "run_name", "save_folder", "save_filename", "save_latest_filename", "split"),
 }
+# Those that Composer knows when it looks for files that a run would write over, where it may not.
+_RANKS = {"rank", "local_rank", "world_size", "local_world_size", "node_rank"}
+_COUNTS = {"epoch", "batch", "sample", "token", "batch_in_epoch", "sample_in_epoch", "token_in_epoch"}
 _PLACEHOLDERS = {"run_name", "rank", "local_rank", "world_size", "local_world_size", "node_rank"}
 _TIMES = {"epoch", "batch", "sample", "token", "iteration", "total_wct", "epoch_wct", "batch_wct"}
 _TIMES |= {f"{name}_in_epoch" for name in ("batch", "sample", "token")}
@@ -33,7 +36,8 @@ def names_of_files(recipe: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
             yield (name,), f"got {recipe[name]!r}, expected a folder of this machine, or one of {schemes}"
     if ".." in str(recipe.get("run_name")).split("/"):
         yield ("run_name",), f"got {recipe['run_name']!r}, which would leave the folder of the runs"
-    for name, known in (("save_folder", _PLACEHOLDERS), ("save_filename", _PLACEHOLDERS | _TIMES)):
+    of_files = _PLACEHOLDERS | _TIMES if recipe.get("save_overwrite") else _RANKS | _COUNTS
+    for name, known in (("save_folder", _PLACEHOLDERS), ("save_filename", of_files)):
         if isinstance(recipe.get(name), str):
             yield from (((name,), text) for text in _placeholders(recipe[name], known))
 
@@ -50,9 +54,13 @@ def _impossible(path: str) -> Iterator[str]:
 
 def _placeholders(name: str, known: set[str]) -> Iterator[str]:
     try:
-        used = {field for _, field, _, _ in string.Formatter().parse(name) if field is not None}
+        parts = [part for part in string.Formatter().parse(name) if part[1] is not None]
+        used = {str(field) for _, field, _, _ in parts}
     except ValueError as error:
         yield f"got {name!r}: {error}"
         return
+    for _, field, form, conversion in parts:
+        if form or conversion:
+            yield f"got {name!r}: {{{field}}} alone is known, without a format"
     for unknown in sorted(used - known):
         yield f"{{{unknown}}} is no placeholder; {', '.join(f'{{{k}}}' for k in sorted(known))} are"

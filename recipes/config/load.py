@@ -122,7 +122,9 @@ def _overrides(arguments: Iterable[str]) -> tuple[Layer, list[Problem]]:
             )
             continue
         try:
-            value = text if keys == ("run_name",) else _value(text)  # 010 is a name, not 8
+            value = _value(text)
+            if keys == ("run_name",) and value is not None:
+                value = text  # 010 is a name, not 8
         except ValueError as error:
             problems.append(Problem(COMMAND_LINE, keys, str(error)))
             continue

@@ -176,10 +176,20 @@ def read_records(path: Path) -> tuple[list[dict[str, Any]], int]:
 def segments_of(records: Iterable[Mapping[str, Any]]) -> dict[str, Segment]:
     """Each segment's last state by id, in the order that they began.
 
-    What a checkpoint knew of processes elsewhere (EARLIER) was written down only by one that went on from it.
+    What a checkpoint knew of processes elsewhere (EARLIER) was written down only by the one that went on from it, the
+    line's `before`: they come right before that.
     """
-    ordered = sorted(records, key=lambda record: record.get("event") != EARLIER)
-    return merge({s.id: s} for s in map(segment_from, ordered))
+    records = list(records)
+    first: dict[str, float] = {}
+    for place, record in enumerate(records):
+        if record.get("event") != EARLIER:
+            first.setdefault(str(record["id"]), float(place))
+    placed = [
+        (first.get(str(record.get("before")), 0.0) - 0.5 if record.get("event") == EARLIER else place, record)
+        for place, record in enumerate(records)
+    ]
+    ordered = sorted(placed, key=lambda pair: pair[0])
+    return merge({s.id: s} for s in (segment_from(record) for _, record in ordered))
 
 
 def segment_from(record: Mapping[str, Any]) -> Segment:

@@ -83,7 +83,7 @@ def best_for(
         limited_by = "budget"
         if deadline_hours is not None and gpu_hours > deadline_hours * gpus:
             gpu_hours, limited_by = deadline_hours * gpus, "deadline"
-        tokens_per_step = setup.global_batch_sequences * setup.seq_len
+        tokens_per_step = setup.global_batch_sequences * setup.tokens_per_item
         steps = int(gpu_hours * 3600 * step.tokens_per_s_per_gpu * WHOLE_RUN_MID / tokens_per_step)
         if steps < 1:
             continue

@@ -20,6 +20,7 @@ from recipes.cost.estimate import Estimate, estimate
 from recipes.cost.hardware import Gpu, find_gpu, gpu_from_device_name
 from recipes.cost.ledger import Ledger, first_start_unix_s, usd_of
 from recipes.cost.rate import choose_rate, cost_section
+from recipes.reports.runs import METRICS, last_step
 from recipes.training.batches import sequences_per_epoch
 
 EXIT_BUDGET = 3  # of train.py: refused or stopped by the guard
@@ -93,9 +94,8 @@ def _refusal(recipe: Recipe, guard: Mapping[str, Any], folder: Path, devices: in
     if plan is None:
         return None
     to_do = 1.0
-    if plan.tokens:
-        done = [s.tokens_from + s.tokens for s in segments.values() if s.tokens]
-        to_do = max(0.0, 1 - (done[-1] if done else 0) / plan.tokens)
+    if plan.steps:  # not by tokens, of which the meter counts no padding
+        to_do = max(0.0, 1 - last_step(folder / METRICS) / plan.steps)
     return _compare(plan, to_do, spent, budget, left_s)
 
 

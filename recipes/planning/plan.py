@@ -238,6 +238,13 @@ def _with_budget(plan: Plan, values: Mapping[str, Any], options: Options) -> Pla
             plan, assumed=(*plan.assumed, f"no budget without a rate: {plan.estimate.rate.source}")
         )
 
+    if values.get("pretrained") or plan.estimate.setup.is_frozen:  # the model is given
+        return dataclasses.replace(
+            plan,
+            within_budget=None if plan.estimate.usd is None else plan.estimate.usd.mid <= budget,
+            tokens_for_budget=int(budget / rate * 3600 * plan.estimate.tokens_per_s_per_gpu * WHOLE_RUN_MID),
+        )
+
     def best(inference_tokens: float) -> Purchase | None:
         hardware, gpus = plan.estimate.hardware, plan.estimate.gpus
         more = (options.inference_mfu, options.deadline_hours, options.law)

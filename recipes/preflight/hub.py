@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import socket
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,8 @@ def in_hub_cache(kind: str, name: str) -> bool:
 def _hub_reachable() -> bool:
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         return False
+    if {"https", "all"} & urllib.request.getproxies().keys():
+        return True  # huggingface_hub goes through it, and says what it cannot reach
     host = os.environ.get("HF_ENDPOINT", "https://huggingface.co").split("://")[-1].split("/")[0]
     name, _, port = host.partition(":")
     try:

@@ -15,6 +15,7 @@ from recipes.config.contradictions import world_size
 from recipes.config.keys import KeyPath
 from recipes.config.load import Recipe
 from recipes.cost.parameters import count_parameters
+from recipes.launch import GPU_DEVICES
 from recipes.models.backends import features, precision_refusals, refusals
 from recipes.preflight.packages import scheme_problems
 
@@ -28,7 +29,7 @@ def has_gpu() -> bool:
     """Whether this machine has a GPU that torch could use, judged without importing torch."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return False
-    return Path("/dev/nvidia0").exists() or Path("/dev/kfd").exists()
+    return any(device.exists() for device in GPU_DEVICES)
 
 
 def _fp8_lacks() -> Iterator[str]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from recipes.config.contradictions import world_size
 from recipes.config.keys import KeyPath, Problem, RecipeError, walk
 from recipes.config.load import Recipe, load
 from recipes.preflight.data import data_problems, loaders
@@ -41,11 +42,14 @@ NOT_THE_MODEL = {"use_train_metrics", "additional_train_metrics", "loss_fn", "in
 def resume_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     """A run that would go on from the checkpoints of another model, or with another optimizer in name alone."""
     save_folder, folder = recipe.get("save_folder"), run_folder(recipe)
-    if not save_folder or "://" in save_folder or recipe.values.get("autoresume") is False:
+    starts_anew = recipe.values.get("autoresume") is False or recipe.get("save_overwrite")
+    if not save_folder or "://" in save_folder or starts_anew or recipe.get("save_weights_only"):
         return
     kept = Path(save_folder.replace("{run_name}", run_name(recipe)))
+    sharded = world_size() > 1 and recipe.get("fsdp_config.state_dict_type") == "sharded"
     filename = recipe.get("save_filename", "ep{epoch}-ba{batch}-rank{rank}.pt")
-    if not (folder / "recipe.yaml").is_file() or find_checkpoints(kept, filename, sharded=False).newest is None:
+    found = find_checkpoints(kept, "ep{epoch}-ba{batch}" if sharded else filename, sharded)
+    if not (folder / "recipe.yaml").is_file() or found.newest is None:
         return
     try:
         before = load(folder / "recipe.yaml")

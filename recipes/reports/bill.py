@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.cost.duration import in_words
-from recipes.cost.ledger import PHASES, Segment, lost_seconds, read_records, segment_from, segments_of, usd_of
+from recipes.cost.ledger import EARLIER, PHASES, Segment, lost_seconds, read_records, segment_from, segments_of, usd_of
 
 LEDGER = "ledger.jsonl"
 STEPS_BACK_S = 1.0  # a clock that is set back by less is being kept in time, not wrong
@@ -19,7 +19,10 @@ STEPS_BACK_S = 1.0  # a clock that is set back by less is being kept in time, no
 
 @dataclass(frozen=True)
 class Start:
-    """One process of a run. Times of day are by its machine's clock, durations by one that cannot be set."""
+    """One process of a run. Times of day are by its machine's clock, durations by one that cannot be set.
+
+    Without times it ran elsewhere, where its ledger is: a checkpoint knew of it.
+    """
 
     segment: Segment
     began_unix_s: float | None
@@ -101,7 +104,7 @@ def read_bill(run: Path) -> Bill:
 
 
 def _start(segment: Segment, records: Sequence[Mapping[str, Any]]) -> Start:
-    own = [r for r in records if str(r["id"]) == segment.id]
+    own = [r for r in records if str(r["id"]) == segment.id and r.get("event") != EARLIER]
     times = [float(r["unix_s"]) for r in own if isinstance(r.get("unix_s"), (int, float))]
     # the first line is written once the process has its group; it began as much earlier as it had been billed
     began = times[0] - sum(segment_from(own[0]).seconds.values()) if times else None
@@ -152,7 +155,7 @@ def print_bills(bills: Sequence[Bill]) -> None:
             rate, usd = s.usd_per_device_hour, usd_of([s], None)
             table.add_row(
                 _clock(start.began_unix_s),
-                _clock(start.last_unix_s) if start.ended else f"killed, or runs; last seen {_clock(start.last_unix_s)}",
+                _end_of(start),
                 str(s.devices),
                 "?" if rate is None else f"{rate:g}",
                 in_words(s.wall_s),
@@ -179,6 +182,13 @@ def print_bills(bills: Sequence[Bill]) -> None:
         missing = sum(usd is None for usd in totals)
         unknown = f", and {missing} without a rate" if missing else ""
         console.print(f"[bold]{len(bills)} runs: ${known:,.4f}[/bold]{unknown}")
+
+
+def _end_of(start: Start) -> str:
+    if start.last_unix_s is None:
+        return "known from a checkpoint"
+    last = _clock(start.last_unix_s)
+    return last if start.ended else f"killed, or runs; last seen {last}"
 
 
 def _clock(unix_s: float | None) -> str:

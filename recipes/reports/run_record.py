@@ -15,9 +15,9 @@ from recipes.cost.estimate import Estimate, estimate
 from recipes.cost.parameters import count_parameters
 from recipes.cost.rate import cost_section
 from recipes.cost.scaling import is_extrapolated, scaling_law
-from recipes.cost.setup import tokens_of_run
+from recipes.cost.setup import sequences_per_item, tokens_of_run
 from recipes.reports.bill import Bill, read_bill
-from recipes.reports.runs import metrics_by_step
+from recipes.reports.runs import METRICS, metrics_by_step
 from recipes.reports.summary import EVAL_LOSS, EVALUATION, SUMMARY, TRAIN_LOSS
 
 TASKS = "tasks.jsonl"  # evaluations while the run went on, one a line
@@ -72,9 +72,8 @@ def read_run(folder: Path) -> RunRecord:
     except (OSError, yaml.YAMLError):
         text, recipe = "", {}
     recipe = recipe if isinstance(recipe, dict) else {}
-    training, validation = _curves(
-        folder, _positive(recipe, "global_train_batch_size") * _positive(recipe, "max_seq_len")
-    )
+    tokens_per_step = _positive(recipe, "global_train_batch_size") * _positive(recipe, "max_seq_len")
+    training, validation = _curves(folder, tokens_per_step * sequences_per_item(recipe))
     plan, no_plan = _plan(recipe, bill)
     parameters, tokens = _without_hardware(recipe)
     return RunRecord(
@@ -107,7 +106,7 @@ def _predicted_loss(recipe: Mapping[str, Any], parameters: int | None, tokens: i
 
 def _curves(folder: Path, tokens_per_step: int) -> tuple[list[Point], list[Point]]:
     """Losses by step: that of step s was logged at s, when s steps were paid for, and is known after s + 1."""
-    steps = metrics_by_step(folder / "metrics.jsonl")
+    steps = metrics_by_step(folder / METRICS)
     usd = {step: values.get("cost/usd") for step, values in steps.items()}
     training, validation = [], []
     for step, values in steps.items():
@@ -137,7 +136,7 @@ def _tasks(path: Path) -> tuple[Mapping[str, Any], ...]:
 
 
 def _plan(recipe: Mapping[str, Any], bill: Bill) -> tuple[Estimate | None, str]:
-    last = bill.segments[-1]
+    last = next((s for s in reversed(bill.segments) if s.gpu), bill.segments[-1])  # one that was built
     if last.gpu is None:
         return None, "there is no plan of its time and money: its device has no row in the hardware table"
     try:

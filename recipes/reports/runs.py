@@ -18,6 +18,8 @@ from pathlib import Path
 from recipes.config.load import Recipe
 
 RUNS = Path("runs")
+METRICS = "metrics.jsonl"
+_TAIL_BYTES = 1 << 16  # in which there is a whole line
 
 
 def run_name(recipe: Recipe) -> str:
@@ -67,6 +69,23 @@ def metrics_by_step(path: Path) -> dict[int, dict[str, float]]:
             steps = {done: values for done, values in steps.items() if done <= step}
         steps.setdefault(step, {}).update(record)
     return steps
+
+
+def last_step(path: Path) -> int:
+    """The step that the last readable line of a metrics file is about; 0 where there is none."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _TAIL_BYTES))
+            lines = file.read().splitlines()
+    except OSError:
+        return 0
+    for line in reversed(lines):
+        try:
+            return int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError):
+            continue
+    return 0
 
 
 def read_metrics(path: Path) -> Iterator[Mapping[str, float]]:

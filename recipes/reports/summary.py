@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.config.load import Recipe
-from recipes.reports.runs import metrics_by_step, write_whole
+from recipes.reports.runs import METRICS, metrics_by_step, write_whole
 
 SUMMARY = "summary.json"
 EVALUATION = "results.json"
@@ -45,7 +45,7 @@ def write_summary(
 
     cost: the frozen dataclass that CostMonitor.summary() returns. stopped: why the run ended before its time, if so.
     """
-    by_step = metrics_by_step(folder / "metrics.jsonl")
+    by_step = metrics_by_step(folder / METRICS)
     losses = {step: r[EVAL_LOSS] for step, r in by_step.items() if EVAL_LOSS in r}
     train = {step: r[TRAIN_LOSS] for step, r in by_step.items() if TRAIN_LOSS in r}
     summary = {

@@ -17,7 +17,7 @@ from recipes.cost.setup import sequences_per_item
 
 @dataclasses.dataclass(frozen=True)
 class Batches:
-    """How one optimizer step is divided, and how many there are. Batch sizes are in sequences."""
+    """How one optimizer step is divided, and how many there are. Batch sizes are in sequences, with DPO in pairs."""
 
     devices: int
     sequences_per_step: int
@@ -27,12 +27,13 @@ class Batches:
     tokens_per_step: int
     steps: int | None  # None: depends on data that is not here, or on time
     tokens: int | None
+    items: str = "sequences"
 
     def __str__(self) -> str:
         micro = "auto" if self.microbatch is None else f"{self.microbatch:g}"
         times = "auto" if self.gradient_accumulation is None else str(self.gradient_accumulation)
         return (
-            f"{self.sequences_per_step} sequences = {self.devices} device{'s' * (self.devices > 1)} × "
+            f"{self.sequences_per_step} {self.items} = {self.devices} device{'s' * (self.devices > 1)} × "
             f"{times} micro-batches × {micro}"
         )
 
@@ -55,6 +56,7 @@ def plan_batches(recipe: Recipe, devices: int | None = None) -> Batches:
         tokens_per_step=tokens_per_step,
         steps=steps,
         tokens=None if steps is None else steps * tokens_per_step,
+        items="pairs" if sequences_per_item(recipe.values) == 2 else "sequences",
     )
 
 
@@ -85,12 +87,18 @@ def sequences_per_epoch(recipe: Recipe) -> int | None:
     dataset = recipe.get("train_loader.dataset", {})
     ratio = dataset.get("packing_ratio") or 1
     size = dataset.get("epoch_size")
-    samples = size if isinstance(size, int) else samples_per_epoch(dataset)
+    samples = samples_per_epoch(dataset) if size is None else _number(str(size))
     if samples is None or not isinstance(ratio, (int, float)):
         return None
     sequences = max(1, round(samples / ratio))
     most = recipe.get("train_subset_num_batches", -1)
     return min(sequences, most * int(recipe["global_train_batch_size"])) if most > 0 else sequences
+
+
+def _number(text: str) -> int | None:
+    """A number as Streaming reads it, such as 5000 or 2.5m."""
+    match = re.fullmatch(r"(\d*\.?\d+)([kmbt]?)", text.strip().lower())
+    return int(float(match[1]) * 1000 ** " kmbt".index(match[2] or " ")) if match else None
 
 
 def samples_per_epoch(dataset: Mapping[str, Any]) -> int | None:

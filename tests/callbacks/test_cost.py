@@ -191,6 +191,8 @@ def test_a_ledger_of_another_machine_learns_what_the_checkpoint_knows(tmp_path: 
     assert bill.usd == pytest.approx(summary.usd, abs=0.002)  # written to the millisecond
     assert bill.tokens == summary.tokens == 4 * TOKENS_PER_BATCH
     assert bill.seconds["lost"] == pytest.approx(summary.lost_s)
+    assert bill.starts[0].last_unix_s is None  # it ran elsewhere
+    assert bill.starts[1].ended
 
 
 def test_what_dies_while_it_is_built_is_billed(tmp_path: Path) -> None:

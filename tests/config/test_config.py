@@ -101,6 +101,7 @@ def test_a_recipe_that_is_not_there_lists_its_neighbours(recipe_file: Write) -> 
 def test_the_name_of_a_run_stays_as_it_is_written(recipe_file: Write) -> None:
     for name in ("010", "2026_01_31", "1e3"):
         assert load(recipe_file("seed: 1"), [f"run_name={name}"]).get("run_name") == name
+    assert load(recipe_file("run_name: mine"), ["run_name=null"]).get("run_name") is None
 
 
 def test_an_override_needs_a_key_and_a_value(recipe_file: Write) -> None:

@@ -56,11 +56,12 @@ def test_last_state_of_every_segment_is_read(tmp_path: Path) -> None:
 
 def test_what_a_checkpoint_brought_from_elsewhere_comes_first(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.jsonl")
-    ledger.append("start", segment("b", 0))
-    ledger.append(EARLIER, segment("a", 100, tokens=1000))
-    ledger.append("end", segment("b", 60, tokens=600, tokens_from=800))
-    assert list(ledger.read()) == ["a", "b"]
-    assert lost_seconds(ledger.read().values(), 1400) == pytest.approx(20)
+    ledger.append("end", segment("a", 100, tokens=1000))
+    ledger.append("start", segment("c", 0))
+    ledger.append(EARLIER, segment("b", 100, tokens=1000, tokens_from=1000), before="c")  # from here to there and back
+    ledger.append("end", segment("c", 60, tokens=600, tokens_from=1800))
+    assert list(ledger.read()) == ["a", "b", "c"]
+    assert lost_seconds(ledger.read().values(), 2400) == pytest.approx(20)
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,8 @@ def recipe(folder: Path, duration: str = "1ep", dataset: dict[str, Any] | None =
         ({"packing_ratio": 2.0}, {}, 320),  # two examples share a sequence
         ({"packing_ratio": "auto"}, {}, None),  # known only once the examples have been looked at
         ({"epoch_size": 100}, {}, 100),
+        ({"epoch_size": "0.5k"}, {}, 500),
+        ({"epoch_size": "100"}, {}, 100),
         ({}, {"train_subset_num_batches": 10}, 80),
         ({}, {"train_subset_num_batches": -1}, 640),
         ({"local": "/nowhere"}, {}, None),
@@ -54,4 +56,6 @@ def test_steps_of_a_duration(duration: str, steps: int, tmp_path: Path) -> None:
 
 
 def test_a_pair_is_two_sequences(tmp_path: Path) -> None:
-    assert plan_batches(recipe(tmp_path / "data", "30ba", dpo={"beta": 0.1}), 1).tokens == 30 * 8 * 2 * 128
+    batches = plan_batches(recipe(tmp_path / "data", "30ba", dpo={"beta": 0.1}), 1)
+    assert batches.tokens == 30 * 8 * 2 * 128
+    assert str(batches).startswith("8 pairs = 1 device")
