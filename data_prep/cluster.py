@@ -154,7 +154,7 @@ def _versions() -> dict[str, str]:
     from importlib import metadata  # only here: 0.02 s
 
     found = {}
-    for name in ("gigatoken", "fastokens", "tokenizers"):
+    for name in ("gigatoken", "fastokens", "tokenizers", "rensa"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -163,5 +163,6 @@ def _versions() -> dict[str, str]:
 
 
 def _how_it_ended(error: Exception) -> str:
+    error = getattr(error, "cause", None) or error  # what a task raised, without Ray's words around it
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return f"a task on the Ray cluster was lost {_RETRIES + 1} times: {reason} Run again: finished parts are kept."

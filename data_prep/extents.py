@@ -1,5 +1,6 @@
 """The stream of a split: the runs of parts' ids that make it up, in a file, and the ids read in its order."""
 
+import bisect
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -53,7 +54,8 @@ def read_stream(
     extents = np.memmap(extents_file, dtype=EXTENT, mode="r")
     itemsize = np.dtype(dtype).itemsize
     files: dict[int, Any] = {}
-    ahead = _rows(extents, int(np.searchsorted(extents["end"], start, side="right")))
+    # not np.searchsorted, which copies the column: it does not lie at multiples of its size
+    ahead = _rows(extents, bisect.bisect_right(extents["end"], start))
     part = offset = tokens = 0
     stop = start  # of this extent, in the stream
     try:

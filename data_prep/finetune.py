@@ -22,7 +22,7 @@ from data_prep.errors import PrepError, exit_status
 from data_prep.holdout import checked_fraction, is_held_out
 from data_prep.manifest import FileRecord, Manifest, SourceRecord
 from data_prep.options import add_common_options
-from data_prep.plan import HELD_OUT, MAIN, Plan, checked_split_names, is_finished, what_to_replace
+from data_prep.plan import HELD_OUT, MAIN, Plan, checked_common_options, is_finished, what_to_replace
 from data_prep.progress import ProgressBar
 from data_prep.publishing import exclusive, fresh_staging, publish, remove_leftovers
 from data_prep.reading import SourceReader
@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
     start = time.perf_counter()
     if arguments.seq_len < 1:
         raise PrepError(f"--seq-len {arguments.seq_len}: expected the most tokens a sample, 1 or more (2048).")
-    checked_split_names(arguments)
+    checked_common_options(arguments)
     out = local_output(arguments.out)
     sources = find_sources(arguments.inputs)
     _, facts = load_tokenizer(arguments.tokenizer)

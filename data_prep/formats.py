@@ -40,7 +40,7 @@ class TextReader:
         """The one row."""
         if self._spool and self.source.bytes >= LONG_ROW:
             with self._raw as file:
-                row = read_long_text(cast(BinaryIO, file), self._text_key, self._spool)
+                row = read_long_text(cast(BinaryIO, file), self._text_key, self._spool, is_whole_file=True)
             check_unchanged(self.source)
             self.rows_read = 1
             yield row
@@ -133,8 +133,8 @@ class ParquetReader:
                     text = value.as_py()
                     if isinstance(text, bytes):
                         text = text.decode("utf-8")
-                except UnicodeDecodeError as bad:
-                    yield Rejected(self.rows_read, f"{self._text_key!r} is not UTF-8 ({bad.reason})")
+                except Exception as error:  # whatever Arrow, and what it asks about times, says of a value
+                    yield Rejected(self.rows_read, _unreadable(self._text_key, error))
                     continue
                 if not isinstance(text, str):
                     yield Rejected(self.rows_read, f"{self._text_key!r} is {json_name(text)}, expected a string")
@@ -149,12 +149,18 @@ class ParquetReader:
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
             try:
                 fields[name] = column[place].as_py()
-            except UnicodeDecodeError as bad:
-                return Rejected(self.rows_read, f"{name!r} is not UTF-8 ({bad.reason})")
+            except Exception as error:
+                return Rejected(self.rows_read, _unreadable(name, error))
         return self._row(text, fields)
 
     def _row(self, text: str, fields: dict[str, Any]) -> Document:
         return Document(self.rows_read, text, orjson.dumps({**fields, self._text_key: text}, default=str))
+
+
+def _unreadable(name: str, error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return f"{name!r} is not UTF-8 ({error.reason})"
+    return f"{name!r} cannot be read ({type(error).__name__}: {error})"
 
 
 def _start(metadata: Any, number: int) -> int:

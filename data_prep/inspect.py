@@ -7,8 +7,10 @@ those that other programs wrote for LLM Foundry's loaders. Where one document en
 """
 
 import argparse
+import bisect
 import itertools
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -171,9 +173,13 @@ def _turns(entries: list[ShardEntry], samples: int) -> list[list[dict[str, list[
 
 
 def _places(entries: list[ShardEntry], samples: int) -> list[tuple[ShardEntry, int]]:
-    places = [(entry, number) for entry in entries for number in range(entry.samples)]
-    step = max(len(places) // max(samples, 1), 1)
-    return places[::step][:samples]
+    ends = list(itertools.accumulate(entry.samples for entry in entries))
+    step = max(ends[-1] // max(samples, 1), 1)
+    found = []
+    for number in range(0, ends[-1], step)[:samples]:
+        shard = bisect.bisect_right(ends, number)
+        found.append((entries[shard], number - ends[shard] + entries[shard].samples))
+    return found
 
 
 def _tokenizer_of(manifest: Manifest | None, name: str | None) -> tuple[Tokenizer, list[int]]:
@@ -200,7 +206,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     help_text = "of each sample, from its beginning and its end; 0: all (%(default)s)"
     parser.add_argument("--characters", type=int, default=600, metavar="N", help=help_text)
     given = parser.parse_args(argv)
-    return exit_status(lambda: run(given.folder.expanduser(), given.tokenizer, given.samples, given.characters))
+    folder = Path(os.path.expanduser(given.folder))
+    return exit_status(lambda: run(folder, given.tokenizer, given.samples, given.characters))
 
 
 if __name__ == "__main__":

@@ -103,8 +103,8 @@ def read_long_row(
     return found
 
 
-def read_long_text(file: BinaryIO, text_key: str, folder: Path) -> LongDocument | Rejected:
-    """A text file read to its end, as a document whose row is an object of the text alone."""
+def read_long_text(file: BinaryIO, text_key: str, folder: Path, is_whole_file: bool = False) -> LongDocument | Rejected:
+    """A text read to its end, as a document whose row is an object of the text alone."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     reason: Rejected | None = None
     done = 0
@@ -113,7 +113,7 @@ def read_long_text(file: BinaryIO, text_key: str, folder: Path) -> LongDocument 
         copy.write(b"{" + orjson.dumps(text_key) + b':"')
         while True:
             block = file.read(_BLOCK)
-            if done == 0 and (mark := byte_order_mark(block)):
+            if is_whole_file and done == 0 and (mark := byte_order_mark(block)):
                 reason = Rejected(1, mark)
             try:
                 piece = "" if reason else decoder.decode(block, final=not block)

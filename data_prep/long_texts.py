@@ -102,7 +102,11 @@ def _rules_of(config: dict[str, Any]) -> list[CutRule]:
 
 def _cuts(rule: CutRule, token: str) -> bool:
     """Whether a rule cuts the token in `x token x`, or takes a space away that is beside it."""
-    return re.search(rule.place, token if rule.left_out else token[2:-2]) is not None
+    if rule.left_out:
+        return re.search(rule.place, token) is not None
+    content = token[2:-2]
+    found = (match.start() for more in ("a", " a") for match in re.finditer(rule.place, content + more))
+    return any(0 < place < len(content) for place in found)
 
 
 def _steps(config: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:

@@ -231,7 +231,11 @@ def differences(old: MadeFrom, new: MadeFrom) -> list[str]:
         was, now = (f"{made.separators['before']} before, {made.separators['after']} behind" for made in (old, new))
         changes.append(f"ids around each document: {was} -> {now}")
     for name in sorted({*old.options, *new.options}):
-        if old.options.get(name) != new.options.get(name):
+        if name == "tokenizer_settings":
+            before, after = old.options.get(name) or {}, new.options.get(name) or {}
+            files = sorted(file for file in {*before, *after} if before.get(file) != after.get(file))
+            changes += [f"--tokenizer: {', '.join(files)} beside it changed, or was not noted"] if files else []
+        elif old.options.get(name) != new.options.get(name):
             flag = name.replace("_", "-")
             changes.append(f"--{flag}: {old.options.get(name)!r} -> {new.options.get(name)!r}")
     if len(new.sources) != len(old.sources):

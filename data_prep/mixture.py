@@ -7,6 +7,7 @@ Each SOURCE is the --out of a data_prep.pretrain run and its share of the tokens
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import math
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import yaml
 
-from data_prep.errors import PrepError, exit_status
+from data_prep.errors import PrepError, exit_status, refuse_not_utf8
 from data_prep.manifest import Manifest, shard_problems
 from data_prep.plan import MAIN, read_manifest
 from data_prep.storage import local_output
@@ -131,6 +132,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _parse(source: str) -> tuple[str, float]:
+    refuse_not_utf8("", source)
     folder, equals, share = source.rpartition("=")
     try:
         value = float(share)
@@ -185,6 +187,9 @@ def _names(folders: Sequence[str]) -> list[str]:
 def _quoted(text: str) -> str:
     """A string as YAML has it: as it is where nothing in it means something else."""
     plain = re.fullmatch(r"[\w./-]+", text) and not text.startswith("-") and yaml.safe_load(text) == text
+    with contextlib.suppress(ValueError):
+        float(text)  # 1e5 is text to PyYAML and a number to others
+        plain = False
     return text if plain else json.dumps(text, ensure_ascii=False)
 
 

@@ -23,6 +23,7 @@ from data_prep.sources import Source, sha256_of_file
 from data_prep.tokenising import Separators, TokenizerFacts
 
 MAIN, HELD_OUT = "main", "held-out"  # roles of a split
+_OWN_NAMES = ("parts", "records", "unfinished", "orders", "plan.json", "rejected.jsonl")  # in the staging folder
 _MOST_NAME_BYTES = 200  # of a split: file systems take 255, and some of its files' names begin with it
 
 
@@ -68,9 +69,7 @@ def checked_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     if arguments.seq_len < 1:
         raise PrepError(f"--seq-len {arguments.seq_len}: expected the tokens a sequence, 1 or more (2048).")
-    if not 0 <= arguments.max_rejected <= 1:
-        raise PrepError(f"--max-rejected {arguments.max_rejected:g}: expected a share of the rows, 0 to 1 (0.01).")
-    checked_split_names(arguments)
+    checked_common_options(arguments)
     refuse_not_utf8("--text-key ", arguments.text_key)
     if not 0.001 <= arguments.part_mb <= 1e9:
         raise PrepError(f"--part-mb {arguments.part_mb:g}: expected megabytes of input, 0.001 or more (33).")
@@ -91,11 +90,16 @@ def checked_options(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def checked_split_names(arguments: argparse.Namespace) -> None:
-    """Raises PrepError where a split's name is no name of a folder, or both are the same."""
+def checked_common_options(arguments: argparse.Namespace) -> None:
+    """Raises PrepError for names that are none, of splits also for those of the staging folder, and for bad shares."""
+    if not 0 <= arguments.max_rejected <= 1:
+        raise PrepError(f"--max-rejected {arguments.max_rejected:g}: expected a share of the rows, 0 to 1 (0.01).")
+    refuse_not_utf8("--out ", arguments.out)
     for option, name in (("--split", arguments.split), ("--holdout-split", arguments.holdout_split)):
         if not name or name.startswith(".") or Path(name).name != name:
             raise PrepError(f"{option} {name!r}: expected the name of a folder, such as train.")
+        if name in _OWN_NAMES:
+            raise PrepError(f"{option} {name!r}: expected another name; this one is used while the splits are made.")
         refuse_not_utf8(f"{option} ", name)
         if len(os.fsencode(name)) > _MOST_NAME_BYTES:
             raise PrepError(f"{option} {name[:20]}...: expected a name of at most {_MOST_NAME_BYTES} bytes.")

@@ -32,7 +32,7 @@ from data_prep.rejects import REJECTED
 from data_prep.sampling import sample_texts
 from data_prep.sources import find_sources
 from data_prep.staging import resumable_staging
-from data_prep.storage import is_remote
+from data_prep.storage import is_remote, local_output
 from data_prep.tasks import Worker
 from data_prep.tokenising import choose_dtype, choose_separators, load_tokenizer
 from data_prep.uploading import MADE_TO_COPY, RemoteOutput, remove_work, work_folder
@@ -65,10 +65,13 @@ def run(arguments: argparse.Namespace) -> None:
     ShardFormat(options["seq_len"], dtype)  # raises where a sequence is too long
 
     remote = RemoteOutput(arguments.out) if is_remote(arguments.out) else None
+    out = work_folder(arguments.out, arguments.work) if remote else local_output(arguments.out)
     if remote is not None and not arguments.overwrite and remote.is_finished(plan):
+        if (out / MADE_TO_COPY).exists():  # a run was killed when it had copied everything
+            with exclusive(out):
+                remove_work(out, plan.splits)
         print(f"{arguments.out}: already done with the same input and options; nothing to do.")
         return
-    out = work_folder(arguments.out, arguments.work) if remote else Path(arguments.out).expanduser()
     if remote is not None:
         remote.refuse_foreign(out, plan.splits)
     if _is_made(out, plan, arguments.overwrite, remote is not None):

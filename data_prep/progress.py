@@ -20,7 +20,7 @@ class ProgressBar:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._bar = Progress(
-            TextColumn(what),
+            TextColumn(what.replace("{", "{{").replace("}", "}}"), markup=False),
             BarColumn(),
             TextColumn("{task.percentage:3.0f} %"),
             TextColumn("{task.fields[counts]}"),

@@ -39,7 +39,7 @@ def local_output(given: str) -> Path:
     """
     if is_remote(given):
         raise PrepError(f"--out {given}: expected a path on this machine; data_prep.pretrain alone writes to URLs.")
-    return Path(given).expanduser()
+    return Path(os.path.expanduser(given))
 
 
 def open_file(path: str) -> BinaryIO:

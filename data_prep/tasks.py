@@ -100,10 +100,10 @@ def write_record(staging: Path, name: str, value: dict[str, object]) -> None:
 
 
 def read_record(staging: Path, name: str) -> dict[str, object] | None:
-    """What `write_record` noted, or None."""
+    """What `write_record` noted, or None where there is nothing that can be read."""
     try:
         return dict(json.loads((staging / RECORDS / f"{name}.json").read_bytes()))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError, TypeError):
         return None
 
 

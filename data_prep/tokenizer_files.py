@@ -21,7 +21,7 @@ def locate_tokenizer(name: str) -> str:
         PrepError: there is none.
     """
     refuse_not_utf8("--tokenizer ", name)
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_dir():
         if not (path / TOKENIZER_FILE).is_file():
             raise PrepError(

@@ -9,12 +9,14 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from data_prep.errors import PrepError
+from data_prep.errors import PrepError, refuse_not_utf8
 from data_prep.manifest import MANIFEST, MadeFrom, Manifest, differences, load_manifest, parse_manifest
 from data_prep.plan import MAIN, Plan
 from data_prep.storage import filesystem_of, remote_errors
@@ -22,13 +24,15 @@ from data_prep.writing import INDEX
 
 STREAMING_SCHEMES = ("s3", "gs", "oci")
 MADE_TO_COPY = ".made-to-be-copied"  # in a work folder whose splits no one else wants
+_OWN_FILE = re.compile(r"shard\.\d{5,}\.mds|index\.json|manifest\.json|documents\.jsonl|rejected\.jsonl")
 UPLOADED = ".uploaded.jsonl"  # what has been copied, in the work folder, so that a run that is cut off goes on
 
 
 def work_folder(url: str, asked: str | None) -> Path:
     """Where the output of a URL is made: `asked`, or a folder of the user's cache that the URL names."""
     if asked:
-        return Path(asked).expanduser()
+        refuse_not_utf8("--work ", asked)
+        return Path(os.path.expanduser(asked))
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "data_prep" / hashlib.sha256(url.encode()).hexdigest()[:16]
 
@@ -64,36 +68,46 @@ class RemoteOutput:
         problems = []
         for name in main.splits:
             manifest = self._manifest(name)
-            problems += [f"{self.url}/{name}/{MANIFEST}: missing"] if manifest is None else self._problems(manifest)
+            if manifest is None or manifest.main_split != main.main_split:
+                problems.append(f"{self.url}/{name}/{MANIFEST}: {'missing' if manifest is None else 'of another run'}")
+            else:
+                problems += self._problems(manifest)
         if problems:
             raise PrepError("\n  ".join([f"{self.url} is damaged; --overwrite makes it anew:", *problems]))
         return True
 
     def refuse_foreign(self, work: Path, splits: list[str]) -> None:
-        """Refuse to write where something stands that this command did not write.
+        """Refuse to write where something stands that is not of this main split (the last of `splits`).
 
         Raises:
-            PrepError: a split's folder has an index.json and no manifest.
+            PrepError: a split's folder holds files and no manifest, or the manifest of another run.
         """
-        done = _read_uploaded(work, self.url)
+        begun = _read_uploaded(work, self.url).begun
         for name in splits:
-            if f"{name}/{INDEX}" in done:
-                continue  # an upload of this command that was cut off before its manifest
-            with remote_errors(self.url):
-                is_foreign = self._exists(f"{name}/{INDEX}") and not self._exists(f"{name}/{MANIFEST}")
-            if is_foreign:
-                raise PrepError(
-                    f"{self.url}/{name} was not written by this command (no {MANIFEST} in it); give another --out."
-                )
+            manifest = self._manifest(name)
+            if manifest is None and name not in begun and self._files(name):
+                words = f"was not written by this command (no {MANIFEST} in it)"
+            elif manifest is not None and manifest.main_split != splits[-1]:
+                words = f"belongs to {self.url}/{manifest.main_split}"
+            else:
+                continue
+            raise PrepError(f"{self.url}/{name} {words}; give another --out or another name.")
 
     def upload(self, work: Path, splits: list[str]) -> int:
         """Copy the splits, the main one last; returns the bytes copied. Files that were copied before are not again."""
-        done = _read_uploaded(work, self.url)
+        before = _read_uploaded(work, self.url)
+        old = self._manifest(splits[-1])
+        replaced = sorted({*before.replaced, *(old.splits if old else ())} - {*splits})
+        _note(work, {"url": self.url, "begun": splits, "replaced": replaced})
         copied = 0
         with remote_errors(self.url):
             main = f"{self._root}/{splits[-1]}/{MANIFEST}"
             if self._filesystem.exists(main):
                 self._filesystem.rm(main)
+            for name in replaced:
+                manifest = self._manifest(name)
+                if manifest is not None and manifest.main_split == splits[-1]:
+                    self._remove_others(name, set())
             for name in splits:
                 manifest = load_manifest(work / name)
                 assert manifest is not None
@@ -104,11 +118,11 @@ class RemoteOutput:
                 put = self._putter(work / name, name)
                 for record in sorted(wanted.values(), key=lambda record: record.name == INDEX):
                     key = f"{name}/{record.name}"
-                    if done.get(key) == record.sha256 and self._size(key) == record.bytes:
+                    if before.files.get(key) == record.sha256 and self._size(key) == record.bytes:
                         continue
                     self._put(put, name, record.name, record.bytes)
                     copied += record.bytes
-                    _note_uploaded(work, self.url, key, record.sha256)
+                    _note(work, {"url": self.url, "key": key, "sha256": record.sha256})
                 self._put(put, name, MANIFEST, (work / name / MANIFEST).stat().st_size)
         return copied
 
@@ -135,17 +149,21 @@ class RemoteOutput:
         except FileNotFoundError:
             return None
 
-    def _exists(self, key: str) -> bool:
-        return self._size(key) is not None
+    def _files(self, name: str) -> dict[str, str]:
+        """Paths in the store of the files of a split's folder, by their names."""
+        with remote_errors(self.url):
+            self._filesystem.invalidate_cache()
+            try:
+                entries = self._filesystem.ls(f"{self._root}/{name}", detail=True)
+            except FileNotFoundError:
+                return {}  # a store without folders
+        paths = [str(entry["name"]) for entry in entries if entry["type"] == "file"]
+        return {path.rpartition("/")[2]: path for path in paths if not path.endswith("/")}  # what marks a folder
 
     def _remove_others(self, name: str, wanted: set[str]) -> None:
-        try:
-            entries = self._filesystem.ls(f"{self._root}/{name}", detail=True)
-        except FileNotFoundError:
-            return  # a store without folders
-        for entry in entries:
-            path = str(entry["name"])
-            if entry["type"] == "file" and path.rpartition("/")[2] not in wanted:
+        """Remove what this command writes into a split's folder, but for the files that are wanted."""
+        for file, path in self._files(name).items():
+            if file not in wanted and _OWN_FILE.fullmatch(file):
                 self._filesystem.rm(path)
 
     def _manifest(self, name: str) -> Manifest | None:
@@ -185,22 +203,38 @@ def remove_work(work: Path, splits: list[str]) -> None:
     (work / UPLOADED).unlink(missing_ok=True)
 
 
-def _read_uploaded(work: Path, url: str) -> dict[str, str]:
+@dataclass
+class _Uploaded:
+    """What uploads of a work folder to a URL have noted."""
+
+    begun: set[str] = field(default_factory=set)  # splits, which may stand there without their manifest
+    replaced: set[str] = field(default_factory=set)  # splits of the output that was there before, to be removed
+    files: dict[str, str] = field(default_factory=dict)  # SHA-256 of what has been copied, by split/name
+
+
+def _read_uploaded(work: Path, url: str) -> _Uploaded:
+    found = _Uploaded()
     try:
         lines = (work / UPLOADED).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        return {}
-    found: dict[str, str] = {}
+        return found
     for line in lines:
         try:
             entry: Any = json.loads(line)
         except ValueError:
             continue  # the last line of a run that was killed
-        if entry["url"] == url:
-            found[entry["key"]] = entry["sha256"]
+        if entry["url"] != url:
+            continue
+        if "begun" in entry:
+            found.begun.update(entry["begun"])
+            found.replaced.update(entry["replaced"])
+        else:
+            found.files[entry["key"]] = entry["sha256"]
     return found
 
 
-def _note_uploaded(work: Path, url: str, key: str, sha256: str) -> None:
+def _note(work: Path, entry: dict[str, Any]) -> None:
     with open(work / UPLOADED, "a", encoding="utf-8") as file:
-        file.write(json.dumps({"url": url, "key": key, "sha256": sha256}) + "\n")
+        file.write(json.dumps(entry) + "\n")
+        file.flush()
+        os.fsync(file.fileno())

@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="what --out was, or one split in it")
     arguments = parser.parse_args(argv)
-    return exit_status(lambda: run(arguments.folder.expanduser()))
+    return exit_status(lambda: run(Path(os.path.expanduser(arguments.folder))))
 
 
 if __name__ == "__main__":

@@ -52,8 +52,8 @@ class Backbone:
         """Call `work`, which uses hidden() and logits(), without gradients and with the root's weights gathered."""
         with torch.no_grad(), self.autocast():
             if not self._checked:
-                self._checked = True
                 self._check_halves()
+                self._checked = True
             return self._within_root(work)
 
     def hidden(

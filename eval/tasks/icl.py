@@ -257,7 +257,9 @@ def _examples(
         cut += too_long
         question = text.questions[text.gold if kind == "schema" else 0]
         right = rows[index]["answer"] if generated else text.answers[text.gold if kind == "multiple_choice" else 0]
-        examples.append(Example(tuple(requests), prompt, text.gold, answers, text.before + question, question + right))
+        examples.append(
+            Example(tuple(requests), prompt, text.gold, answers, text.before + question, (question + right).strip())
+        )
     return tuple(examples), cut
 
 

@@ -125,7 +125,7 @@ def build_for_generation(trained: Trained) -> Any:
         raise ValueError(f"{trained.checkpoint} is of {trained.model['name']}: only mpt_causal_lm is loaded here")
     section = {k: v for k, v in trained.model.items() if k not in ("name", "peft_config", "init_device")}
     # the same mathematics on whatever kernel this device has: the one it was trained with may be elsewhere
-    if (section.get("attn_config") or {}).get("attn_impl") != "torch":
+    if (section.get("attn_config") or {}).get("attn_impl") not in ("torch", "sdpa"):  # which run everywhere
         section["attn_config"] = {**(section.get("attn_config") or {}), "attn_impl": "flash"}
     if is_first_of_machine():
         trained.verify()

@@ -175,7 +175,7 @@ def test_what_decides_the_bytes_is_compared(
     (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
     changed = finetune(*words)
     assert changed.returncode == 1
-    assert "--tokenizer-settings: " in changed.stderr
+    assert "--tokenizer: chat_template.jinja beside it changed" in changed.stderr
     other = Path(shutil.copy(folder / "tokenizer.json", folder / "other.json"))
     refused = finetune(source, "--out", tmp_path / "two", "--tokenizer", other)
     assert f"--tokenizer {other}: expected a folder" in refused.stderr

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from recipes.config.load import load
 from tests.conftest import Command
 
 DRAW = """
@@ -75,13 +76,15 @@ def test_without_tokens_nothing_is_repeated(
     assert quoted.returncode == 0, quoted.stderr
     (stream,) = yaml.safe_load((tmp_path / "odd.yaml").read_text())["train_loader"]["dataset"]["streams"].values()
     assert stream["local"] == str(odd)
-    for folder in ("a/web-2", "b/web", "2024"):
+    for folder in ("a/web-2", "b/web", "2024", "1e5"):
         (tmp_path / folder).parent.mkdir(exist_ok=True)
         shutil.copytree(tmp_path / "web", tmp_path / folder)
-    words = ("a/web-2=1", "b/web=1", "web=1", "2024=1", "--out", "names.yaml")
+    words = ("a/web-2=1", "b/web=1", "web=1", "2024=1", "1e5=1", "--out", "names.yaml")
     assert run_command("python", "-m", "data_prep.mixture", *words, cwd=tmp_path).returncode == 0
-    streams = yaml.safe_load((tmp_path / "names.yaml").read_text())["train_loader"]["dataset"]["streams"]
-    assert list(streams) == ["web-2", "web", "web-3", "2024"]
+    recipe: Any = load(tmp_path / "names.yaml", ["max_seq_len=64", "seed=1"])  # as train.py reads it
+    streams = recipe["train_loader"]["dataset"]["streams"]
+    assert list(streams) == ["web-2", "web", "web-3", "2024", "1e5"]
+    assert streams["1e5"]["local"] == "1e5"
     assert streams["2024"]["local"] == "2024"
     least = min(manifest["tokens"] for manifest in sources.values())
     assert f"50.0% = {least:,} tokens of {least:,}: 1.00 epochs" in result.stdout

@@ -175,8 +175,8 @@ def test_what_others_wrote_is_left_alone(corpus: Path, prepare: Prepare, tmp_pat
 def test_names_that_are_not_utf8_are_words(corpus: Path, prepare: Prepare, tmp_path: Path) -> None:
     odd = os.fsdecode(b"caf\xe9.jsonl")
     shutil.copy(corpus, tmp_path / odd)
-    for words in ((tmp_path / odd,), (tmp_path,), (corpus, "--split", odd)):
-        result = prepare(*words, "--out", tmp_path / "out")
+    for words in ((tmp_path / odd,), (tmp_path,), (corpus, "--split", odd), (corpus, "--out", tmp_path / odd)):
+        result = prepare("--out", tmp_path / "out", *words)
         assert result.returncode == 1
         assert "its name is not UTF-8" in result.stderr
         assert "Traceback" not in result.stderr
@@ -220,6 +220,9 @@ def test_special_tokens_in_text_stay_text(jsonl: Any, prepare: Prepare, tmp_path
         (["x" * 256, "--out", "out"], "x: no such file or folder"),
         (["{corpus}", "--out", "out", "--part-mb", "inf"], "--part-mb inf: expected megabytes"),
         (["{corpus}", "--out", "out", "--usd-per-hour", "nan"], "--usd-per-hour nan: expected dollars"),
+        (["{corpus}", "--out", "out", "--max-rejected", "5"], "--max-rejected 5: expected a share"),
+        (["{corpus}", "--out", "out", "--split", "parts"], "--split 'parts': expected another name"),
+        (["{corpus}", "--out", "~nobody-of-this-name/x", "--holdout", "1"], "--holdout 1: expected a fraction"),
         (["{corpus}", "--out", "out", "--eos-text", ""], "nothing would separate one document from the next"),
         (["{corpus}", "--out", "out", "--text-key", "body"], "documents.jsonl:1: no key 'body'"),
     ],

@@ -79,12 +79,59 @@ def test_an_upload_that_is_cut_off_goes_on(
         for record in (*manifest.shards, *manifest.files)
     ]
     (work / UPLOADED).write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"url": "fi')
+    noted = (work / UPLOADED).read_text()
+    begun = json.dumps({"url": f"file://{store}", "begun": ["val", "train"], "replaced": []})
+    (work / UPLOADED).write_text(f"{begun}\n{noted}")
     before = (store / "val" / "shard.00000.mds").stat().st_mtime_ns
     result = upload(corpus, "--holdout", "0.1")
     assert (result.returncode, result.stderr) == (0, "")
     assert tree(store) == expected
     assert (store / "val" / "shard.00000.mds").stat().st_mtime_ns == before
     assert not work.exists()
+
+
+def test_files_and_splits_of_others_stay(
+    corpus: Path, upload: Callable[..., Any], prepare: Callable[..., Any], store: Path, tmp_path: Path
+) -> None:
+    (store / "train").mkdir(parents=True)
+    source = Path(shutil.copy(corpus, store / "train" / "a.jsonl"))
+    for options in ([], ["--overwrite"]):
+        refused = upload(source, *options)
+        assert refused.returncode == 1
+        assert "train was not written by this command" in refused.stderr
+    assert tree(store) == {"train/a.jsonl": corpus.read_bytes()}
+    source.unlink()
+
+    assert upload(corpus, "--holdout", "0.1").returncode == 0
+    before = tree(store)
+    for options in ([], ["--overwrite"]):
+        refused = upload(corpus, "--split", "extra", "--holdout", "0.05", *options)
+        assert refused.returncode == 1
+        assert f"file://{store}/val belongs to file://{store}/train" in refused.stderr
+    assert tree(store) == before
+
+    (store / "val" / "notes.md").write_text("mine")
+    assert upload(corpus, "--overwrite").returncode == 0  # without a held-out split: the old one would be trained on
+    assert sorted(tree(store)) == ["train/index.json", "train/manifest.json", "train/shard.00000.mds", "val/notes.md"]
+
+
+def test_a_replacement_that_is_cut_off_goes_on(
+    corpus: Path, upload: Callable[..., Any], prepare: Callable[..., Any], store: Path, tmp_path: Path
+) -> None:
+    assert upload(corpus, "--holdout", "0.1").returncode == 0
+    assert prepare(corpus, "--out", tmp_path / "here", "--dtype", "int32").returncode == 0
+    expected = tree(tmp_path / "here")
+    store.chmod(0o755)
+    blocked = store / "train" / "shard.00000.mds"
+    blocked.unlink()
+    blocked.mkdir()  # the copy fails here, when the old manifest is gone
+    failed = upload(corpus, "--overwrite", "--dtype", "int32")
+    assert failed.returncode == 1
+    assert not (store / "train" / "manifest.json").exists()
+    blocked.rmdir()
+    result = upload(corpus, "--dtype", "int32")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert tree(store) == expected
 
 
 def test_a_store_that_fails_is_words(corpus: Path, prepare: Callable[..., Any], tmp_path: Path) -> None:

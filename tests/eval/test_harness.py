@@ -73,10 +73,6 @@ def test_prompts_are_shown(whole: Path, own_tasks: Path, suite: Path, run_comman
         (["--tasks", "piqqa"], "did you mean piqa"),
         (["--tasks", "sotu_cloze", "--include", "nowhere"], "there is no folder nowhere"),
         (["--tasks", "piqa", "--batch-size", "0"], "--batch-size: got 0"),
-        (
-            ["--tasks", "sotu_cloze", "--include", "yamls/eval/harness", "--max-length", "9999"],
-            "--max-length: got 9999, expected at most the",
-        ),
     ],
 )
 def test_what_is_missing_is_said(whole: Path, run_command: Command, more: list[str], words: str) -> None:
@@ -140,6 +136,13 @@ def test_tasks_in_the_loop_reach_logs_ledger_and_report(
     for words in ("Tasks over the checkpoints", "dates/0-shot", "3 evaluations took", "score against tokens"):
         assert words in page
     assert losses(run) == losses(whole)  # evaluating does not change what is trained
+
+
+def test_a_length_beyond_the_models_is_refused(whole: Path, own_tasks: Path, run_command: Command) -> None:
+    words = ("--tasks", "sotu_cloze", "--include", own_tasks, "--limit", "2", "--max-length", "9999")
+    refused = run_command("python", "-m", "eval.harness", whole, *words)
+    assert refused.returncode == 1
+    assert "--max-length: got 9999, expected at most the 32 that the model reads" in refused.stderr
 
 
 def test_a_guard_that_has_stopped_the_run_begins_no_evaluation() -> None:
