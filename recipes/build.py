@@ -35,7 +35,7 @@ from recipes.config.keys import Problem, RecipeError
 from recipes.config.load import Recipe
 from recipes.cost.rate import cost_section
 from recipes.models.compiling import checkpoint_blocks, checkpoint_by_operation, compile_blocks
-from recipes.reports.runs import run_folder, run_name
+from recipes.reports.runs import METRICS, run_folder, run_name
 from recipes.training.batches import plan_batches
 from recipes.training.lora import add_lora, reset_lora
 from recipes.training.preferences import PreferenceModel, build_preference_loader
@@ -174,7 +174,7 @@ def build(recipe: Recipe) -> Run:
     callbacks += _tasks_in_the_loop(recipe, settings, tokenizer, folder, cost)
     algorithms = [builders.build_algorithm(n, kwargs or {}) for n, kwargs in (settings["algorithms"] or {}).items()]
     found = resume_point(settings, name)
-    loggers = [MetricsFile(str(folder / "metrics.jsonl")), *build_loggers(recipe, settings)]
+    loggers = [MetricsFile(str(folder / METRICS)), *build_loggers(recipe, settings)]
     on_terminal = sys.stderr.isatty()
     if settings["progress_bar"] and not on_terminal:
         loggers.append(LogLines())

@@ -72,6 +72,7 @@ class Plan:
     tokens_for_budget: int | None = None  # that the money buys for this very model
     meets_deadline: bool | None = None
     gpus_for_deadline: int | None = None  # fewest that divide the batch, fit and finish in time
+    model_is_given: bool = False  # its weights were trained before: the budget chooses no other
     best: Purchase | None = None  # for the budget, nothing to serve
     best_serving: Purchase | None = None  # for the budget, training and serving
     same_loss_serving: tuple[float, float] | None = None  # (parameters, tokens) of least FLOPs with serving
@@ -238,14 +239,11 @@ def _with_budget(plan: Plan, values: Mapping[str, Any], options: Options) -> Pla
             plan, assumed=(*plan.assumed, f"no budget without a rate: {plan.estimate.rate.source}")
         )
 
-    if values.get("pretrained") or plan.estimate.setup.is_frozen:  # the model is given
-        return dataclasses.replace(
-            plan,
-            within_budget=None if plan.estimate.usd is None else plan.estimate.usd.mid <= budget,
-            tokens_for_budget=int(budget / rate * 3600 * plan.estimate.tokens_per_s_per_gpu * WHOLE_RUN_MID),
-        )
+    model_is_given = bool(values.get("pretrained")) or plan.estimate.setup.is_frozen
 
     def best(inference_tokens: float) -> Purchase | None:
+        if model_is_given:
+            return None
         hardware, gpus = plan.estimate.hardware, plan.estimate.gpus
         more = (options.inference_mfu, options.deadline_hours, options.law)
         return best_for(values, hardware, gpus, budget, rate, inference_tokens, *more)
@@ -256,6 +254,7 @@ def _with_budget(plan: Plan, values: Mapping[str, Any], options: Options) -> Pla
         plan,
         within_budget=None if usd is None else usd.mid <= budget,
         tokens_for_budget=tokens,
+        model_is_given=model_is_given,
         best=best(0.0),
         best_serving=best(options.inference_tokens) if options.inference_tokens else None,
     )

@@ -218,6 +218,8 @@ def _budget(plan: Plan) -> list[Row]:
         within = "enough for this recipe" if plan.within_budget else "[bold red]less than this recipe takes[/bold red]"
         text = f"${options.budget_usd:,.0f}: {within}; it buys {_short(plan.tokens_for_budget)} tokens of this model"
         rows.append(("budget", text))
+    if plan.model_is_given:
+        return rows
     rows += _bought("best", plan.best, plan)
     if options.inference_tokens:
         rows += _bought(f"serving {_short(options.inference_tokens)}", plan.best_serving, plan)

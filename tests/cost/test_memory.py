@@ -14,18 +14,13 @@ from recipes.cost.memory import GIB, fits, largest_microbatch, memory, smallest_
 from recipes.cost.setup import Setup, read_setup, tokens_of_run
 from recipes.cost.throughput import step_time
 
+from .seven_b import RECIPE
+
 A100_40, A100_80 = find_gpu("a100-40gb"), find_gpu("a100-80gb")
 
 
 def mpt_7b(gpus: int, **changes: Any) -> Setup:
-    recipe = {
-        "model": {"d_model": 4096, "n_heads": 32, "n_layers": 32, "vocab_size": 50432, "attn_config": {"alibi": True}},
-        "max_seq_len": 2048,
-        "global_train_batch_size": 1024,
-        "device_train_microbatch_size": 4,
-        "fsdp_config": {"sharding_strategy": "FULL_SHARD", "mixed_precision": "PURE"},
-    }
-    return dataclasses.replace(read_setup(recipe, gpus), **changes)
+    return dataclasses.replace(read_setup(RECIPE, gpus), **changes)
 
 
 def test_every_micro_batch_that_ran_fits() -> None:
@@ -69,52 +64,53 @@ def test_choices_change_what_they_should() -> None:
     assert parts(compute_bytes=4)["activations"] == pytest.approx(2 * base["activations"])
 
 
-RECIPE: dict[str, Any] = {
-    "model": {"d_model": 4096, "n_heads": 32, "n_layers": 32, "vocab_size": 50432, "attn_config": {"alibi": True}},
-    "max_seq_len": 2048,
+SMALL_BATCH: dict[str, Any] = {
+    **RECIPE,
     "global_train_batch_size": 64,
     "device_train_microbatch_size": 1,
     "max_duration": "100ba",
-    "fsdp_config": {"sharding_strategy": "FULL_SHARD", "mixed_precision": "PURE", "activation_checkpointing": True},
+    "fsdp_config": {**RECIPE["fsdp_config"], "activation_checkpointing": True},
 }
 LORA = {"r": 16, "target_modules": ["Wqkv", "out_proj"]}
 
 
 def with_lora(**more: Any) -> dict[str, Any]:
-    return {**RECIPE, "model": {**RECIPE["model"], "peft_config": LORA}, **more}
+    return {**SMALL_BATCH, "model": {**SMALL_BATCH["model"], "peft_config": LORA}, **more}
 
 
 def test_adapters_take_gradients_and_states_of_their_own_only() -> None:
-    full, lora = (memory(read_setup(recipe, 1), A100_80).by_part() for recipe in (RECIPE, with_lora()))
+    full, lora = (memory(read_setup(recipe, 1), A100_80).by_part() for recipe in (SMALL_BATCH, with_lora()))
     assert lora["weights"] == full["weights"]
     trained = 16 * 32 * (4096 * 4 + 4096 * 2)
     assert lora["gradients"] == 4 * trained / GIB
     assert lora["optimizer"] == 8 * trained / GIB
     assert fits(read_setup(with_lora(), 1), A100_80)
-    assert not fits(read_setup(RECIPE, 1), A100_80)
+    assert not fits(read_setup(SMALL_BATCH, 1), A100_80)
     assert "LoRA" in read_setup(with_lora(), 1).notes[0]
 
 
 def test_adapters_and_pairs_change_the_work() -> None:
-    full, lora, dpo = (read_setup(recipe, 8) for recipe in (RECIPE, with_lora(), with_lora(dpo={"beta": 0.1})))
+    full, lora, dpo = (read_setup(recipe, 8) for recipe in (SMALL_BATCH, with_lora(), with_lora(dpo={"beta": 0.1})))
     steps = {name: step_time(setup, A100_80) for name, setup in (("full", full), ("lora", lora), ("dpo", dpo))}
     assert steps["lora"].matrix_s == pytest.approx(steps["full"].matrix_s * 3 / 4, rel=0.02)  # with what is recomputed
     assert steps["lora"].attention_s == steps["full"].attention_s
     assert steps["dpo"].matrix_s == pytest.approx(2 * steps["lora"].matrix_s * 4 / 3, rel=0.02)  # and a reference
     assert steps["dpo"].tokens_per_device == 2 * steps["lora"].tokens_per_device
-    assert tokens_of_run(with_lora(dpo={"beta": 0.1})) == 2 * tokens_of_run(RECIPE)  # type: ignore[operator]
+    assert tokens_of_run(with_lora(dpo={"beta": 0.1})) == 2 * tokens_of_run(SMALL_BATCH)  # type: ignore[operator]
     logits = memory(dpo, A100_80).logits_gib
     assert logits == 2 * 14 * 2048 * 50432 / GIB  # both answers, kept
 
 
 def test_losses_without_logits_are_alike_and_devices_must_share_the_batch() -> None:
     def with_loss(name: str) -> float:
-        return memory(read_setup({**RECIPE, "model": {**RECIPE["model"], "loss_fn": name}}, 8), A100_80).logits_gib
+        return memory(
+            read_setup({**SMALL_BATCH, "model": {**SMALL_BATCH["model"], "loss_fn": name}}, 8), A100_80
+        ).logits_gib
 
     fused, chunked, liger = (with_loss(f"{name}_crossentropy") for name in ("fused", "chunked", "liger"))
     assert fused == chunked == liger == pytest.approx(with_loss("torch_crossentropy") / 3.5)
-    assert read_setup({**RECIPE, "optimizer": {"name": "fused_adamw"}}, 8).notes == ()
-    small = read_setup({**RECIPE, "global_train_batch_size": 2, "max_seq_len": 2**17}, 2)
+    assert read_setup({**SMALL_BATCH, "optimizer": {"name": "fused_adamw"}}, 8).notes == ()
+    small = read_setup({**SMALL_BATCH, "global_train_batch_size": 2, "max_seq_len": 2**17}, 2)
     answer = smallest_change(small, A100_40)
     assert answer is not None
     assert "or a global_train_batch_size that 4 GPUs can share" in answer

@@ -15,15 +15,8 @@ from recipes.cost.parameters import count_parameters
 from recipes.cost.setup import Setup, read_setup, tokens_of_run
 from recipes.cost.throughput import COEFFICIENTS_PATH, load_coefficients, step_time
 
-RECIPE: dict[str, Any] = {
-    "model": {"d_model": 4096, "n_heads": 32, "n_layers": 32, "vocab_size": 50432, "attn_config": {"alibi": True}},
-    "max_seq_len": 2048,
-    "global_train_batch_size": 1024,
-    "device_train_microbatch_size": 4,
-    "max_duration": "1000ba",
-    "precision": "amp_bf16",
-    "fsdp_config": {"sharding_strategy": "FULL_SHARD", "mixed_precision": "PURE"},
-}
+from .seven_b import RECIPE
+
 H100 = find_gpu("h100")
 
 

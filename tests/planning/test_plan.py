@@ -146,6 +146,15 @@ def test_more_money_is_never_worse_and_a_deadline_limits_it() -> None:
     assert best_for(recipe, gpu, 64, 1e-6, 2.0) is None  # not one step
 
 
+def test_a_budget_chooses_no_other_model_for_weights_that_are_given(run_command: Command) -> None:
+    words = ("yamls/finetune/mpt-7b-instruct-lora.yaml", "--gpu", "h100", "--gpus", "8", "--dataset-tokens", "1e8")
+    planned = run_command("python", "-m", "recipes", "plan", *words, "--budget", "500")
+    assert planned.returncode == 0, planned.stderr
+    assert "$500: enough for this recipe" in planned.stdout
+    for wrong in ("composer train.py", "no model that fits"):
+        assert wrong not in planned.stdout
+
+
 def test_a_deadline_without_gpus_chooses_them(run_command: Command) -> None:
     p = plan(run_command, SEVEN_B, "--gpu", "h100", "--deadline", "2w")
     assert p["gpus"] == p["gpus_for_deadline"]
