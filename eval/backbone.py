@@ -40,6 +40,7 @@ class Backbone:
         self.body, self._head, self._finish = _halves(self.causal)
         self.vocabulary: int = self.causal.config.vocab_size
         self._takes_positions = _takes_positions(self.body)
+        self._goes_on = _goes_on(self.body)
         self.shares = True  # whether rows can go on from tokens that another row has read; found out by the first run
         self._checked = False
 
@@ -96,7 +97,11 @@ class Backbone:
         return self._finish(logits).float()
 
     def generate(self, **arguments: Any) -> Tensor:
-        """transformers' `generate`; where the weights are sharded, every process must call it with as many steps."""
+        """transformers' `generate`; where the weights are sharded, every process must call it with as many steps.
+
+        Keys and values are kept where that changes nothing, whatever the model's config says: MPT's says no.
+        """
+        arguments.setdefault("use_cache", self._goes_on)
         with torch.no_grad(), self.autocast():
             return self._whole_pass(lambda: self.causal.generate(**arguments))
 
@@ -130,10 +135,7 @@ class Backbone:
                 f"{type(self.causal).__name__}: its logits are not its output layer applied to its last hidden states; "
                 "this model cannot be scored here"
             )
-        # flash-attn 2's rotary kernel turns new tokens from the padded length of what they go on from
-        rotates_by_length = getattr(self.body, "rope_impl", None) == "dail"
-        attention = getattr(getattr(self.body, "config", None), "attn_config", None)
-        self.shares = can_be_shared(past) and not rotates_by_length and goes_on_exactly(attention)
+        self.shares = can_be_shared(past) and self._goes_on
 
 
 def causal_model(model: nn.Module) -> Any:
@@ -172,6 +174,13 @@ def _takes_positions(body: Any) -> bool:
     """Whether positions must be given beside a mask. MPT works them out of the mask, or has none with ALiBi."""
     named = "position_ids" in inspect.signature(body.forward).parameters
     return named and getattr(getattr(body, "config", None), "model_type", "") != "mpt"
+
+
+def _goes_on(body: Any) -> bool:
+    """Whether rows, padded ones among them, can go on from keys and values that were kept."""
+    # flash-attn 2's rotary kernel turns new tokens from the padded length of what they go on from
+    rotates_by_length = getattr(body, "rope_impl", None) == "dail"
+    return not rotates_by_length and goes_on_exactly(getattr(getattr(body, "config", None), "attn_config", None))
 
 
 def _sharded_root(model: nn.Module) -> Any:

@@ -9,7 +9,9 @@ LONGEST = 20_000  # sequences looked at
 
 
 def unigram_entropy(folder: Path) -> float | None:
-    """Entropy in nats a token of the token frequencies in a folder of MDS shards; None where it holds no token ids.
+    """Entropy in nats a token of the token frequencies in a folder of MDS shards.
+
+    None where it holds no token ids, or shards that are compressed and were not opened here.
 
     H = −Σ p log p over the tokens' shares p: the loss of a model that knows how often each token comes and no more.
     """
@@ -17,6 +19,8 @@ def unigram_entropy(folder: Path) -> float | None:
     from streaming import LocalDataset
 
     data = LocalDataset(str(folder))
+    if not all((folder / file.basename).is_file() for shard in data.shards for file, _ in shard.file_pairs):
+        return None
     counts: np.ndarray = np.zeros(0, dtype=np.int64)
     for index in itertools.islice(range(len(data)), LONGEST):
         tokens = data[index].get("tokens")

@@ -139,9 +139,8 @@ def _evaluate(
     tasks = []
     if settings["icl_tasks"]:
         prompts = min(length, settings.get("icl_seq_len") or length)
-        tasks = tasks_of(
-            settings["icl_tasks"], tokenizer, prompts, batch, folder / "tasks", settings["icl_subset_num_batches"]
-        )
+        subset = settings["icl_subset_num_batches"]
+        tasks = tasks_of(settings["icl_tasks"], tokenizer, prompts, batch, folder / "tasks", subset, length)
     numbers: dict[str, float] = {}
     loaders = settings["eval_loader"]
     for loader in loaders if isinstance(loaders, list) else [loaders] if loaders else []:
@@ -181,8 +180,10 @@ def _show_prompts(recipe: Recipe, scratch: Path) -> int:
 
     for entry in recipe["models"]:
         settings = _settings(recipe, entry)
-        length = longest(entry, settings.get("icl_seq_len") or settings["max_seq_len"])
-        tasks = tasks_of(settings["icl_tasks"] or [], _tokenizer(recipe, entry), length, 1, scratch, None)
+        length = longest(entry, settings["max_seq_len"])
+        prompts = min(length, settings.get("icl_seq_len") or length)
+        entries = settings["icl_tasks"] or []
+        tasks = tasks_of(entries, _tokenizer(recipe, entry), prompts, 1, scratch, None, length)
         for task in tasks if is_first_rank() else []:
             example = task.examples[0]
             print(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,9 +26,7 @@ def generate(
 ) -> list[str]:
     """What the model writes after each prompt, without special tokens; it may run on behind a stop string."""
     unique = list(dict.fromkeys(prompts))
-    order = sorted(
-        range(len(unique)), key=lambda i: (str(unique[i].settings), unique[i].stop, -len(unique[i].tokens), i)
-    )
+    order = sorted(range(len(unique)), key=lambda i: (unique[i].settings, unique[i].stop, -len(unique[i].tokens), i))
     batches: list[list[int]] = []
     for index in order:
         last = unique[batches[-1][0]] if batches else None
@@ -57,7 +56,7 @@ def _batch(backbone: Backbone, prompts: Sequence[Prompt], tokenizer: Any) -> lis
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     ids = torch.tensor([[pad] * (width - len(p.tokens)) + list(p.tokens) for p in prompts], device=backbone.device)
     mask = torch.tensor([[0] * (width - len(p.tokens)) + [1] * len(p.tokens) for p in prompts], device=backbone.device)
-    settings: dict[str, Any] = {"do_sample": False, **dict(prompts[0].settings)}
+    settings: dict[str, Any] = {"do_sample": False, **json.loads(prompts[0].settings)}
     if not settings["do_sample"]:
         settings |= dict.fromkeys(("temperature", "top_p", "top_k"), None)
     with torch.random.fork_rng():  # a training run draws its own numbers on

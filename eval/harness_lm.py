@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -136,7 +137,7 @@ class ScoringLM(TemplateLM):
                 self._count_cut(request)
             if not asked.get("do_sample"):
                 asked = {}
-            prompt = Prompt(ids[-room:], most, stop, tuple(sorted(asked.items())), name)
+            prompt = Prompt(ids[-room:], most, stop, json.dumps(asked, sort_keys=True), name)
             if asked:  # asked for again, a sampled text is another one
                 again = Prompt(prompt.tokens, most, stop, prompt.settings, name, copy=seen[prompt])
                 seen[prompt] += 1

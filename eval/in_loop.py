@@ -31,7 +31,8 @@ log = logging.getLogger("recipes")
 class TaskEvaluation(Callback):
     """Evaluates the model as it is at an interval, and at the end.
 
-    tokenizer, max_seq_len: as the tasks are read with. cost: bills the time. folder: the run's.
+    tokenizer, max_seq_len: as the tasks are read with. reads: tokens that the model reads at most.
+    cost: bills the time. folder: the run's.
     Raises ValueError, in words, for tasks that cannot be read: before the first step.
     """
 
@@ -47,15 +48,16 @@ class TaskEvaluation(Callback):
         harness_tasks: Mapping[str, Any] | None,
         gauntlet: Any,
         max_seq_len: int,
+        reads: int,
         batch_size: int,
         subset_batches: int | None = None,
     ) -> None:
         self.tokenizer, self.cost, self.folder = tokenizer, cost, folder
         self.max_seq_len, self.batch_size, self.gauntlet, self.at_start = max_seq_len, batch_size, gauntlet, at_start
         scratch = folder / "tasks"
-        self.tasks = (
-            tasks_of(icl_tasks, tokenizer, max_seq_len, batch_size, scratch, subset_batches) if icl_tasks else []
-        )
+        self.tasks = []
+        if icl_tasks:
+            self.tasks = tasks_of(icl_tasks, tokenizer, max_seq_len, batch_size, scratch, subset_batches, reads)
         self.harness = dict(harness_tasks) if harness_tasks else None
         if self.harness is not None:
             self._load_harness()  # what is missing is said now, not after the first interval

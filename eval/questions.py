@@ -6,7 +6,6 @@ import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -34,13 +33,14 @@ class Request:
 class Prompt:
     """Go on from `tokens` for at most `max_new_tokens`, until one of the strings `stop`.
 
-    settings: further arguments of transformers' `generate`; without any the likeliest token is taken.
+    settings: further arguments of transformers' `generate`, as JSON (may be lists, and a prompt is a key of tables);
+    without any the likeliest token is taken.
     """
 
     tokens: tuple[int, ...]
     max_new_tokens: int
     stop: tuple[str, ...] = ()
-    settings: tuple[tuple[str, Any], ...] = ()
+    settings: str = "{}"
     name: str = field(default="", compare=False)
     copy: int = 0  # of a prompt that is asked several times and sampled each time
 

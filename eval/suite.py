@@ -68,9 +68,11 @@ def tasks_of(
     batch_size: int,
     scratch: Path,
     subset_batches: int | None,
+    reads: int | None = None,
 ) -> list[Task]:
     """The tasks of a recipe's `icl_tasks`.
 
+    max_len, reads: tokens that a prompt and its answer may have, and that the model reads, whatever a task wants.
     subset_batches: LLM Foundry's `icl_subset_num_batches`; a batch has as many examples as `batch_size` has choices.
     Raises TaskError.
     """
@@ -81,7 +83,7 @@ def tasks_of(
         if subset_batches is not None and subset_batches > 0 and not entry.get("has_categories"):
             choices = _choices(entry, scratch)
             most = subset_batches * max(1, int(entry.get("batch_size") or batch_size) // choices)
-        tasks += build_tasks(entry, tokens, max_len, lambda uri: fetch(uri, scratch), most)
+        tasks += build_tasks(entry, tokens, max_len, lambda uri: fetch(uri, scratch), most, reads)
     return tasks
 
 

@@ -292,7 +292,8 @@ def _tasks_in_the_loop(
                 icl_tasks=settings["icl_tasks"],
                 harness_tasks=recipe.get("harness_tasks"),
                 gauntlet=settings["eval_gauntlet"],
-                max_seq_len=settings.get("icl_seq_len") or settings["max_seq_len"],
+                max_seq_len=min(settings.get("icl_seq_len") or settings["max_seq_len"], settings["max_seq_len"]),
+                reads=settings["max_seq_len"],
                 batch_size=max(1, int(settings["device_eval_batch_size"])),
                 subset_batches=settings["icl_subset_num_batches"],
             )

@@ -17,6 +17,8 @@ from eval.tasks import prompts
 from eval.tasks.rows import FIELDS, Row, TaskError, check_rows, read_rows
 
 NOT_ASKED = {"dataset_uri", "batch_size", "max_seq_len", "random_baseline"}  # the file counts by its content
+GIVEN_BY_RUN = {"max_new_tokens", "use_cache", "pad_token_id", "eos_token_id"}  # of generation_kwargs
+ONE_TEXT = {"num_return_sequences", "return_dict_in_generate", "max_length", "min_length"}  # cannot be set
 COT_BUFFER = 10  # tokens more for an answer where a chain of thought is written, as LLM Foundry has it
 KEYS = {field.name for field in fields(prompts.Format)} | {
     "label",
@@ -94,12 +96,18 @@ class Tokens:
 
 
 def build_tasks(
-    settings: Mapping[str, Any], tokens: Tokens, max_len: int, fetch: Fetch = Path, most: int | None = None
+    settings: Mapping[str, Any],
+    tokens: Tokens,
+    max_len: int,
+    fetch: Fetch = Path,
+    most: int | None = None,
+    reads: int | None = None,
 ) -> list[Task]:
     """One task for each number of shots and, with `has_categories`, for each category.
 
     settings: an entry of `icl_tasks`. max_len: tokens that a prompt and its answer may have (the task's own
-    `max_seq_len` comes first). most: examples of each task that are used, from the first.
+    `max_seq_len` comes first, but for `reads`, what the model reads at most). most: examples of each task that are
+    used, from the first.
     Raises TaskError for anything wrong with the task or its file.
     """
     kind = settings.get("icl_task_type")
@@ -130,7 +138,8 @@ def build_tasks(
         renamed["choices" if kind == "multiple_choice" else "context_options"] = form.choices_key
     compared = metrics.normalised if settings.get("do_normalization", True) else str.strip
     check_rows(rows, kind, str(path), renamed, lines, compared)
-    length = int(settings.get("max_seq_len") or max_len)
+    generation = _generation(label, settings.get("generation_kwargs") or {})
+    length = min(int(settings.get("max_seq_len") or max_len), reads or max_len)
     asked = {key: value for key, value in settings.items() if key not in NOT_ASKED}
     tasks = []
     for shots in settings["num_fewshot"]:
@@ -139,7 +148,7 @@ def build_tasks(
             if shots >= len(part):
                 text = f"{shots} examples before each question are not there: it has {len(part)} rows"
                 raise TaskError(f"{name}: num_fewshot: {text}; ask for at most {len(part) - 1}")
-            examples, cut = _examples(name, part, kind, shots, settings, form, tokens, length, most)
+            examples, cut = _examples(name, part, kind, shots, settings, generation, form, tokens, length, most)
             what = [asked, shots, category, most, file_digest]
             digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
             tasks.append(
@@ -212,6 +221,7 @@ def _examples(
     kind: str,
     shots: int,
     settings: Mapping[str, Any],
+    generation: Mapping[str, Any],
     form: prompts.Format,
     tokens: Tokens,
     length: int,
@@ -225,11 +235,12 @@ def _examples(
     if generated:
         longest = max(len(tokens(text, special=True)) for text in prompts.longest_answer(rows, form))
         longest += COT_BUFFER if form.cot_delimiter else 0
-        room, new_tokens = length - longest, max(longest, 1)
+        new_tokens = generation.get("max_new_tokens", max(longest, 1))
+        room = length - max(longest, new_tokens)
         if room <= 0:
-            raise TaskError(
-                f"{name}: the longest answer has {longest} tokens, the context {length}: nothing is left to ask"
-            )
+            what = f"the longest answer has {longest} tokens" if longest >= new_tokens else f"it asks for {new_tokens}"
+            raise TaskError(f"{name}: {what}, the context {length}: nothing is left to ask")
+    asked = {key: value for key, value in generation.items() if key not in GIVEN_BY_RUN}
     examples, cut = [], 0
     for index, text in enumerate(texts):
         before = _without_end(tokens(text.before, special=True), tokens.tokenizer.eos_token_id)
@@ -250,7 +261,8 @@ def _examples(
         if generated:
             context = before + tokens(text.questions[0])
             too_long = len(context) > room
-            prompt = _prompt(context[-room:], new_tokens, settings, where)
+            stops = tuple(settings.get("early_stopping_criteria") or ())
+            prompt = Prompt(context[-room:], new_tokens, stops, json.dumps(asked, sort_keys=True), where)
         answers = (
             tuple(dict.fromkeys([rows[index]["answer"], *(rows[index].get("aliases") or [])])) if generated else ()
         )
@@ -263,11 +275,30 @@ def _examples(
     return tuple(examples), cut
 
 
-def _prompt(context: tuple[int, ...], new_tokens: int, settings: Mapping[str, Any], where: str) -> Prompt:
-    asked = dict(settings.get("generation_kwargs") or {})
-    most = int(asked.pop("max_new_tokens", new_tokens))
-    more = tuple(sorted((k, v) for k, v in asked.items() if k not in ("use_cache", "pad_token_id", "eos_token_id")))
-    return Prompt(context, most, tuple(settings.get("early_stopping_criteria") or ()), more, where)
+def _generation(label: str, asked: Any) -> dict[str, Any]:
+    """`generation_kwargs`, as transformers' `generate` takes them. Raises TaskError for what it does not."""
+    if not asked:
+        return {}
+    from transformers import GenerationConfig
+
+    name = f"task {label}: generation_kwargs"
+    if not isinstance(asked, Mapping):
+        raise TaskError(f"{name}: got {asked!r}, expected arguments of transformers' generate, such as do_sample: true")
+    known = set(GenerationConfig().to_dict()) - ONE_TEXT
+    for key in asked:
+        if key not in known:
+            guess = difflib.get_close_matches(str(key), known, 1)
+            mend = f"; did you mean {guess[0]}?" if guess else ""
+            raise TaskError(f"{name}: {key}: no argument of transformers' generate that can be set for a task{mend}")
+    most = asked.get("max_new_tokens", 1)
+    if type(most) is not int or most < 1:
+        raise TaskError(f"{name}: max_new_tokens: got {most!r}, expected a whole number of at least 1")
+    try:
+        json.dumps(dict(asked))
+        GenerationConfig(**asked).validate()
+    except (TypeError, ValueError) as error:
+        raise TaskError(f"{name}: {str(error).splitlines()[0]}") from None
+    return dict(asked)
 
 
 def _without_end(ids: tuple[int, ...], end: int | None) -> tuple[int, ...]:

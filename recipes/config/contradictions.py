@@ -6,7 +6,6 @@ Rules see plain nested dicts, may meet any shape (the grammar is checked elsewhe
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from recipes.config.file_names import names_of_files
 from recipes.config.keys import KeyPath, Place, Problem, RecipeError
 from recipes.cost.hardware import find_gpu
 from recipes.cost.parameters import MODEL_DEFAULTS, count_parameters
+from recipes.cost.run_length import read_duration
 from recipes.models.backends import CHOICES, features, precision_refusals, refusals
 from recipes.training.lora import target_problems
 
@@ -222,29 +222,24 @@ def _data_source(recipe: Mapping[str, Any]) -> Iterator[Finding]:
             yield (*where, "hf_name"), "missing; say where the examples are: hf_name, remote or streams"
 
 
-_UNITS = re.compile(r"^([\d_.]+(?:e\d+)?)(ep|ba|sp|tok|iter|sec|dur)$")
-
-
 def _schedule(recipe: Mapping[str, Any]) -> Iterator[Finding]:
     scheduler = _section(recipe, "scheduler")
-    warmup = _UNITS.match(str(scheduler.get("t_warmup")))
-    duration = _UNITS.match(str(recipe.get("max_duration")))
-    if duration and float(duration[1]) % 1:
-        yield ("max_duration",), f"got {duration[0]}, expected a whole number of {duration[2]}"
-    if warmup and duration and warmup[2] == duration[2] and float(warmup[1]) > float(duration[1]):
-        yield ("scheduler", "t_warmup"), f"the warm-up of {warmup[0]} is longer than the run of {duration[0]}"
-    if warmup and warmup[2] == "dur" and float(warmup[1]) > 1:
-        yield ("scheduler", "t_warmup"), f"{warmup[0]} is more than the whole run"
-    decay = _UNITS.match(str(scheduler.get("t_max")))
-    if decay and float(decay[1]) == 0:
-        yield (
-            ("scheduler", "t_max"),
-            f"got {decay[0]}, expected more than nothing: the learning rate falls in this time",
-        )
+    written, whole = scheduler.get("t_warmup"), recipe.get("max_duration")
+    warmup, duration = read_duration(written), read_duration(whole)
+    if duration and duration.amount % 1:
+        yield ("max_duration",), f"got {whole}, expected a whole number of {duration.unit}"
+    if warmup and duration and warmup.unit == duration.unit and warmup.amount > duration.amount:
+        yield ("scheduler", "t_warmup"), f"the warm-up of {written} is longer than the run of {whole}"
+    if warmup and warmup.unit == "dur" and warmup.amount > 1:
+        yield ("scheduler", "t_warmup"), f"{written} is more than the whole run"
+    decay = read_duration(scheduler.get("t_max"))
+    if decay and decay.amount == 0:
+        text = f"got {scheduler['t_max']}, expected more than nothing: the learning rate falls in this time"
+        yield ("scheduler", "t_max"), text
     for key in ("eval_interval", "save_interval", "task_interval"):
-        share = _UNITS.match(str(recipe.get(key)))
-        if share and share[2] == "dur" and float(share[1]) == 0:
-            yield (key,), f"got {share[0]}, expected a part of the run, such as 0.1dur"
+        share = read_duration(recipe.get(key))
+        if share and share.unit == "dur" and share.amount == 0:
+            yield (key,), f"got {recipe[key]}, expected a part of the run, such as 0.1dur"
     learning_rate: Any = _section(recipe, "optimizer").get("lr")
     if _is_number(learning_rate) and learning_rate <= 0 and _section(recipe, "optimizer").get("name") != "no_op":
         yield ("optimizer", "lr"), f"got {learning_rate}, expected more than 0"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +14,7 @@ from recipes.cost.parameters import (
     model_shape,
     positive_integer,
 )
+from recipes.cost.run_length import read_duration
 
 # Bytes of optimizer state a parameter, in fp32: two moments for Adam, one for Lion.
 OPTIMIZER_BYTES: Mapping[str, int] = {
@@ -149,14 +149,11 @@ def tokens_of_run(recipe: Mapping[str, Any], dataset_tokens: int | None = None) 
 
     63900ba counts global batches of global_train_batch_size * max_seq_len tokens, 1000sp sequences, 1e9tok tokens.
     """
-    duration = _required(recipe, "max_duration")
-    text = f"{duration}ep" if isinstance(duration, int) else str(duration).replace("_", "").strip()
-    match = re.fullmatch(r"(\d*\.?\d+(?:e\d+)?)(ep|ba|sp|tok|sec|iter)", text)
-    if match is None:
-        raise ValueError(
-            f"max_duration: got {duration!r}, expected a number and a unit such as 63900ba, 1ep or 2e9tok."
-        )
-    amount, unit = float(match[1]), match[2]
+    written = _required(recipe, "max_duration")
+    duration = read_duration(written)
+    if duration is None or duration.unit == "dur":
+        raise ValueError(f"max_duration: got {written!r}, expected a number and a unit such as 63900ba, 1ep or 2e9tok.")
+    amount, unit = duration
     seq_len = positive_integer("max_seq_len", _required(recipe, "max_seq_len"))
     tokens_per_item = seq_len * sequences_per_item(recipe)
     if unit == "tok":

@@ -15,6 +15,8 @@ from typing import Any
 from recipes.models.backends import goes_on_exactly
 from recipes.talking.loading import Loaded, load_model
 
+END_OF_TURN = "<|im_end|>"  # of ChatML; no token of its own in a vocabulary that was trained without
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -54,10 +56,13 @@ class Sampling:
 
 
 class Streamer:
-    """Gives a callback the text of each token as soon as it is whole: bytes of one character may be several tokens."""
+    """Gives a callback the text of each token as soon as it is whole: bytes of one character may be several tokens.
 
-    def __init__(self, tokenizer: Any, write: Callable[[str], None]) -> None:
-        self._tokenizer, self._write = tokenizer, write
+    stop: a text, of several tokens perhaps, that ends the answer and is no part of it.
+    """
+
+    def __init__(self, tokenizer: Any, write: Callable[[str], None], stop: str = "") -> None:
+        self._tokenizer, self._write, self._stop = tokenizer, write, stop
         self._ids: list[int] = []
         self._written = 0
         self._prompt = True
@@ -67,14 +72,28 @@ class Streamer:
             self._prompt = False
             return
         self._ids += value.flatten().tolist()
-        text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+        text = self._text()
         if not text.endswith("\ufffd"):
-            self._write(text[self._written :])
-            self._written = len(text)
+            # what may become the stop waits for the tokens behind it
+            beginning = next((n for n in range(len(self._stop) - 1, 0, -1) if text.endswith(self._stop[:n])), 0)
+            self._write_to(text, len(text) - beginning)
 
     def end(self) -> None:
-        text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
-        self._write(text[self._written :])
+        text = self._text()
+        self._write_to(text, len(text))
+
+    def _text(self) -> str:
+        return until(self._tokenizer.decode(self._ids, skip_special_tokens=True), self._stop)
+
+    def _write_to(self, text: str, end: int) -> None:
+        if end > self._written:
+            self._write(text[self._written : end])
+            self._written = end
+
+
+def until(text: str, stop: str) -> str:
+    """The text before `stop`; all of it where there is none."""
+    return text.partition(stop)[0] if stop else text
 
 
 def complete(loaded: Loaded, ids: Sequence[int], sampling: Sampling, write: Callable[[str], None] | None = None) -> str:
@@ -96,9 +115,9 @@ def complete(loaded: Loaded, ids: Sequence[int], sampling: Sampling, write: Call
     prompt = torch.tensor([list(ids)], device=next(loaded.model.parameters()).device)  # (1, S)
     end = tokenizer.eos_token_id
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
-    stops: dict[str, Any] = {}
-    if "<|im_end|>" in str(tokenizer.chat_template) and "<|im_end|>" not in tokenizer.get_vocab():
-        stops = {"stop_strings": ["<|im_end|>"], "tokenizer": tokenizer}
+    is_text = END_OF_TURN in str(tokenizer.chat_template) and END_OF_TURN not in tokenizer.get_vocab()
+    stop = END_OF_TURN if is_text else ""
+    stops = {"stop_strings": [stop], "tokenizer": tokenizer} if stop else {}
     with torch.inference_mode():
         out = loaded.model.generate(
             input_ids=prompt,
@@ -107,12 +126,11 @@ def complete(loaded: Loaded, ids: Sequence[int], sampling: Sampling, write: Call
             use_cache=goes_on_exactly(getattr(loaded.model.config, "attn_config", None)),
             eos_token_id=end,
             pad_token_id=pad,
-            streamer=Streamer(tokenizer, write) if write else None,
+            streamer=Streamer(tokenizer, write, stop) if write else None,
             **sampling.arguments(),
             **stops,
         )
-    text = tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)
-    return str(text).partition("<|im_end|>")[0] if stops else str(text)
+    return until(str(tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)), stop)
 
 
 def chat_ids(loaded: Loaded, messages: Sequence[dict[str, str]]) -> list[int]:

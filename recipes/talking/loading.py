@@ -94,9 +94,14 @@ def model_of_folder(folder: Path) -> Any:
 
     Raises ValueError where the folder has other tensors than the model: transformers makes up those that are missing.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    loaded: Any = AutoModelForCausalLM.from_pretrained(str(folder), trust_remote_code=False, output_loading_info=True)
+    written = folder_config_of(folder)
+    rope = {key: written[key] for key in ("rope_theta", "rope_scaling", "partial_rotary_factor") if key in written}
+    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, **rope)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        str(folder), config=config, trust_remote_code=False, output_loading_info=True
+    )
     model, found = loaded
     missing, unknown = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
     if missing or unknown:

@@ -12,6 +12,7 @@ from typing import Any
 
 from recipes.config.contradictions import world_size
 from recipes.config.load import Recipe
+from recipes.cost.run_length import read_duration
 from recipes.cost.setup import sequences_per_item
 
 
@@ -61,11 +62,10 @@ def plan_batches(recipe: Recipe, devices: int | None = None) -> Batches:
 
 
 def _steps(recipe: Recipe, per_step: int, tokens_per_step: int) -> int | None:
-    text = str(recipe["max_duration"]).replace("_", "")
-    match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d+)?)(ep|ba|sp|tok|iter|sec)?", text)
-    if match is None:
+    duration = read_duration(recipe["max_duration"])
+    if duration is None:
         return None
-    amount, unit = int(float(match[1])), match[2] or "ep"
+    amount, unit = int(duration.amount), duration.unit
     if unit == "ba":
         return amount
     if unit == "tok":

@@ -33,6 +33,29 @@ OFF: Mapping[str, tuple[Any, ...]] = {
 }
 
 
+def with_plain_rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json in which RoPE is `rope_theta` and `rope_scaling`: transformers 5 writes both as `rope_parameters`.
+
+    transformers 4 passes over that key and computes with theta 10000, without a word.
+
+    Raises:
+        ValueError: parameters for each kind of layer, which transformers 4 cannot be told.
+    """
+    plain = {key: value for key, value in config.items() if key != "rope_parameters"}
+    parameters = config.get("rope_parameters")
+    if parameters is None:
+        return plain
+    if not isinstance(parameters, Mapping) or any(isinstance(value, Mapping) for value in parameters.values()):
+        raise ValueError(f"rope_parameters: got {parameters!r}, expected one rope_theta and rope_type for all layers")
+    scaling = dict(parameters)
+    for name in ("rope_theta", "partial_rotary_factor"):
+        if name in scaling:
+            plain[name] = scaling.pop(name)
+    if scaling.get("rope_type", "default") != "default":
+        plain["rope_scaling"] = scaling
+    return plain
+
+
 def _get(model: Mapping[str, Any], key: str, default: Any = None) -> Any:
     value: Any = model
     for part in key.split("."):
@@ -62,9 +85,7 @@ def refusals(model: Mapping[str, Any]) -> list[tuple[str, str]]:
     family = family_of(model)
     said = CLASSES[family]
     found = [
-        (f"model.{key}", f"got {_get(model, key)!r}, which {said} does not compute")
-        for key, off in OFF.items()
-        if _get(model, key) not in off
+        (f"model.{key}", f"got {value!r}, which {said} does not compute") for key, value in computed_more(model).items()
     ]
     ffn_type = _get(model, "ffn_config.ffn_type", "mptmlp")
     if ffn_type not in ("mptmlp", "mptglu"):
@@ -74,6 +95,11 @@ def refusals(model: Mapping[str, Any]) -> list[tuple[str, str]]:
         found.append(("model.attn_config.kv_dim", f"got {shape.kv_dim}, but {said} reads keys from d_model"))
     found += _mpt_refusals(model, shape) if family == "mpt" else _llama_refusals(model, shape)
     return found
+
+
+def computed_more(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Of what neither class computes, the keys that are on, in a `model:` section or LLM Foundry's own config.json."""
+    return {key: _get(model, key) for key, off in OFF.items() if _get(model, key) not in off}
 
 
 def _mpt_refusals(model: Mapping[str, Any], shape: ModelShape) -> Iterator[tuple[str, str]]:

@@ -14,7 +14,7 @@ from typing import Any
 from recipes.config.keys import RecipeError
 from recipes.training.lora import BASE, Merged, has_adapters, local_rows, scaling
 from recipes.weights.checkpoint_tensors import plain_name
-from recipes.weights.hf_architecture import architecture, architecture_of_folder
+from recipes.weights.hf_architecture import architecture, architecture_of_folder, computed_more
 from recipes.weights.hf_names import Link, links
 from recipes.weights.tensor_files import TensorFiles, safetensors_folder
 from recipes.weights.trained import RECIPE, find_trained, folder_config_of, is_hf_folder
@@ -42,6 +42,7 @@ def problems(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"model.{key}", text
         with weights(path) as files:
             wanted = _pieces(model, files, path)
+            unread = list(_without_place(files, wanted, changes)) if is_hf_folder(path) else []
     except RecipeError as error:
         yield "pretrained", f"{path}: its recipe is damaged: {error.problems[0]}"
         return
@@ -51,6 +52,9 @@ def problems(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     missing = [name for name, pieces in wanted.items() if not pieces]
     if missing:
         yield "pretrained", f"{path} has no tensor for {missing[0]}, and {len(missing) - 1} more are missing"
+    if unread:
+        text = f"{path} has {unread[0]} and {len(unread) - 1} more tensors that this model has no place for"
+        yield "pretrained", f"{text}: without them it is another model"
 
 
 def differences(model: Mapping[str, Any], path: Path, changes: set[str]) -> Iterator[tuple[str, str]]:
@@ -58,7 +62,10 @@ def differences(model: Mapping[str, Any], path: Path, changes: set[str]) -> Iter
 
     Raises ValueError for a folder of another kind of model.
     """
-    here, there = architecture(model), _architecture_at(path)
+    section: Mapping[str, Any] = folder_config_of(path) if is_hf_folder(path) else find_trained(path).model
+    here = {**architecture(model), **computed_more(model)}
+    there = architecture_of_folder(section) if is_hf_folder(path) else architecture(section)
+    there |= computed_more(section)
     for key in sorted(here.keys() | there.keys()):
         if here.get(key) == there.get(key) or key in changes:
             continue
@@ -69,12 +76,6 @@ def differences(model: Mapping[str, Any], path: Path, changes: set[str]) -> Iter
             yield "name" if key == "family" else key, f"{text}: that is another model"
         else:
             yield key, f"{text}; if that is on purpose, add it to pretrained_changes"
-
-
-def _architecture_at(path: Path) -> dict[str, Any]:
-    if is_hf_folder(path):
-        return architecture_of_folder(folder_config_of(path))
-    return architecture(find_trained(path).model)
 
 
 def weights(path: Path) -> TensorFiles:
@@ -100,6 +101,16 @@ def _pieces(model: Mapping[str, Any], files: TensorFiles, path: Path) -> dict[st
         rows = min(link.shape[0], shape[0] - link.theirs_at)  # fewer where the vocabulary grows
         pieces.append(Link(link.ours, link.theirs, (rows, *link.shape[1:]), link.ours_at, link.theirs_at))
     return found
+
+
+def _without_place(files: TensorFiles, wanted: Mapping[str, list[Link]], changes: set[str]) -> Iterator[str]:
+    """Tensors of a folder that no tensor of the model is made of, but for those that go on purpose."""
+    read = {piece.theirs for pieces in wanted.values() for piece in pieces}
+    for name in files.shapes():
+        written_twice = name == "lm_head.weight" or name.endswith("rotary_emb.inv_freq")  # tied; computed from theta
+        on_purpose = "n_layers" in changes or ("no_bias" in changes and name.endswith(".bias"))
+        if name not in read and not written_twice and not on_purpose:
+            yield name
 
 
 def load_pretrained(module: Any, model: Mapping[str, Any], path: Path) -> int:

@@ -13,6 +13,7 @@ from recipes.config.keys import RecipeError
 from recipes.config.load import Recipe, load
 from recipes.training.checkpoints import find_checkpoints
 from recipes.weights.checkpoint_tensors import ShardedCheckpoint, checkpoint_file, verify_file
+from recipes.weights.hf_architecture import with_plain_rope
 from recipes.weights.tensor_files import TensorFiles
 
 RECIPE = "recipe.yaml"
@@ -53,14 +54,17 @@ def is_hf_folder(path: Path) -> bool:
 
 
 def folder_config_of(path: Path) -> dict[str, Any]:
-    """config.json of a Hugging Face folder. Raises ValueError where it is no JSON object."""
+    """config.json of a Hugging Face folder, as transformers 4 has it. Raises ValueError where it is no JSON object."""
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path / 'config.json'} cannot be read: {error}") from None
     if not isinstance(config, dict):
         raise ValueError(f"{path / 'config.json'}: got {type(config).__name__}, expected a JSON object")
-    return config
+    try:
+        return with_plain_rope(config)
+    except ValueError as error:
+        raise ValueError(f"{path / 'config.json'}: {error}") from None
 
 
 def find_trained(path: Path, recipe: Path | None = None) -> Trained:

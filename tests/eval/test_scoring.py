@@ -179,6 +179,22 @@ def test_nan_is_an_error_that_names_the_example(twins: Twins) -> None:
         score(lambda: backbone, requests_like_a_task(), 8, CONTEXT)
 
 
+def test_our_models_generate_with_what_they_have_read(twins: Twins) -> None:
+    widths: list[int] = []
+    backbone = Backbone(twins.composer, CONTEXT)
+    handle = backbone.body.register_forward_pre_hook(
+        lambda _, __, arguments: widths.append(arguments["input_ids"].shape[1]), with_kwargs=True
+    )
+    prompts = [Prompt(tuple(twins.tokenizer(text)["input_ids"]), 8) for text in ("The Congress", "Peace among the")]
+    kept = generate(lambda: backbone, prompts, twins.tokenizer, 2)
+    assert widths.count(1) == 7
+    widths.clear()
+    backbone._goes_on = False
+    assert kept == generate(lambda: backbone, prompts, twins.tokenizer, 2)
+    assert widths.count(1) == 0
+    handle.remove()
+
+
 def test_generated_text_is_that_of_transformers(twins: Twins) -> None:
     texts = ["The Congress", "We must all work together for the", "Peace"]
     ids = [tuple(twins.tokenizer(text)["input_ids"]) for text in texts]

@@ -188,6 +188,39 @@ def test_settings_that_cannot_be_are_named(tmp_path: Path) -> None:
         )
 
 
+def test_generation_kwargs_fit_the_context_and_generate(tmp_path: Path) -> None:
+    path, kind = tmp_path / "task.jsonl", "generation_task_with_answers"
+    rows = [{"context": "x" * 40, "answer": "bb"}, {"context": "y", "answer": "bb"}]
+    wanted = {"max_new_tokens": 30, "do_sample": True, "bad_words_ids": [[5], [6]], "use_cache": False}
+    (task,) = build(path, rows, kind, generation_kwargs=wanted)
+    prompts = [example.prompt for example in task.examples]
+    assert [(len(p.tokens), p.max_new_tokens) for p in prompts] == [(20, 30), (len(task.examples[1].shown), 30)]
+    assert task.truncated == 1
+    assert json.loads(prompts[0].settings) == {"do_sample": True, "bad_words_ids": [[5], [6]]}
+    assert len({prompt.key for prompt in prompts}) == 2
+    for kwargs, words in (
+        ({"max_new_tokens": 60}, "it asks for 60, the context 50: nothing is left to ask"),
+        ({"max_new_tokens": 1.5}, "max_new_tokens: got 1.5, expected a whole number of at least 1"),
+        ({"max_new_tokens": 0}, "max_new_tokens: got 0"),
+        ({"temprature": 1.0}, "temprature: no argument of transformers' generate .* did you mean temperature"),
+        ({"num_return_sequences": 2}, "num_return_sequences: no argument .* can be set for a task"),
+        ({"early_stopping": "soon"}, "generation_kwargs: .*early_stopping"),
+        ([1], "generation_kwargs: got .1., expected arguments"),
+    ):
+        with pytest.raises(TaskError, match=words):
+            build(path, rows, kind, generation_kwargs=kwargs)
+
+
+def test_a_task_cannot_be_longer_than_the_model_reads(tmp_path: Path) -> None:
+    (tmp_path / "task.jsonl").write_text(json.dumps({"context": "x" * 80, "continuation": "yy"}) + "\n")
+    entry = {"label": "t", "dataset_uri": str(tmp_path / "task.jsonl"), "icl_task_type": "language_modeling"}
+    for own, length in ((40, 40), (60, 50), (None, 30)):
+        settings = {**entry, "num_fewshot": [0], "max_seq_len": own}
+        (task,) = build_tasks(settings, Tokens(Words()), 30, reads=50)
+        (request,) = task.examples[0].requests
+        assert len(request.context) + len(request.continuation) == length
+
+
 def test_long_examples_lose_their_beginning_and_are_counted(tmp_path: Path) -> None:
     rows = [
         {"query": "x" * 10, "choices": ["aa", "b"], "gold": 0},

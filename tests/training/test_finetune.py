@@ -19,7 +19,7 @@ from recipes.build import build as build_run
 from recipes.config.check import check
 from recipes.config.load import load
 from recipes.reports.runs import read_metrics
-from recipes.talking.generate import Sampling, complete
+from recipes.talking.generate import Sampling, Streamer, complete, until
 from recipes.talking.loading import Loaded, load_model
 from recipes.training.lora import add_lora, reset_lora
 from recipes.training.preferences import PreferenceModel, adapters_off, read_pairs
@@ -387,6 +387,25 @@ def test_a_model_without_a_template_cannot_chat(shards: Path, tmp_path: Path) ->
         chat_ids(loaded, [{"role": "user", "content": "?"}])
     with pytest.raises(ValueError, match="the model reads 32: shorten it"):
         complete(loaded, list(range(2, 40)), Sampling())
+
+
+@pytest.mark.parametrize("stop", ["", "<|end|>"])
+def test_text_is_written_as_it_comes_and_never_the_stop(stop: str) -> None:
+    class Letters:
+        def decode(self, ids: list[int], **_: Any) -> str:
+            return "".join(map(chr, ids))
+
+    text = "a < b <|e <|end|> c"
+    pieces: list[str] = []
+    streamer = Streamer(Letters(), pieces.append, stop)
+    streamer.put(torch.tensor([[0]]))  # the prompt
+    for letter in text:
+        streamer.put(torch.tensor([ord(letter)]))
+    streamer.end()
+    assert "".join(pieces) == (until(text, stop) if stop else text)
+    assert pieces[:2] == ["a", " "]
+    assert until(text, stop) == ("a < b <|e " if stop else text)
+    assert len(pieces) > 5
 
 
 def test_old_questions_make_room() -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM, MptConfig, MptForCausalLM
 
+from recipes.talking.loading import model_of_folder
 from recipes.weights.export import export
+from recipes.weights.hf_architecture import architecture_of_folder
 from recipes.weights.pretrained import load_pretrained, problems
 from recipes.weights.tensor_files import safetensors_folder
+from recipes.weights.trained import folder_config_of
 
 from ..tiny import LLAMA, MPT, build, with_changes, write_run
 
@@ -58,6 +63,55 @@ def test_in_and_out_is_bit_exact(
 
 def recipe_for(source: Path, section: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {"pretrained": str(source), "model": {"name": "mpt_causal_lm", **section}, "max_seq_len": 32, **more}
+
+
+def test_rope_as_transformers_5_writes_it_counts(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "hf", "llama")
+    config = json.loads((source / "config.json").read_text())
+    config |= {"rope_theta": 50000.0, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}
+    newer = {**config, "rope_parameters": {"rope_theta": 50000.0, "rope_type": "linear", "factor": 2.0}}
+    del newer["rope_theta"], newer["rope_scaling"]
+    ids = torch.arange(1, 20)[None]
+    logits, architectures = [], []
+    for written in (config, newer):
+        (source / "config.json").write_text(json.dumps(written))
+        logits.append(model_of_folder(source)(ids).logits)
+        architectures.append(architecture_of_folder(folder_config_of(source)))
+    assert torch.equal(*logits)
+    assert architectures[0] == architectures[1]
+    assert dict(problems(recipe_for(source, GQA)))["model.attn_config.rope_theta"].endswith(
+        "add it to pretrained_changes"
+    )
+    newer["rope_parameters"] = {"rope_theta": 50000.0, "rope_type": "default"}
+    (source / "config.json").write_text(json.dumps(newer))
+    assert folder_config_of(source)["rope_theta"] == 50000.0
+    newer["rope_parameters"] = {"full_attention": {"rope_theta": 50000.0}}
+    (source / "config.json").write_text(json.dumps(newer))
+    assert (
+        "expected one rope_theta and rope_type for all layers" in dict(problems(recipe_for(source, GQA)))["pretrained"]
+    )
+
+
+def test_a_folder_with_more_than_the_model_computes_is_refused(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "hf", "mpt")
+    config = json.loads((source / "config.json").read_text())
+    config["attn_config"]["qk_ln"] = True
+    (source / "config.json").write_text(json.dumps(config))
+    weights = load_file(source / "model.safetensors")
+    weights |= {f"transformer.blocks.{n}.attn.q_ln.weight": torch.ones(32) for n in range(2)}
+    save_file(weights, source / "model.safetensors", {"format": "pt"})
+    found = dict(problems(recipe_for(source, MPT)))
+    assert "the recipe has None, the weights in" in found["model.attn_config.qk_ln"]
+    text = "has transformer.blocks.0.attn.q_ln.weight and 1 more tensors that this model has no place for"
+    assert text in found["pretrained"]
+    taller = {
+        **{k: v for k, v in weights.items() if "q_ln" not in k},
+        "transformer.blocks.2.norm_1.weight": torch.ones(32),
+    }
+    save_file(taller, source / "model.safetensors", {"format": "pt"})
+    config |= {"n_layers": 3, "attn_config": {**config["attn_config"], "qk_ln": False}}
+    (source / "config.json").write_text(json.dumps(config))
+    assert list(problems(recipe_for(source, MPT, pretrained_changes=["n_layers"]))) == []
 
 
 def test_resizing_the_vocabulary_is_explicit(tmp_path: Path) -> None:
