@@ -43,17 +43,21 @@ class DocumentFilter:
         self._settings = settings
         self._predicate = load_predicate(settings.predicate) if settings.predicate else None
 
-    def reason_to_leave_out(self, document: Document | LongDocument) -> str | None:
-        """Why a document is left out; None: it is kept.
-
-        Raises:
-            PrepError: the user's function failed or did not answer True or False.
-        """
+    def by_length(self, document: Document | LongDocument) -> str | None:
+        """Why a document is left out before it is read; None: it is not."""
         length = len(document.text)
         if length < self._settings.min_chars:
             return TOO_SHORT
         if self._settings.max_chars and length > self._settings.max_chars:
             return TOO_LONG
+        return None
+
+    def by_predicate(self, document: Document | LongDocument) -> str | None:
+        """Why the user's function leaves a document out; None: it is kept.
+
+        Raises:
+            PrepError: it failed or did not answer True or False.
+        """
         if self._predicate is None:
             return None
         try:

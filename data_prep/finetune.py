@@ -22,7 +22,7 @@ from data_prep.errors import PrepError, exit_status
 from data_prep.holdout import checked_fraction, is_held_out
 from data_prep.manifest import FileRecord, Manifest, SourceRecord
 from data_prep.options import add_common_options
-from data_prep.plan import HELD_OUT, MAIN, Plan, checked_common_options, is_finished, what_to_replace
+from data_prep.plan import HELD_OUT, MAIN, Plan, checked_common_options, held_option, is_finished, what_to_replace
 from data_prep.progress import ProgressBar
 from data_prep.publishing import exclusive, fresh_staging, publish, remove_leftovers
 from data_prep.reading import SourceReader
@@ -34,6 +34,7 @@ from data_prep.tokenising import Separators, load_tokenizer
 from data_prep.tokenizer_files import SETTINGS, TOKENIZER_FILE
 from data_prep.writing import JsonShardWriter
 
+HOLD_MB = 4  # of a row, as options.py says; a conversation takes a hundred times its size while it is encoded
 TOO_LONG = ("truncate", "drop", "stop")
 
 
@@ -82,6 +83,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.seq_len < 1:
         raise PrepError(f"--seq-len {arguments.seq_len}: expected the most tokens a sample, 1 or more (2048).")
     checked_common_options(arguments)
+    if not 0 < arguments.hold_mb <= 1e6:
+        raise PrepError(f"--hold-mb {arguments.hold_mb:g}: expected megabytes of a row, above 0 ({HOLD_MB}).")
     out = local_output(arguments.out)
     sources = find_sources(arguments.inputs)
     _, facts = load_tokenizer(arguments.tokenizer)
@@ -98,6 +101,7 @@ def run(arguments: argparse.Namespace) -> None:
         "holdout_split": arguments.holdout_split if arguments.holdout else None,
         "tokenizer_settings": {name: sha256_of_file(folder / name) for name in SETTINGS if (folder / name).is_file()},
         "template_values": dict(_named_value(word) for word in arguments.template_value),
+        **held_option(arguments, HOLD_MB),
     }
     plan = Plan(sources, facts, Separators([], []), "json", options)
     if not arguments.overwrite and is_finished(out, plan):
@@ -107,7 +111,7 @@ def run(arguments: argparse.Namespace) -> None:
     with exclusive(out):
         replaced = what_to_replace(out, plan, arguments.overwrite)
         with fresh_staging(out) as staging:
-            manifests = make(plan, staging, out)
+            manifests = make(plan, staging, out, round(arguments.hold_mb * 1e6))
             publish(out, staging, plan.splits, replaced)
         (out / REJECTED).unlink(missing_ok=True)
     for manifest in reversed(manifests):
@@ -120,8 +124,8 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"{time.perf_counter() - start:.1f} s{told}")
 
 
-def make(plan: Plan, staging: Path, out: Path) -> list[Manifest]:
-    """Read every row once and write every split, with its manifest, below `staging`."""
+def make(plan: Plan, staging: Path, out: Path, most: int) -> list[Manifest]:
+    """Read every row once and write every split, with its manifest, below `staging`. `most`: bytes of a row."""
     from transformers import AutoTokenizer  # only here: seconds
 
     options = plan.options
@@ -143,11 +147,13 @@ def make(plan: Plan, staging: Path, out: Path) -> list[Manifest]:
             if source.path.endswith((".parquet", ".txt")):
                 raise PrepError(f"{source.path}: expected .jsonl, .jsonl.gz or .jsonl.zst.")
             reader = SourceReader(source, "")
-            for row in reader.lines():
+            for row in reader.lines(most):
                 rows_seen += 1
                 place = f"{source.path}:{reader.rows_read}"
-                value = parse_object(reader.rows_read, row)
                 try:
+                    if isinstance(row, Rejected):
+                        raise BadExample(row.reason)
+                    value = parse_object(reader.rows_read, row)
                     if isinstance(value, Rejected):
                         raise BadExample(value.reason)
                     turns = conversations.turns(value)
@@ -220,7 +226,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m data_prep.finetune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add_common_options(parser)
+    add_common_options(parser, HOLD_MB)
     add = parser.add_argument
     add(
         "--seq-len", required=True, metavar="N", type=int, help="the most tokens a sample, prompts and answers together"

@@ -1,13 +1,12 @@
 """Readers of the other formats: a parquet file's rows, and a text file as one document."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import orjson
 
 from data_prep.errors import PrepError
-from data_prep.long_rows import LONG_ROW, LongDocument, read_long_text
+from data_prep.long_rows import LONG_ROW, LongDocument, Spool, read_long_text
 from data_prep.reading import HashingFile, check_unchanged
 from data_prep.rows import Document, Rejected, byte_order_mark, json_name
 from data_prep.sources import Source
@@ -21,7 +20,7 @@ class TextReader:
 
     is_whole = True
 
-    def __init__(self, source: Source, text_key: str, spool: Path | None = None):
+    def __init__(self, source: Source, text_key: str, spool: Spool | None = None):
         self.source = source
         self._spool = spool
         self.rows_read = 0
@@ -40,7 +39,7 @@ class TextReader:
         """The one row."""
         if self._spool and self.source.bytes >= LONG_ROW:
             with self._raw as file:
-                row = read_long_text(cast(BinaryIO, file), self._text_key, self._spool, is_whole_file=True)
+                row = read_long_text(cast(BinaryIO, file), self._text_key, self._spool.folder, is_whole_file=True)
             check_unchanged(self.source)
             self.rows_read = 1
             yield row
@@ -77,7 +76,7 @@ class ParquetReader:
     is_whole = False  # its bytes are not read in order, so not hashed on the way
 
     def __init__(
-        self, source: Source, text_key: str, start: int, end: int, all_fields: bool, spool: Path | None = None
+        self, source: Source, text_key: str, start: int, end: int, all_fields: bool, spool: Spool | None = None
     ):
         self.source = source
         self._spool = spool
@@ -126,7 +125,9 @@ class ParquetReader:
                 self.rows_read += 1
                 content = value.as_buffer() if hasattr(value, "as_buffer") else None
                 if self._spool and not self._all_fields and content is not None and content.size >= LONG_ROW:
-                    long = read_long_text(cast(BinaryIO, pyarrow.BufferReader(content)), self._text_key, self._spool)
+                    long = read_long_text(
+                        cast(BinaryIO, pyarrow.BufferReader(content)), self._text_key, self._spool.folder
+                    )
                     yield long._replace(line=self.rows_read)
                     continue
                 try:

@@ -49,6 +49,13 @@ class LongText:
                 yield block
 
 
+class Spool(NamedTuple):
+    """Where rows go that are too long to hold, and how much of one is held all the same where it has to be."""
+
+    folder: Path  # for their files
+    most_held: int  # bytes
+
+
 class LongDocument(NamedTuple):
     """One good row that is not in memory."""
 
@@ -67,21 +74,21 @@ class LongDocument(NamedTuple):
 
 
 def read_long_row(
-    number: int, beginning: bytes, file: BinaryIO, text_key: str, folder: Path
+    number: int, beginning: bytes, file: BinaryIO, text_key: str, spool: Spool
 ) -> LongDocument | Rejected:
     """The rest of a line of JSON Lines read from `file`, and the document that the line holds, or why it holds none.
 
-    Memory: what the row has beside strings of more than 1 MiB.
+    Memory: what the row has beside strings of more than 1 MiB, up to `spool.most_held`.
 
     Args:
         beginning: its first LONG_ROW bytes.
-        folder: for its files.
 
     Raises:
         OSError: as reading and writing do.
     """
+    folder = spool.folder
     path = folder / "long.row"
-    strings = _Strings(number, folder)
+    strings = _Strings(number, spool)
     reason: Rejected | None = None
     with strings, open(path, "w+b") as copy:
         block = beginning
@@ -101,6 +108,11 @@ def read_long_row(
         return document
     assert isinstance(found, Rejected)
     return found
+
+
+def too_much_to_hold(number: int, what: str, most: int) -> Rejected:
+    """A row of which more than `most` bytes cannot be taken in pieces."""
+    return Rejected(number, f"{what}; at most --hold-mb {most / 1e6:g} of a row may be in memory as a whole")
 
 
 def read_long_text(file: BinaryIO, text_key: str, folder: Path, is_whole_file: bool = False) -> LongDocument | Rejected:
@@ -158,11 +170,11 @@ class _TextWriter(ExitStack):
 class _Strings(ExitStack):
     """Takes the bytes of a row and puts its long strings into files."""
 
-    def __init__(self, number: int, folder: Path):
+    def __init__(self, number: int, spool: Spool):
         super().__init__()
         self.texts: dict[str, LongText] = {}  # by the mark that stands in the rest of the row for it
         self._number = number
-        self._folder = folder
+        self._folder, self._most_held = spool
         self._rest = bytearray()  # the row without its long strings
         self._carry = b""  # of the block before: a backslash whose escape sequence is not there yet
         self._string: bytearray | None = None  # of the string that has begun: what is not in its file yet
@@ -200,6 +212,8 @@ class _Strings(ExitStack):
             self._string = None
             at = quote + 1
         self._bytes += len(block)
+        if len(self._rest) > self._most_held:
+            return too_much_to_hold(self._number, "too much beside its long strings", self._most_held)
         return None
 
     def end(self) -> Rejected | None:

@@ -32,28 +32,39 @@ _BEHIND_LETTERS = CutRule(f"(?<=[{_LETTER}])(?=[{_OTHER}])", left_out=0)
 _BETWEEN_WORDS = CutRule("(?<=[a-z])(?= [a-z])", left_out=0)  # which no added token has in it, most often
 _AT_SPACES = CutRule("(?<=[^ ▁])(?= [^ ▁])", left_out=0)
 _PREPENDED = CutRule(f"(?<=[{_LETTER}A-Z0-9.,])(?= [{_LETTER}A-Z0-9])", left_out=1)  # so not beside an added token
+_LOOKED_AT = 3  # characters that a place looks at
 _TAIL = r"\s+(?!\S)"  # in the regular expression of every tokenizer of GPT-2's family
 _HARMLESS = re.compile(r"(?:\\p\{N\}|\[0-9\]|[0-9{}\[\],+*?-]|[^\x00-\x7f])+")  # one that finds digits and such alone
 
 
-def pieces_of(blocks: Iterable[str], characters: int, rule: CutRule | None) -> Iterator[str]:
-    """A text, given in blocks, in pieces of a little more than `characters`; longer where it has no place to cut."""
-    if rule is None:
-        yield "".join(blocks)
-        return
-    place = re.compile(rule.place)
-    text, searched = "", 0
+class NoPlaceToCut(Exception):
+    """A stretch of text that is longer than it may be and has no place to cut."""
+
+
+def pieces_of(blocks: Iterable[str], characters: int, rule: CutRule | None, most: int | None = None) -> Iterator[str]:
+    """A text, given in blocks, in pieces of a little more than `characters`; longer where it has no place to cut.
+
+    Raises:
+        NoPlaceToCut: more than `most` characters would have to be one piece.
+    """
+    place = re.compile(rule.place) if rule else None
+    waiting: list[str] = []  # joined only where there is a place, so that the time is linear
+    length, end = 0, ""  # of what waits: its characters, and the last few of them
     for block in blocks:
-        text, start = text + block, 0
-        while len(text) - start > characters:
-            found = place.search(text, max(start + characters, searched))
-            if found is None:
-                break
-            yield text[start : found.start()]
-            start = searched = found.start() + rule.left_out
-        text = text[start:]
-        searched = max(len(text) - 2, 0)
-    yield text
+        seen = end + block
+        first = max(characters - length + len(end), 0)  # in `seen`, from where a place may be
+        waiting.append(block)
+        length, end = length + len(block), seen[-_LOOKED_AT:]
+        if rule and place and place.search(seen, first):
+            text, start = "".join(waiting), 0
+            while found := place.search(text, start + characters):
+                yield text[start : found.start()]
+                start = found.start() + rule.left_out
+            waiting = [text[start:]]
+            length, end = len(waiting[0]), waiting[0][-_LOOKED_AT:]
+        if most is not None and length > most:
+            raise NoPlaceToCut
+    yield "".join(waiting)
 
 
 def cut_rule(tokenizer_json: str, engine: Engine, allow_special: bool, sample: Sequence[str]) -> CutRule | None:

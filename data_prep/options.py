@@ -2,8 +2,10 @@
 
 import argparse
 
+HOLD_MB = 12  # of a row, where it has to be in memory as a whole; a word of so many letters takes 0.3 GB
 
-def add_common_options(parser: argparse.ArgumentParser) -> None:
+
+def add_common_options(parser: argparse.ArgumentParser, hold_mb: float = HOLD_MB) -> None:
     """What is read and written, what is held out, and what becomes of bad rows."""
     add = parser.add_argument
     add("inputs", nargs="+", metavar="INPUT", help="files, folders of them, globs or URLs of these; see the README")
@@ -17,4 +19,6 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     help_text = "a row that cannot be trained on: stop, or leave it out and list it in rejected.jsonl (%(default)s)"
     add("--on-error", default="stop", choices=("stop", "skip"), help=help_text)
     add("--max-rejected", default=0.01, metavar="F", type=float, help="fail above this share of rows (%(default)s)")
+    help_text = "the longest row that may be in memory as a whole where it has to be; longer ones are bad (%(default)s)"
+    add("--hold-mb", default=hold_mb, metavar="N", type=float, help=help_text)
     add("--overwrite", action="store_true", help="replace what an earlier run of this command made there")

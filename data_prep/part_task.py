@@ -15,8 +15,8 @@ from data_prep.curation import DocumentFilter, FilterSettings, digest_pair, sign
 from data_prep.engines import EngineSettings
 from data_prep.errors import PrepError
 from data_prep.holdout import is_digest_held_out, sha256_of_text, utf8_size
-from data_prep.long_rows import LongDocument
-from data_prep.long_texts import pieces_of
+from data_prep.long_rows import LongDocument, Spool, too_much_to_hold
+from data_prep.long_texts import NoPlaceToCut, pieces_of
 from data_prep.part_files import HELD, MAIN, REJECTS, ROWS, TABLE, PartFacts, finish_part, new_folder, table_type
 from data_prep.parts import Part
 from data_prep.readers import open_reader
@@ -51,6 +51,7 @@ class PartSettings:
     skip_bad_rows: bool
     holdout: float  # 0..1
     filters: FilterSettings
+    most_held: int  # bytes of a row, or characters of its text, that may be held where they have to be
 
 
 @dataclass
@@ -83,14 +84,14 @@ def tokenise_part(settings: PartSettings, part: Part, parts: Path, engine: Engin
         done = 0
         for place, segment in enumerate(part.segments):
             source, every = settings.sources[segment.source], bool(settings.filters.predicate)
-            reader = open_reader(source, settings.text_key, segment.start, segment.end, every, folder)
+            spool = Spool(folder, settings.most_held)
+            reader = open_reader(source, settings.text_key, segment.start, segment.end, every, spool)
             for row in reader.rows():
-                if isinstance(row, Rejected):
+                refused = row if isinstance(row, Rejected) else writer.add(row)
+                if refused:
                     if not settings.skip_bad_rows:
-                        raise BadRow(part.number, place, row.line, row.reason)
-                    writer.reject(place, row)
-                else:
-                    writer.add(row)
+                        raise BadRow(part.number, place, refused.line, refused.reason)
+                    writer.reject(place, refused)
                 if isinstance(row, LongDocument):
                     row.remove()
                 del row
@@ -143,12 +144,17 @@ class _PartWriter:
         line = {"segment": segment, "line": row.line, "reason": row.reason}
         self._file(REJECTS).write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
 
-    def add(self, document: Document | LongDocument) -> None:
-        """Take a document, unless a filter leaves it out."""
-        reason = self._filter.reason_to_leave_out(document)
+    def add(self, document: Document | LongDocument) -> Rejected | None:
+        """Take a document, unless a filter leaves it out; or say why it cannot be taken."""
+        reason = self._filter.by_length(document)
+        if reason is None and isinstance(document, LongDocument):
+            refused = self._not_to_be_held(document)
+            if refused:
+                return refused
+        reason = reason or self._filter.by_predicate(document)
         if reason:
             self.facts.left_out[reason] = self.facts.left_out.get(reason, 0) + 1
-            return
+            return None
         if isinstance(document, LongDocument):
             text = document.text
             split = self._note(text.sha256, text.blocks())
@@ -157,10 +163,28 @@ class _PartWriter:
                     shutil.copyfileobj(row, self._file(ROWS), _COPY_BYTES)
                 self._file(ROWS).write(b"\n")
             self._encode_long(split, text.blocks(), text.utf8_bytes)
-            return
+            return None
         self._add_short(document)
         if len(self._records) >= _BATCH_DOCUMENTS:
             self.flush()
+        return None
+
+    def _not_to_be_held(self, document: LongDocument) -> Rejected | None:
+        """Why more of a document would be in memory at once than may be."""
+        most = self._settings.most_held
+        size = document.row.stat().st_size
+        if self._settings.filters.predicate and size > most:
+            what = f"a row of {size / 1e6:,.0f} MB for --filter (--max-chars leaves such out before)"
+            return too_much_to_hold(document.line, what, most)
+        try:
+            for _ in pieces_of(document.text.blocks(), _BATCH_CHARACTERS, self._settings.engine.cuts, most):
+                pass
+        except NoPlaceToCut:
+            what = (
+                f"in a text of {document.text.utf8_bytes / 1e6:,.0f} MB a stretch without a place where a token begins"
+            )
+            return too_much_to_hold(document.line, what, most)
+        return None
 
     def _add_short(self, document: Document) -> None:
         text, filters = document.text, self._settings.filters

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from data_prep.curation import FilterSettings, load_predicate
 from data_prep.errors import PrepError, refuse_not_utf8
 from data_prep.holdout import checked_fraction
+from data_prep.long_rows import LONG_ROW
 from data_prep.manifest import (
     MANIFEST,
     MadeFrom,
@@ -19,11 +21,13 @@ from data_prep.manifest import (
     load_manifest,
     shard_problems,
 )
+from data_prep.options import HOLD_MB
 from data_prep.sources import Source, sha256_of_file
 from data_prep.tokenising import Separators, TokenizerFacts
 
 MAIN, HELD_OUT = "main", "held-out"  # roles of a split
 _OWN_NAMES = ("parts", "records", "unfinished", "orders", "plan.json", "rejected.jsonl")  # in the staging folder
+_LEAST_HELD_MB = math.ceil(LONG_ROW / 1e6)  # shorter rows are in memory anyway
 _MOST_NAME_BYTES = 200  # of a split: file systems take 255, and some of its files' names begin with it
 
 
@@ -71,6 +75,10 @@ def checked_options(arguments: argparse.Namespace) -> dict[str, Any]:
         raise PrepError(f"--seq-len {arguments.seq_len}: expected the tokens a sequence, 1 or more (2048).")
     checked_common_options(arguments)
     refuse_not_utf8("--text-key ", arguments.text_key)
+    if not _LEAST_HELD_MB <= arguments.hold_mb <= 1e6:
+        raise PrepError(
+            f"--hold-mb {arguments.hold_mb:g}: expected megabytes of a row, from {_LEAST_HELD_MB} ({HOLD_MB})."
+        )
     if not 0.001 <= arguments.part_mb <= 1e9:
         raise PrepError(f"--part-mb {arguments.part_mb:g}: expected megabytes of input, 0.001 or more (33).")
     if arguments.usd_per_hour is not None and not 0 <= arguments.usd_per_hour < float("inf"):
@@ -87,7 +95,14 @@ def checked_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "holdout": checked_fraction(arguments.holdout),
         "holdout_split": arguments.holdout_split if arguments.holdout else None,
         **_curation(arguments),
+        **held_option(arguments),
     }
+
+
+def held_option(arguments: argparse.Namespace, default: float = HOLD_MB) -> dict[str, Any]:
+    """--hold-mb, where it is not what it is for manifests of --on-error skip that do not name it."""
+    matters = arguments.on_error == "skip" and arguments.hold_mb != default
+    return {"hold_mb": arguments.hold_mb} if matters else {}
 
 
 def checked_common_options(arguments: argparse.Namespace) -> None:

@@ -120,6 +120,7 @@ def make(arguments: argparse.Namespace, plan: Plan, tokenizer: Tokenizer, out: P
         skip_bad_rows=options["on_error"] == "skip",
         holdout=options["holdout"],
         filters=plan.filters,
+        most_held=round(arguments.hold_mb * 1e6),
     )
     part_bytes = round(arguments.part_mb * 1e6)
     parts = cut_into_parts(sources, part_bytes)

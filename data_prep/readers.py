@@ -1,11 +1,10 @@
 """The reader for each format."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Protocol
 
 from data_prep.formats import ParquetReader, TextReader
-from data_prep.long_rows import LongDocument
+from data_prep.long_rows import LongDocument, Spool
 from data_prep.reading import SourceReader
 from data_prep.rows import Document, Rejected
 from data_prep.sources import Source
@@ -36,14 +35,13 @@ def open_reader(
     start: int = 0,
     end: int | None = None,
     all_fields: bool = False,
-    spool: Path | None = None,
+    spool: Spool | None = None,
 ) -> Reader:
     """What reads the rows of a source that begin at bytes [start, end).
 
     Args:
         all_fields: a document's row has all that the source says of it, also where that costs more (parquet).
-        spool: a folder for the files of documents that are too long to hold, which are then LongDocuments; None: each
-            is a Document.
+        spool: where documents go that are too long to hold, which are then LongDocuments; None: each is a Document.
     """
     if source.path.endswith(".txt"):
         return TextReader(source, text_key, spool)

@@ -7,11 +7,10 @@ import io
 import math
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import BinaryIO, cast
 
 from data_prep.errors import PrepError
-from data_prep.long_rows import LONG_ROW, LongDocument, read_long_row
+from data_prep.long_rows import LONG_ROW, LongDocument, Spool, read_long_row, too_much_to_hold
 from data_prep.rows import Document, Rejected, parse_row
 from data_prep.sources import Source
 from data_prep.storage import FileState, open_file, remote_errors, state_of
@@ -24,7 +23,7 @@ class SourceReader:
 
     Args:
         end: None: to the end.
-        spool: a folder for the files of rows that are too long to hold; None: every row is held.
+        spool: where rows go that are too long to hold; None: every row is held.
 
     Raises:
         PrepError: compressed data that is damaged or cut short, or a file that changed while it was read.
@@ -32,7 +31,7 @@ class SourceReader:
     """
 
     def __init__(
-        self, source: Source, text_key: str, start: int = 0, end: int | None = None, spool: Path | None = None
+        self, source: Source, text_key: str, start: int = 0, end: int | None = None, spool: Spool | None = None
     ):
         self.source = source
         self._spool = spool
@@ -66,13 +65,17 @@ class SourceReader:
                 del line  # a row may be large: hold it once
         check_unchanged(self.source)
 
-    def lines(self) -> Iterator[bytes]:
-        """The lines as they stand in the file, without their ends; `rows_read` counts them."""
+    def lines(self, most: int) -> Iterator[bytes | Rejected]:
+        """The lines as they stand in the file, without their ends; `rows_read` counts them. Of `most` bytes at most."""
         with self._damage_in_words():
-            for line, _ in self._lines(-1):
+            for line, file in self._lines(most):
+                size = len(line)
+                while size >= most and not line.endswith(b"\n") and (more := file.readline(_BLOCK)):
+                    line, size = more, size + len(more)
                 row = line.rstrip(b"\r\n")
                 del line
-                yield row
+                what = f"a row of {size / 1e6:,.0f} MB"
+                yield row if size <= most else too_much_to_hold(self.rows_read, what, most)
                 del row
         check_unchanged(self.source)
 

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from data_prep.long_rows import LongDocument
+from data_prep.long_rows import LongDocument, Spool
 from data_prep.readers import open_reader
 from data_prep.reading import sample_bytes, sample_rows
 from data_prep.rows import Document, Rejected, parse_row
@@ -21,14 +21,15 @@ def sample_texts(sources: Sequence[Source], text_key: str) -> list[str]:
     """Beginnings of documents, always the same ones; rows that are no document are passed over."""
     chosen = sources[:: max(len(sources) // _SOURCES, 1)][:_SOURCES]
     texts: list[str] = []
-    with tempfile.TemporaryDirectory() as spool:  # of long rows of parquet
+    with tempfile.TemporaryDirectory() as folder:  # of long rows of parquet
+        spool = Spool(Path(folder), most_held=0)
         for source in chosen:
-            documents = (row for row in _rows(source, text_key, Path(spool)) if not isinstance(row, Rejected))
+            documents = (row for row in _rows(source, text_key, spool) if not isinstance(row, Rejected))
             texts += [document.text[:_CHARACTERS] for document in itertools.islice(documents, _DOCUMENTS)]
     return texts
 
 
-def _rows(source: Source, text_key: str, spool: Path) -> Iterator[Document | LongDocument | Rejected]:
+def _rows(source: Source, text_key: str, spool: Spool) -> Iterator[Document | LongDocument | Rejected]:
     """The first rows of a source, or as much of one as is read of it."""
     if source.path.endswith(".parquet"):
         yield from itertools.islice(open_reader(source, text_key, spool=spool).rows(), _DOCUMENTS)

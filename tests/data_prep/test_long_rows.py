@@ -20,7 +20,7 @@ import pytest
 from data_prep import long_rows, reading
 from data_prep.engines import EngineSettings
 from data_prep.holdout import is_held_out
-from data_prep.long_rows import LongDocument, read_long_row, read_long_text
+from data_prep.long_rows import LongDocument, Spool, read_long_row, read_long_text
 from data_prep.mds import read_index, token_stream
 from data_prep.rows import Document, Rejected, parse_row
 from data_prep.sources import find_sources
@@ -69,7 +69,7 @@ def rows(bad: list[str]) -> list[bytes]:
 
 
 def read(row: bytes, folder: Path, beginning: int) -> Document | Rejected:
-    found = read_long_row(3, row[:beginning], io.BytesIO(row[beginning:] + b"\r\n{}\n"), "text", folder)
+    found = read_long_row(3, row[:beginning], io.BytesIO(row[beginning:] + b"\r\n{}\n"), "text", Spool(folder, 10**6))
     if isinstance(found, Rejected):
         assert not list(folder.iterdir())
         return found
@@ -131,8 +131,8 @@ def test_rows_behind_a_long_one_are_read(suffix: str, tmp_path: Path, monkeypatc
     path = tmp_path / f"rows.jsonl{suffix}"
     path.write_bytes(gzip.compress(b"".join(lines)) if suffix else b"".join(lines))
     source = find_sources([str(path)])[0]
-    spool = tmp_path / "spool"
-    spool.mkdir()
+    spool = Spool(tmp_path / "spool", 10**6)
+    spool.folder.mkdir()
     expected = [orjson.loads(line)["text"] for line in lines]
     ends = [sum(map(len, lines[:n])) for n in range(len(lines) + 1)]
     ranges = [(0, source.bytes)] if suffix else [*itertools.pairwise(ends), (0, source.bytes), (0, 70)]
@@ -146,14 +146,58 @@ def test_rows_behind_a_long_one_are_read(suffix: str, tmp_path: Path, monkeypatc
         assert texts == (expected if suffix else inside)
 
 
+def test_what_a_row_has_beside_its_long_strings_is_limited(tmp_path: Path) -> None:
+    row = b'{"text": "' + b"ab " * 500 + b'", "numbers": [' + b"1, " * 500 + b"1]}"
+    for most, is_held in ((1600, True), (1400, False)):
+        found = read_long_row(3, row[:40], io.BytesIO(row[40:] + b"\n"), "text", Spool(tmp_path, most))
+        assert isinstance(found, LongDocument) == is_held
+        if isinstance(found, LongDocument):
+            found.remove()
+        else:
+            reason = "too much beside its long strings; at most --hold-mb 0.0014 of a row may be in memory as a whole"
+            assert found == Rejected(3, reason)
+        assert not list(tmp_path.iterdir())
+
+
+def test_what_must_be_held_is_limited(prepare: Callable[..., Any], jsonl: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("def good(row):\n    return True\n")
+    sentence = "peace and good will to all friends of the republic, "
+    texts = [sentence * 2, sentence * 190_000, sentence, "x" * 9_500_000, "Well. " * 20]
+    rows = jsonl([{"text": text} for text in texts])
+    word = "in a text of 10 MB a stretch without a place where a token begins; at most --hold-mb 9 of a row"
+    row = "a row of 10 MB for --filter (--max-chars leaves such out before); at most --hold-mb 9 of a row"
+    cases: list[tuple[list[str], list[tuple[int, str]]]] = [
+        ([], [(4, word)]),
+        (["--filter", f"{tmp_path}/own.py:good"], [(2, row), (4, row)]),
+        (["--filter", f"{tmp_path}/own.py:good", "--max-chars", "9000000"], []),
+    ]
+    for number, (options, expected) in enumerate(cases):
+        common = ["--hold-mb", "9", "--on-error", "skip", "--max-rejected", "0.5", *options]
+        made = prepare(rows, "--out", tmp_path / str(number), *common)
+        assert made.returncode == 0, made.stderr
+        rejected = tmp_path / str(number) / "train" / "rejected.jsonl"
+        lines = [json.loads(line) for line in rejected.read_text().splitlines()] if expected else []
+        assert rejected.exists() == bool(expected)
+        assert [
+            (int(line["place"].rpartition(":")[2]), line["reason"].partition(" may be")[0]) for line in lines
+        ] == expected
+    stopped = prepare(rows, "--out", tmp_path / "stopped", "--hold-mb", "9")
+    assert stopped.returncode == 1
+    assert f"{rows}:4: {word}" in stopped.stderr
+    assert not list((tmp_path / "stopped").glob("train"))
+    assert (
+        "--hold-mb 8: expected megabytes of a row, from 9 (12)" in prepare(rows, "--out", "x", "--hold-mb", "8").stderr
+    )
+
+
 def test_long_documents_in_every_format(
     prepare: Callable[..., Any], jsonl: Callable[..., Path], tokenizer: Path, tmp_path: Path
 ) -> None:
-    """Documents of 12 MB, in JSONL, parquet and text files: the ids of their texts encoded as a whole."""
+    """Documents of 9 MB, in JSONL, parquet and text files: the ids of their texts encoded as a whole."""
     rng = random.Random(0)
     words = ["peace", "and", "—", "good", "will", "“to”", "all", "friends", "of", "1789,", "the", "republic.\n"]
     paragraphs = [" ".join(rng.choices(words, k=150)) for _ in range(4)]
-    texts = [paragraph * (15_000 if number % 2 else 3) for number, paragraph in enumerate(paragraphs)]
+    texts = [paragraph * (10_500 if number % 2 else 3) for number, paragraph in enumerate(paragraphs)]
     (tmp_path / "texts").mkdir()
     for n, text in enumerate(texts):
         (tmp_path / "texts" / f"{n}.txt").write_text(text)
@@ -165,6 +209,7 @@ def test_long_documents_in_every_format(
     )
     again = again.rename(tmp_path / "again.jsonl")
     engine = EngineSettings("tokenizers", str(tokenizer / "tokenizer.json"), False).make()
+    ids_of = {text: engine.encode([text])[0] for text in (*texts, texts[1] + "Well.", "B " + texts[2])}
     held = [text for text in texts if is_held_out(text, 0.5)]
     kept = [text for text in texts if not is_held_out(text, 0.5)]
     runs: list[tuple[Path, list[str], list[str]]] = [
@@ -178,7 +223,7 @@ def test_long_documents_in_every_format(
     for number, (source, expected, options) in enumerate(runs):
         made = prepare(source, "--out", tmp_path / str(number), *options)
         assert made.returncode == 0, made.stderr
-        ids = np.concatenate([np.append(ids, 0) for ids in engine.encode(expected)])  # 0: EOS
+        ids = np.concatenate([np.append(ids_of[text], 0) for text in expected])  # 0: EOS
         written = np.concatenate(list(token_stream(read_index(tmp_path / str(number) / "train"))))
         assert written.tolist() == ids[: len(written)].tolist()
         assert len(ids) - len(written) < 64

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import random
+import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from data_prep.engines import NAMES, EngineSettings
-from data_prep.long_texts import cut_rule, pieces_of
+from data_prep.long_texts import CutRule, NoPlaceToCut, cut_rule, pieces_of
 
 
 def test_long_texts_are_cut_where_tokens_begin(tokenizer: Path, texts: list[str]) -> None:
@@ -26,6 +30,42 @@ def test_long_texts_are_cut_where_tokens_begin(tokenizer: Path, texts: list[str]
         assert np.array_equal(np.concatenate(engine.encode(pieces)), engine.encode([text])[0])
         assert list(pieces_of(["日本語" * 1000], 10, rule)) == ["日本語" * 1000]
     assert list(pieces_of(["one text", " of two blocks"], 1, None)) == ["one text of two blocks"]
+
+
+@pytest.mark.parametrize("place", ["(?<=[a-z])(?=[,.])", "(?<=[^ ▁])(?= [^ ▁])"])
+@pytest.mark.parametrize("left_out", [0, 1])
+def test_pieces_do_not_depend_on_blocks(place: str, left_out: int) -> None:
+    rng = random.Random(3)
+    rule = CutRule(place, left_out)
+    for _ in range(300):
+        text = "".join(rng.choices("ab ,▁", k=rng.randrange(60)))
+        ends = sorted(rng.choices(range(len(text) + 1), k=rng.randrange(9)))
+        blocks = [text[start:end] for start, end in itertools.pairwise([0, *ends, len(text)])]
+        characters = rng.randrange(1, 9)
+        pieces = list(pieces_of([text], characters, rule))
+        assert list(pieces_of(blocks, characters, rule)) == pieces
+        found, start = [], 0
+        while cut := re.compile(place).search(text, start + characters):
+            found.append(text[start : cut.start()])
+            start = cut.start() + left_out
+        assert pieces == [*found, text[start:]]
+
+
+def test_a_stretch_without_a_place_is_limited_and_takes_linear_time() -> None:
+    rule = CutRule("(?<=[a-z])(?=,)", 0)
+    text = ["ab,cd," * 100, "x" * 500, "y" * 400, ",z"]
+    assert max(map(len, pieces_of(text, 50, rule, 1000))) == 940  # with what is in front of them
+    with pytest.raises(NoPlaceToCut):
+        list(pieces_of(text, 50, rule, 850))
+    with pytest.raises(NoPlaceToCut):
+        list(pieces_of(text, 50, None, 1500))
+    took = []
+    for count in (200, 400):
+        start = time.process_time()
+        (piece,) = pieces_of(("x" * 100_000 for _ in range(count)), 50, rule)
+        took.append(time.process_time() - start)
+        assert len(piece) == count * 100_000
+    assert took[1] < 3 * took[0] + 0.1  # 400 blocks joined one by one are four times 200
 
 
 GPT_4 = (

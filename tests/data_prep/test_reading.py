@@ -167,3 +167,15 @@ def test_a_network_that_fails_is_not_damage(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(OSError, match="RuntimeError: no route") as failed:
         list(SourceReader(source, "text").rows())
     assert failed.value.filename == "memory://net/a.jsonl"
+
+
+@pytest.mark.parametrize("last", [b"", b"\n", b"\r\n"])
+def test_lines_that_are_too_long_are_refused_and_the_next_are_read(last: bytes, tmp_path: Path) -> None:
+    lines = [b"a" * 9, b"b" * 10, b"c" * 11, b"", b"d" * 3_000_000, b"e" * 8]
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\n".join(lines) + last)
+    found = list(SourceReader(find_sources([str(path)])[0], "").lines(10))
+    assert [row for row in found if isinstance(row, bytes)] == [b"a" * 9, b"", b"e" * 8]
+    refused = {row.line: row.reason for row in found if isinstance(row, Rejected)}
+    assert list(refused) == [2, 3, 5]
+    assert refused[5].startswith("a row of 3 MB; at most --hold-mb 1e-05 of a row may be in memory")
