@@ -105,8 +105,8 @@ def bounded(work: Path, tokenizer: Path) -> dict[str, Any]:
 def bounded_table(section: dict[str, Any]) -> list[str]:
     lines = [
         "One worker, gigatoken. Arrow decodes a value of a parquet file as a whole, and a filter's function is given",
-        "the row, where `--hold-mb` lets it: these two grow. What grows otherwise is the engine's cache of words, which",
-        "is emptied at 160 MiB.",
+        "the row, where `--hold-mb` lets it: these two grow. What else grows is the engine's cache of words, which is",
+        "emptied at 160 MiB.",
         "",
         "| input | tokenizer | options | wall s | CPU-s | peak MB |",
         "|---|---|---|---|---|---|",
