@@ -22,7 +22,7 @@ from recipes.config.check import check
 from recipes.config.keys import KeyPath, Place, Problem, RecipeError
 from recipes.config.load import Recipe, load, merge
 from recipes.talking.loading import say_what_is_ignored
-from recipes.training.checkpoints import find_checkpoints
+from recipes.training.checkpoints import FILENAME, SHARDED, find_checkpoints
 from recipes.weights.trained import folder_config_of
 
 LENGTHS = ("max_seq_len", "max_position_embeddings", "n_positions")  # of a model's section or config.json
@@ -135,8 +135,8 @@ def _latest(trained: Recipe, folder: Path) -> Path | None:
     if "://" in save_folder:
         return None
     inside = folder / "checkpoints" if save_folder.rstrip("/").endswith("checkpoints") else folder
-    filename = trained.get("save_filename", "ep{epoch}-ba{batch}-rank{rank}.pt")
-    for pattern, sharded in ((filename, False), ("ep{epoch}-ba{batch}", True)):
+    filename = trained.get("save_filename", FILENAME)
+    for pattern, sharded in ((filename, False), (SHARDED, True)):
         newest = find_checkpoints(inside, pattern, sharded).newest
         if newest is not None:
             say_what_is_ignored(newest, trained)

@@ -22,6 +22,7 @@ from recipes.cost.flops import llm_foundry_flops_per_token
 from recipes.cost.hardware import Gpu, find_gpu
 from recipes.cost.memory import MemoryEstimate, fits, largest_microbatch, memory, smallest_change
 from recipes.cost.rate import Rate, choose_rate, cost_section
+from recipes.cost.run_length import read_duration
 from recipes.cost.scaling import DEFAULT_LAW, TrainingBalance, balance, scaling_law
 from recipes.cost.setup import Setup, read_setup, tokens_of_run
 from recipes.cost.throughput import StepTime, step_time
@@ -124,19 +125,25 @@ def estimate(
     assert setup.microbatch_sequences is not None
     step = step_time(setup, row)
     tokens = tokens_of_run(recipe, dataset_tokens)
+    duration = read_duration(recipe.get("max_duration"))
     hours = gpu_hours = None
-    if tokens is not None:
+    if duration is not None and duration.unit == "sec":
+        hours = Range(*[duration.amount / 3600] * 3)
+        gpu_hours = hours.times(gpus)
+    elif tokens is not None:
         gpu_hours = gpu_hours_of(tokens / step.tokens_per_s_per_gpu / 3600, step.hidden_speedup)
         hours = gpu_hours.times(1 / gpus)
+    # a price that is asked for here comes before the recipe's
+    stated_rate = None if prices_file or price_kind else section.get("usd_per_device_hour")
     rate = choose_rate(
         row.name,
-        usd_per_device_hour=section.get("usd_per_device_hour") if usd_per_gpu_hour is None else usd_per_gpu_hour,
+        usd_per_device_hour=stated_rate if usd_per_gpu_hour is None else usd_per_gpu_hour,
         prices_file=prices_file or section.get("prices_file"),
         price_kind=price_kind or section.get("price_kind") or "on_demand",
     )
-    kwh = None
-    if gpu_hours is not None and row.watts is not None:
-        kwh = gpu_hours.times(row.watts / 1000 * power_usage_effectiveness)
+    kwh, watts = None, section.get("watts_per_device") or row.watts
+    if gpu_hours is not None and watts is not None:
+        kwh = gpu_hours.times(watts / 1000 * power_usage_effectiveness)
     parameters = setup.parameters.total
     # scaling laws say nothing of weights that have been trained
     scratch = None if recipe.get("pretrained") or setup.is_frozen else tokens
@@ -205,9 +212,12 @@ def _notes(setup: Setup, gpu: Gpu, recipe: Mapping[str, Any], tokens: int | None
             f"global_train_batch_size {setup.global_batch_sequences} does not divide by {setup.gpus} GPUs: some wait "
             "for others, and LLM Foundry refuses to start"
         )
-    if tokens is None:
-        duration = recipe["max_duration"]
-        notes.append(f"max_duration {duration} is not in tokens: give dataset_tokens to have hours and dollars")
+    duration = read_duration(recipe["max_duration"])
+    if duration is not None and duration.unit == "sec":
+        notes.append(f"max_duration {recipe['max_duration']} is time: how many tokens that is depends on the speed")
+    elif tokens is None:
+        written = recipe["max_duration"]
+        notes.append(f"max_duration {written} is not in tokens: give dataset_tokens to have hours and dollars")
     if gpu.name not in MEASURED_GPUS:
         like = gpu.efficiency_like
         notes.append(f"{gpu.name} was not measured: its share of the peak is taken to be that of {like} GPUs")

@@ -76,7 +76,9 @@ def memory(setup: Setup, gpu: Gpu) -> MemoryEstimate:
     shards = shards_of(setup, gpu)
     tokens = setup.microbatch_sequences * setup.tokens_per_item
     block = tokens * _saved_numbers_per_token(setup) * setup.compute_bytes  # what one block's backward pass needs
-    kept = tokens * s.d_model * setup.compute_bytes if setup.recompute else block  # of every block, until then
+    # of every block, until then; without sharding the weights are fp32, and so is what goes from block to block
+    residual = MASTER_BYTES if setup.sharding == "NO_SHARD" else setup.compute_bytes
+    kept = tokens * s.d_model * residual if setup.recompute else block
     activations: float = s.n_layers * kept
     working = block if setup.recompute else 0
     working += tokens * 2 * (s.ffn_hidden_size + s.d_model) * setup.compute_bytes  # gradients on their way back

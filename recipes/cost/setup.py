@@ -144,28 +144,41 @@ def read_setup(recipe: Mapping[str, Any], gpus: int) -> Setup:
     )
 
 
-def tokens_of_run(recipe: Mapping[str, Any], dataset_tokens: int | None = None) -> int | None:
-    """Tokens of `max_duration`; None when it is in epochs and the dataset's size is not given, or in seconds.
+def steps_of_run(recipe: Mapping[str, Any], dataset_tokens: int | None = None) -> int | None:
+    """Global batches of `max_duration`; None when it is in epochs and the dataset's size is not given, or in seconds.
 
-    63900ba counts global batches of global_train_batch_size * max_seq_len tokens, 1000sp sequences, 1e9tok tokens.
+    63900ba counts batches of global_train_batch_size * max_seq_len tokens, 1000sp sequences, 1e9tok tokens. A batch is
+    trained on as a whole, and so are those of an epoch, whose last one is left out with `drop_last`.
     """
     written = _required(recipe, "max_duration")
     duration = read_duration(written)
     if duration is None or duration.unit == "dur":
         raise ValueError(f"max_duration: got {written!r}, expected a number and a unit such as 63900ba, 1ep or 2e9tok.")
-    amount, unit = duration
-    seq_len = positive_integer("max_seq_len", _required(recipe, "max_seq_len"))
-    tokens_per_item = seq_len * sequences_per_item(recipe)
-    if unit == "tok":
-        return int(amount)
-    if unit == "sp":
-        return int(amount) * tokens_per_item
+    amount, unit = int(duration.amount), duration.unit
     if unit == "ba":
-        batch = positive_integer("global_train_batch_size", _required(recipe, "global_train_batch_size"))
-        return int(amount) * batch * tokens_per_item
-    if unit == "ep" and dataset_tokens is not None:
-        return int(amount * dataset_tokens)
-    return None
+        return amount
+    if unit == "tok":
+        return -(-amount // tokens_per_step(recipe))
+    if unit == "sp":
+        return -(-amount // positive_integer("global_train_batch_size", _required(recipe, "global_train_batch_size")))
+    if unit != "ep" or dataset_tokens is None:
+        return None
+    loader = recipe.get("train_loader")
+    drop_last = isinstance(loader, Mapping) and loader.get("drop_last")
+    per_epoch, left = divmod(dataset_tokens, tokens_per_step(recipe))
+    return amount * (per_epoch + bool(left and not drop_last))
+
+
+def tokens_of_run(recipe: Mapping[str, Any], dataset_tokens: int | None = None) -> int | None:
+    """Tokens of `steps_of_run`; None where it is none, or there is not one step."""
+    steps = steps_of_run(recipe, dataset_tokens)
+    return steps * tokens_per_step(recipe) if steps else None
+
+
+def tokens_per_step(recipe: Mapping[str, Any]) -> int:
+    """Tokens of a global batch, padding included."""
+    batch = positive_integer("global_train_batch_size", _required(recipe, "global_train_batch_size"))
+    return batch * positive_integer("max_seq_len", _required(recipe, "max_seq_len")) * sequences_per_item(recipe)
 
 
 def sequences_per_item(recipe: Mapping[str, Any]) -> int:
@@ -199,9 +212,15 @@ def _sharding(fsdp: Mapping[str, Any] | None, gpus: int) -> str:
 
 
 def _shard_degree(fsdp: Mapping[str, Any], gpus: int) -> int | None:
-    degree = fsdp.get("data_parallel_shard_degree", -1)
+    degree, replicas = fsdp.get("data_parallel_shard_degree", -1), fsdp.get("data_parallel_replicate_degree")
     if degree in (-1, None):
-        return None
+        if replicas is None:
+            return None
+        replicas = positive_integer("fsdp_config.data_parallel_replicate_degree", replicas)
+        if gpus % replicas:
+            text = f"got {replicas}, expected a divisor of {gpus} GPUs"
+            raise ValueError(f"fsdp_config.data_parallel_replicate_degree: {text}.")
+        return gpus // replicas
     degree = positive_integer("fsdp_config.data_parallel_shard_degree", degree)
     if gpus % degree:
         raise ValueError(f"fsdp_config.data_parallel_shard_degree: got {degree}, expected a divisor of {gpus} GPUs.")

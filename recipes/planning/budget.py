@@ -21,7 +21,8 @@ from recipes.cost.hardware import Gpu, find_gpu, gpu_from_device_name
 from recipes.cost.ledger import Ledger, first_start_unix_s, usd_of
 from recipes.cost.rate import choose_rate, cost_section
 from recipes.reports.runs import METRICS, last_step
-from recipes.training.batches import sequences_per_epoch
+from recipes.training.batches import dataset_tokens
+from recipes.training.checkpoints import step_of, to_go_on_from
 
 EXIT_BUDGET = 3  # of train.py: refused or stopped by the guard
 WARN_AT = (0.5, 0.8, 0.95)  # shares of the budget
@@ -95,8 +96,19 @@ def _refusal(recipe: Recipe, guard: Mapping[str, Any], folder: Path, devices: in
         return None
     to_do = 1.0
     if plan.steps:  # not by tokens, of which the meter counts no padding
-        to_do = max(0.0, 1 - last_step(folder / METRICS) / plan.steps)
+        to_do = max(0.0, 1 - _steps_done(recipe, folder) / plan.steps)
     return _compare(plan, to_do, spent, budget, left_s)
+
+
+def _steps_done(recipe: Recipe, folder: Path) -> int:
+    """Steps that the run need not do: those before the checkpoint that it goes on from."""
+    if "://" in str(recipe.get("save_folder")):  # which is not looked into: the last step that was logged
+        return last_step(folder / METRICS)
+    found = to_go_on_from(recipe)
+    if found is None or found.newest is None:
+        return 0
+    step = step_of(recipe, found.newest)
+    return last_step(folder / METRICS) if step is None else step
 
 
 def _compare(plan: Estimate, to_do: float, spent: float, budget: float | None, left_s: float | None) -> str | None:
@@ -113,10 +125,8 @@ def _compare(plan: Estimate, to_do: float, spent: float, budget: float | None, l
 
 
 def _plan(recipe: Recipe, gpu: Gpu, devices: int, rate: float | None) -> Estimate | None:
-    sequences = sequences_per_epoch(recipe)
-    tokens = None if sequences is None else sequences * int(recipe["max_seq_len"])
     try:
-        return estimate(recipe.values, gpu.name, devices, usd_per_gpu_hour=rate, dataset_tokens=tokens)
+        return estimate(recipe.values, gpu.name, devices, usd_per_gpu_hour=rate, dataset_tokens=dataset_tokens(recipe))
     except ValueError:  # a model or precision that the estimator does not count
         return None
 

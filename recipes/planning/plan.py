@@ -29,7 +29,7 @@ from recipes.cost.memory import MemoryEstimate, largest_microbatch, memory
 from recipes.cost.rate import cost_section
 from recipes.cost.scaling import DEFAULT_LAW, optimal_with_inference, scaling_law
 from recipes.cost.spend import Purchase, best_for
-from recipes.training.batches import sequences_per_epoch
+from recipes.training.batches import dataset_tokens
 
 GPUS = 8  # one node, where neither --gpus nor --deadline says how many
 MOST_GPUS = 4096
@@ -158,11 +158,7 @@ def _plan(recipe: Recipe, gpu: str, options: Options) -> Plan:
     assumed: list[str] = []
     section = cost_section(recipe.values)
     values = _rate_of_this_gpu(recipe, gpu, options, assumed)
-    dataset_tokens = options.dataset_tokens
-    if dataset_tokens is None:
-        sequences = sequences_per_epoch(recipe)
-        dataset_tokens = None if sequences is None else sequences * int(recipe["max_seq_len"])
-
+    tokens = dataset_tokens(recipe) if options.dataset_tokens is None else options.dataset_tokens
     pue = _first(options.power_usage_effectiveness, section.get("power_usage_effectiveness"), POWER_USAGE_EFFECTIVENESS)
     carbon = _first(options.kg_co2e_per_kwh, section.get("kg_co2e_per_kwh"), KG_CO2E_PER_KWH)
 
@@ -174,7 +170,7 @@ def _plan(recipe: Recipe, gpu: str, options: Options) -> Plan:
             usd_per_gpu_hour=options.usd_per_gpu_hour,
             prices_file=options.prices_file,
             price_kind=options.price_kind,
-            dataset_tokens=dataset_tokens,
+            dataset_tokens=tokens,
             law=options.law,
             power_usage_effectiveness=pue,
             kg_co2e_per_kwh=carbon,
@@ -203,7 +199,7 @@ def _plan(recipe: Recipe, gpu: str, options: Options) -> Plan:
         gpus_for_deadline=in_time,
     )
     if options.deadline_hours is not None and plan.hours is not None:
-        made = dataclasses.replace(made, meets_deadline=plan.hours.mid <= options.deadline_hours)
+        made = dataclasses.replace(made, meets_deadline=_in_time(plan, options.deadline_hours))
     if options.budget_usd is not None:
         made = _with_budget(made, values, options)
     if options.inference_tokens and plan.predicted_loss is not None:
@@ -219,6 +215,8 @@ def _rate_of_this_gpu(recipe: Recipe, gpu: str, options: Options, assumed: list[
     stated_for = section.get("gpu")
     other = stated_for is not None and (str(stated_for).lower() == "cpu" or find_gpu(str(stated_for)).name != gpu)
     compared = options.gpu is None and _recipe_gpu(recipe) is None
+    if other or compared:
+        section.pop("watts_per_device", None)
     rate = section.get("usd_per_device_hour")
     if rate is not None and options.usd_per_gpu_hour is None:
         if other or compared:
@@ -266,9 +264,7 @@ def _memory(plan: Estimate, recompute: bool) -> tuple[MemoryEstimate, int]:
 
 
 def _in_time(plan: Estimate, deadline_hours: float) -> bool:
-    return (
-        plan.hours is not None and plan.hours.mid <= deadline_hours and (plan.fits or plan.max_microbatch_sequences > 0)
-    )
+    return plan.hours is not None and plan.hours.mid <= deadline_hours and plan.fits
 
 
 def _divisors(batch: int) -> list[int]:

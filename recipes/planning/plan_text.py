@@ -56,7 +56,7 @@ def print_comparison(plans: Sequence[Plan], left_out: Sequence[str]) -> None:
         rate = e.rate.usd_per_device_hour
         row += ["?" if rate is None else f"{rate:.2f}", _mid(e.kwh)]
         if with_budget:
-            row.append("nothing fits" if plan.best is None else _bought_briefly(plan.best))
+            row.append(_for_the_budget(plan))
         table.add_row(*row)
     console.print()
     console.print(table)
@@ -252,13 +252,19 @@ def _mid(value: Range | None) -> str:
     return "?" if value is None else _number(value.mid)
 
 
+def _for_the_budget(plan: Plan) -> str:
+    if plan.model_is_given:
+        return "?" if plan.tokens_for_budget is None else f"{_short(plan.tokens_for_budget)} tokens"
+    return "nothing" if plan.best is None else _bought_briefly(plan.best)
+
+
 def _bought_briefly(bought: Purchase) -> str:
     return f"{_short(bought.params_total)} parameters × {_short(bought.tokens)} tokens, loss {bought.loss:.3f}"
 
 
 def _short(count: float) -> str:
     for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
-        if count >= size:
+        if count >= size * 0.9995:
             return f"{count / size:.3g} {unit}"
     return f"{count:,.0f}"
 

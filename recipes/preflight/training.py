@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from recipes.config.contradictions import world_size
 from recipes.config.keys import KeyPath, Problem, RecipeError, walk
 from recipes.config.load import Recipe, load
 from recipes.preflight.data import data_problems, loaders
@@ -14,8 +12,8 @@ from recipes.preflight.evaluation import shot_problems, task_file_problems
 from recipes.preflight.machine import device_problems, disk_problems
 from recipes.preflight.packages import package_problems
 from recipes.preflight.weights import pretrained_problems, tokenizer_problems, weight_problems
-from recipes.reports.runs import run_folder, run_name
-from recipes.training.checkpoints import find_checkpoints
+from recipes.reports.runs import run_folder
+from recipes.training.checkpoints import to_go_on_from
 
 
 def preflight(recipe: Recipe) -> list[Problem]:
@@ -41,16 +39,10 @@ NOT_THE_MODEL = {"use_train_metrics", "additional_train_metrics", "loss_fn", "in
 
 def resume_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     """A run that would go on from the checkpoints of another model, or with another optimizer in name alone."""
-    save_folder, folder = recipe.get("save_folder"), run_folder(recipe)
-    starts_anew = recipe.values.get("autoresume") is False or recipe.get("save_overwrite")
-    if not save_folder or "://" in save_folder or starts_anew or recipe.get("save_weights_only"):
+    folder, found = run_folder(recipe), to_go_on_from(recipe)
+    if found is None or found.newest is None or not (folder / "recipe.yaml").is_file():
         return
-    kept = Path(save_folder.replace("{run_name}", run_name(recipe)))
-    sharded = world_size() > 1 and recipe.get("fsdp_config.state_dict_type") == "sharded"
-    filename = recipe.get("save_filename", "ep{epoch}-ba{batch}-rank{rank}.pt")
-    found = find_checkpoints(kept, "ep{epoch}-ba{batch}" if sharded else filename, sharded)
-    if not (folder / "recipe.yaml").is_file() or found.newest is None:
-        return
+    kept = found.newest.parent
     try:
         before = load(folder / "recipe.yaml")
     except RecipeError:

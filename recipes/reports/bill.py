@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -177,11 +177,28 @@ def print_bills(bills: Sequence[Bill]) -> None:
             console.print(f"  [yellow]note:[/yellow] {warning}")
         console.print()
     if len(bills) > 1:
-        totals = [bill.usd for bill in bills]
-        known = sum(usd for usd in totals if usd is not None)
-        missing = sum(usd is None for usd in totals)
+        missing = sum(bill.usd is None for bill in bills)
         unknown = f", and {missing} without a rate" if missing else ""
-        console.print(f"[bold]{len(bills)} runs: ${known:,.4f}[/bold]{unknown}")
+        known, shared = usd_of_all(bill for bill in bills if bill.usd is not None)
+        twice = f"; ${shared:,.4f} of it in several of them, counted once" if shared else ""
+        console.print(f"[bold]{len(bills)} runs: ${known:,.4f}[/bold]{unknown}{twice}")
+
+
+def usd_of_all(bills: Iterable[Bill]) -> tuple[float, float]:
+    """Dollars of several runs, each process once, and how much of it is of processes that several know of.
+
+    A run that began at another's checkpoint has that one's processes in its ledger.
+    """
+    paid: dict[str, float] = {}
+    shared: dict[str, float] = {}
+    for bill in bills:
+        rates = [s.usd_per_device_hour for s in bill.segments if s.usd_per_device_hour is not None]
+        for segment in bill.segments:
+            usd = usd_of([segment], rates[-1] if rates else None) or 0.0
+            if segment.id in paid:
+                shared[segment.id] = usd
+            paid[segment.id] = max(usd, paid.get(segment.id, 0.0))
+    return sum(paid.values()), sum(shared.values())
 
 
 def _end_of(start: Start) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from recipes.config.load import Recipe
 from recipes.screen import is_first_of_machine, is_first_rank
-from recipes.training.checkpoints import find_checkpoints
+from recipes.training.checkpoints import FILENAME, SHARDED, find_checkpoints
 from recipes.training.lora import Merged, has_adapters, scaling
 from recipes.training.startup import light_imports
 from recipes.weights.trained import Trained, find_trained, folder_config_of, is_hf_folder
@@ -53,9 +53,9 @@ def load_model(path: Path, tokenizer: str | None = None, recipe: Path | None = N
 
 def say_what_is_ignored(newest: Path, recipe: Recipe) -> None:
     """On stderr, the checkpoints beside the newest whole one that are not whole: they may be newer than it."""
-    filename = recipe.get("save_filename", "ep{epoch}-ba{batch}-rank{rank}.pt")
+    filename = recipe.get("save_filename", FILENAME)
     sharded = newest.is_dir()
-    broken = find_checkpoints(newest.parent, "ep{epoch}-ba{batch}" if sharded else filename, sharded).broken
+    broken = find_checkpoints(newest.parent, SHARDED if sharded else filename, sharded).broken
     if broken and is_first_rank():
         print(f"taking {newest}; ignored {', '.join(p.name for p in broken)}: not whole", file=sys.stderr)
 

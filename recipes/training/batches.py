@@ -12,8 +12,7 @@ from typing import Any
 
 from recipes.config.contradictions import world_size
 from recipes.config.load import Recipe
-from recipes.cost.run_length import read_duration
-from recipes.cost.setup import sequences_per_item
+from recipes.cost.setup import sequences_per_item, steps_of_run, tokens_per_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,37 +45,28 @@ def plan_batches(recipe: Recipe, devices: int | None = None) -> Batches:
     per_device = per_step // devices
     micro = recipe.get("device_train_microbatch_size", "auto")
     microbatch = None if micro == "auto" else min(micro, per_device)
-    tokens_per_step = per_step * int(recipe["max_seq_len"]) * sequences_per_item(recipe.values)
-    steps = _steps(recipe, per_step, tokens_per_step)
+    tokens = tokens_per_step(recipe.values)
+    try:
+        steps = steps_of_run(recipe.values, dataset_tokens(recipe))
+    except ValueError:  # no duration
+        steps = None
     return Batches(
         devices=devices,
         sequences_per_step=per_step,
         sequences_per_device=per_device,
         microbatch=microbatch,
         gradient_accumulation=None if microbatch is None else math.ceil(per_device / microbatch),
-        tokens_per_step=tokens_per_step,
+        tokens_per_step=tokens,
         steps=steps,
-        tokens=None if steps is None else steps * tokens_per_step,
+        tokens=None if steps is None else steps * tokens,
         items="pairs" if sequences_per_item(recipe.values) == 2 else "sequences",
     )
 
 
-def _steps(recipe: Recipe, per_step: int, tokens_per_step: int) -> int | None:
-    duration = read_duration(recipe["max_duration"])
-    if duration is None:
-        return None
-    amount, unit = int(duration.amount), duration.unit
-    if unit == "ba":
-        return amount
-    if unit == "tok":
-        return math.ceil(amount / tokens_per_step)
-    if unit == "sp":
-        return math.ceil(amount / per_step)
-    sequences = sequences_per_epoch(recipe)
-    if unit != "ep" or sequences is None:
-        return None
-    per_epoch = sequences / per_step
-    return amount * (math.floor(per_epoch) if recipe.get("train_loader.drop_last") else math.ceil(per_epoch))
+def dataset_tokens(recipe: Recipe) -> int | None:
+    """Tokens of an epoch of the training data here, padding included; None where that cannot be said."""
+    items = sequences_per_epoch(recipe)
+    return None if items is None else items * int(recipe["max_seq_len"]) * sequences_per_item(recipe.values)
 
 
 def sequences_per_epoch(recipe: Recipe) -> int | None:
@@ -104,10 +94,11 @@ def _number(text: str) -> int | None:
 def samples_per_epoch(dataset: Mapping[str, Any]) -> int | None:
     """Samples in the local shards that a `dataset:` section names; None where they are not all on this machine."""
     total = 0
-    for folder in shard_folders(dataset):
+    for stream, folder in _streams(dataset):
         try:
             index = json.loads((folder / "index.json").read_text())
-            total += sum(int(shard["samples"]) for shard in index["shards"])
+            samples = sum(int(shard["samples"]) for shard in index["shards"])
+            total += int(stream.get("choose") or samples * (stream.get("repeat") or 1))
         except (OSError, ValueError, KeyError, TypeError):
             return None
     return total or None
@@ -115,12 +106,16 @@ def samples_per_epoch(dataset: Mapping[str, Any]) -> int | None:
 
 def shard_folders(dataset: Mapping[str, Any]) -> list[Path]:
     """Folders on this machine where a `dataset:` section keeps (or will cache) its shards."""
-    streams = dataset.get("streams") or {"": dataset}
-    folders = []
-    for stream in streams.values():
+    return [folder for _, folder in _streams(dataset)]
+
+
+def _streams(dataset: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], Path]]:
+    """The streams that have a folder on this machine, with it."""
+    found = []
+    for stream in (dataset.get("streams") or {"": dataset}).values():
         remote = stream.get("remote")
         root = remote if remote and "://" not in str(remote) else stream.get("local")
         split = stream.get("split") or dataset.get("split")
         if root:
-            folders.append(Path(str(root)) / str(split) if split else Path(str(root)))
-    return folders
+            found.append((stream, Path(str(root)) / str(split) if split else Path(str(root))))
+    return found

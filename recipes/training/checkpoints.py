@@ -17,6 +17,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from recipes.config.contradictions import world_size
+from recipes.config.load import Recipe
+from recipes.reports.runs import run_name
+
+FILENAME = "ep{epoch}-ba{batch}-rank{rank}.pt"  # of a full checkpoint, where the recipe names none
+SHARDED = "ep{epoch}-ba{batch}"
 PARTIAL = ".partial-"  # prefix of a checkpoint that is still being written
 
 
@@ -51,6 +57,28 @@ def find_checkpoints(folder: Path, filename: str, sharded: bool) -> Found:
     if folder.is_dir():
         broken += sorted(folder.glob(f"{PARTIAL}*"))
     return Found(whole[-1] if whole else None, tuple(whole), tuple(broken))
+
+
+def to_go_on_from(recipe: Recipe) -> Found | None:
+    """What a run of a recipe would find in its save folder; None where it starts anew, or the folder is elsewhere."""
+    save_folder = recipe.get("save_folder")
+    starts_anew = recipe.values.get("autoresume") is False or recipe.get("save_overwrite")
+    if not save_folder or "://" in save_folder or starts_anew or recipe.get("save_weights_only"):
+        return None
+    folder = Path(save_folder.replace("{run_name}", run_name(recipe)))
+    sharded = world_size() > 1 and recipe.get("fsdp_config.state_dict_type") == "sharded"
+    return find_checkpoints(folder, SHARDED if sharded else _filename(recipe), sharded)
+
+
+def step_of(recipe: Recipe, checkpoint: Path) -> int | None:
+    """The step that a checkpoint of a recipe was saved after, by its name; None where the name has no step."""
+    match = _pattern(SHARDED if checkpoint.is_dir() else _filename(recipe)).fullmatch(checkpoint.name)
+    step = match.groupdict().get("batch") if match else None
+    return None if step is None else int(step)
+
+
+def _filename(recipe: Recipe) -> str:
+    return str(recipe.get("save_filename", FILENAME))
 
 
 def set_latest(folder: Path, latest: str, found: Found) -> None:

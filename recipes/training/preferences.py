@@ -49,7 +49,7 @@ class PreferenceModel(ComposerModel):
         self.model = model.model
         self.tokenizer = model.tokenizer
         self.beta = beta
-        self._flops_per_token = model.flops_per_batch({"input_ids": torch.zeros(1, 1, dtype=torch.long)})
+        self._flops_of_sequences = model.flops_per_batch
         self._metrics = {"PairLoss": PairLoss(), "PairAccuracy": PairAccuracy()}
         if not list(_adapters(self.model)):
             raise ValueError("dpo compares with the model without its adapters: set model.peft_config (LoRA)")
@@ -75,8 +75,8 @@ class PreferenceModel(ComposerModel):
         metric.update(-F.logsigmoid(outputs) if isinstance(metric, PairLoss) else (outputs > 0).float())
 
     def flops_per_batch(self, batch: Mapping[str, Tensor]) -> float:
-        """Forward and backward over both answers, and the forward pass without adapters: a third more."""
-        return self._flops_per_token * batch["input_ids"].numel() * 4 / 3
+        """As the language model counts both answers: what a plan's MFU is of, one forward pass of two left out."""
+        return self._flops_of_sequences({"input_ids": batch["input_ids"].flatten(0, 1)})
 
     def _answers(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Log-probability of each answer under the model, (B, 2)."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from composer.utils import dist
 
-from recipes.training.checkpoints import Found, find_checkpoints, set_latest, write_whole_files
+from recipes.training.checkpoints import FILENAME, SHARDED, Found, find_checkpoints, set_latest, write_whole_files
 
 
 def _is_sharded(settings: Mapping[str, Any]) -> bool:
@@ -18,7 +18,7 @@ def _is_sharded(settings: Mapping[str, Any]) -> bool:
 
 def save_filename(settings: Mapping[str, Any]) -> str:
     """The recipe's name for checkpoint files, else Composer's."""
-    return settings["save_filename"] or "ep{epoch}-ba{batch}-rank{rank}.pt"
+    return settings["save_filename"] or FILENAME
 
 
 def latest_filename(settings: Mapping[str, Any]) -> str:
@@ -41,7 +41,7 @@ def resume_point(settings: Mapping[str, Any], name: str) -> Found | None:
         return None
     folder = Path(save_folder.replace("{run_name}", name))
     sharded = _is_sharded(settings)
-    filename = "ep{epoch}-ba{batch}" if sharded else save_filename(settings)
+    filename = SHARDED if sharded else save_filename(settings)
     found = find_checkpoints(folder, filename, sharded)
     dist.barrier()  # every rank has looked before rank 0 clears away what is broken
     if dist.get_global_rank() == 0 and folder.is_dir():

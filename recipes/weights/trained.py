@@ -11,7 +11,7 @@ from typing import Any
 from recipes.config.check import check
 from recipes.config.keys import RecipeError
 from recipes.config.load import Recipe, load
-from recipes.training.checkpoints import find_checkpoints
+from recipes.training.checkpoints import FILENAME, SHARDED, find_checkpoints
 from recipes.weights.checkpoint_tensors import ShardedCheckpoint, checkpoint_file, verify_file
 from recipes.weights.hf_architecture import with_plain_rope
 from recipes.weights.tensor_files import TensorFiles
@@ -86,8 +86,8 @@ def _newest_of_run(folder: Path, recipe: Path | None) -> Trained:
     run = folder.parent if folder.name == "checkpoints" and (folder.parent / RECIPE).is_file() else folder
     trained = _recipe_of(folder, run if (run / RECIPE).is_file() else None, recipe)
     inside = run / "checkpoints" if (run / "checkpoints").is_dir() else folder
-    filename = trained.get("save_filename", "ep{epoch}-ba{batch}-rank{rank}.pt")
-    for pattern, sharded in ((filename, False), ("ep{epoch}-ba{batch}", True)):
+    filename = trained.get("save_filename", FILENAME)
+    for pattern, sharded in ((filename, False), (SHARDED, True)):
         found = find_checkpoints(inside, pattern, sharded)
         if found.newest is not None:
             return Trained(found.newest, trained, run)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -212,6 +213,22 @@ def test_a_plan_beyond_the_budget_may_not_start(tmp_path: Path) -> None:
     no = refusal(load(SEVEN_B, [GUARD, *H100, "max_duration=200ba"]), tmp_path, 8)
     assert no is not None
     assert no.startswith("$2000 of $500 is spent already")
+
+
+@pytest.mark.parametrize(
+    ("more", "may_start"),
+    [([], True), (["autoresume=false"], False), (["save_overwrite=true"], False), (["max_duration=127800ba"], False)],
+)
+def test_what_is_to_come_begins_at_the_checkpoint_and_not_at_the_last_line(
+    more: list[str], may_start: bool, tmp_path: Path
+) -> None:
+    words = ["callbacks.budget_guard.budget_usd=7000", f"save_folder={tmp_path}", *H100, *more]
+    assert refusal(load(SEVEN_B, words), tmp_path, 8) is not None  # $12,700 for all of it
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 63_000}) + "\n")
+    assert refusal(load(SEVEN_B, words), tmp_path, 8) is not None
+    with zipfile.ZipFile(tmp_path / "ep0-ba32000-rank0.pt", "w") as checkpoint:
+        checkpoint.writestr("x/data.pkl", b"")
+    assert (refusal(load(SEVEN_B, words), tmp_path, 8) is None) == may_start
 
 
 def test_train_refuses_with_its_own_exit_code(run_command: Command) -> None:

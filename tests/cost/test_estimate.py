@@ -78,8 +78,8 @@ def test_figures_agree_with_each_other() -> None:
     assert plan.usd is not None
     assert plan.params_total == 6_649_286_656
     assert plan.flops_per_token == 6 * plan.params_active + 12 * 32 * 4096 * 2048
-    assert plan.tokens == 10**12
     assert plan.steps == -(-(10**12) // (1760 * 2048))
+    assert plan.tokens == plan.steps * 1760 * 2048  # the last batch is a whole one
     assert plan.mfu == pytest.approx(plan.flops_per_token * plan.tokens_per_s_per_gpu / 989.5e12)
     for r in (plan.hours, plan.gpu_hours, plan.usd):
         assert r.low < r.mid < r.high
@@ -118,12 +118,30 @@ def test_the_cost_section_is_read_and_arguments_beat_it() -> None:
         estimate(RECIPE, "h10O")
 
 
+def test_a_run_of_an_hour_takes_an_hour() -> None:
+    plan = estimate(RECIPE | {"max_duration": "3600sec"}, "h100", 8, usd_per_gpu_hour=2.0)
+    assert (plan.hours, plan.gpu_hours, plan.usd) == (Range(1, 1, 1), Range(8, 8, 8), Range(16, 16, 16))
+    assert plan.tokens is None
+    assert any("is time: how many tokens" in note for note in plan.notes)
+
+
+def test_watts_of_the_recipe_and_prices_that_are_asked_for_count() -> None:
+    recipe = RECIPE | {"cost": {"watts_per_device": 350, "usd_per_device_hour": 2.5}}
+    table, stated = estimate(RECIPE, "h100", 8), estimate(recipe, "h100", 8)
+    assert table.kwh is not None
+    assert stated.kwh is not None
+    assert stated.kwh.mid == pytest.approx(table.kwh.mid / 2)
+    assert stated.rate.usd_per_device_hour == 2.5
+    spot = estimate(RECIPE, "h100", 8, price_kind="spot").rate
+    assert estimate(recipe, "h100", 8, price_kind="spot").rate == spot
+
+
 def test_what_is_not_known_is_none_and_said() -> None:
     plan = estimate(RECIPE | {"max_duration": "1ep"}, "h100", 8)
     nothing = (plan.tokens, plan.steps, plan.hours, plan.gpu_hours, plan.usd, plan.kwh, plan.predicted_loss)
     assert nothing == (None,) * 7
     assert any("give dataset_tokens" in note for note in plan.notes)
-    assert estimate(RECIPE | {"max_duration": "2ep"}, "h100", 8, dataset_tokens=10**9).tokens == 2 * 10**9
+    assert estimate(RECIPE | {"max_duration": "2ep"}, "h100", 8, dataset_tokens=10**9).tokens == 2 * 278 * 1760 * 2048
     assert any("was not measured" in note for note in estimate(RECIPE, "b200", 8).notes)
     tpu = estimate(RECIPE, "tpu-v5p", 8)
     assert tpu.kwh is None

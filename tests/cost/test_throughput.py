@@ -144,8 +144,8 @@ def test_setup_says_what_is_wrong(change: dict[str, Any], message: str) -> None:
     [
         ("63900ba", 63900 * 1024 * 2048),
         ("1_000ba", 1000 * 1024 * 2048),
-        ("500sp", 500 * 2048),
-        ("2000000000tok", 2_000_000_000),
+        ("1500sp", 2 * 1024 * 2048),
+        ("2000000000tok", 954 * 1024 * 2048),
         ("2ep", None),
         (1, None),
         ("60sec", None),
@@ -154,7 +154,16 @@ def test_setup_says_what_is_wrong(change: dict[str, Any], message: str) -> None:
 def test_tokens_of_a_duration(duration: Any, tokens: int | None) -> None:
     assert tokens_of_run(RECIPE | {"max_duration": duration}) == tokens
     if duration == "2ep":
-        assert tokens_of_run(RECIPE | {"max_duration": duration}, dataset_tokens=7) == 14
+        step = 1024 * 2048
+        for tokens_there, drop_last, expected in (
+            (3 * step, True, 6),
+            (3 * step + 7, True, 6),
+            (3 * step + 7, False, 8),
+        ):
+            recipe = RECIPE | {"max_duration": duration, "train_loader": {"drop_last": drop_last}}
+            assert tokens_of_run(recipe, dataset_tokens=tokens_there) == expected * step
+        recipe = RECIPE | {"max_duration": duration, "train_loader": {"drop_last": True}}
+        assert tokens_of_run(recipe, dataset_tokens=7) is None
 
 
 def test_a_duration_without_a_unit_is_refused() -> None:

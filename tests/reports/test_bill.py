@@ -26,6 +26,10 @@ def test_every_start_is_billed_and_lost_steps_are_named(tmp_path: Path) -> None:
 
 def test_the_command_prints_a_table_and_the_sum_of_runs(tmp_path: Path, run_command: Command) -> None:
     one, two = crashed_run(tmp_path / "one"), crashed_run(tmp_path / "two")
+    ledger = two / "ledger.jsonl"
+    shared = run_command("python", "-m", "recipes", "bill", one, two).stdout
+    assert "2 runs: $16.2124; $16.2124 of it in several of them, counted once" in shared
+    ledger.write_text(ledger.read_text().replace('"id": "', '"id": "other '))
     done = run_command("python", "-X", "importtime", "-m", "recipes", "bill", one, two)
     assert done.returncode == 0, done.stderr
     assert " torch\n" not in done.stderr

@@ -55,6 +55,14 @@ def test_steps_of_a_duration(duration: str, steps: int, tmp_path: Path) -> None:
     assert plan_batches(recipe(tmp_path / "data", duration), 1).steps == steps
 
 
+def test_streams_that_repeat_or_choose_count_as_often(tmp_path: Path) -> None:
+    recipe(tmp_path / "data")
+    where = {"local": str(tmp_path / "data")}
+    for stream, samples in (({"repeat": 3.0}, 1920), ({"choose": 100}, 100), ({"proportion": 0.5}, 640), ({}, 640)):
+        made = recipe(tmp_path / "data", dataset={"streams": {"a": {**where, **stream}, "b": where}})
+        assert sequences_per_epoch(made) == samples + 640
+
+
 def test_a_pair_is_two_sequences(tmp_path: Path) -> None:
     batches = plan_batches(recipe(tmp_path / "data", "30ba", dpo={"beta": 0.1}), 1)
     assert batches.tokens == 30 * 8 * 2 * 128
