@@ -15,7 +15,7 @@ UV := $(shell command -v uv 2>/dev/null || echo $(VENV)-uv/bin/uv)
 BASE_PYTHON ?= $(shell for p in $(PYTHON) python3.12 python3.11 python3.10 python3 python; do \
 	$$p -c 'import sys; sys.exit(not (3,10) <= sys.version_info[:2] < (3,13))' 2>/dev/null && { command -v $$p; break; }; done)
 
-.PHONY: help setup data train finetune eval test check format lock clean
+.PHONY: help setup data train finetune eval test test-gpu check format lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -50,6 +50,9 @@ eval: setup ## evaluate the quickstart run again
 
 test: setup ## all tests, offline, on a CPU
 	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-gpu: setup ## the kernels on a GPU, against the float64 reference
+	HF_HUB_OFFLINE=1 TESTED_ON=cuda $(PYTHON) -m pytest -m cuda tests/models
 
 check: setup ## format, lint, types, and generated files that are out of date
 	$(BIN)/ruff format --check $(SOURCES)

@@ -32,6 +32,7 @@ MEMORY_LENGTHS = [2**n for n in range(10, 18)]
 MEMORY_HEADS = {"CPU": 1, "CUDA": 16}
 MEMORY_KERNELS = ("LLM Foundry torch", "ours")
 REPEATS = {"CPU": 3, "CUDA": 20}
+CALLS, SHORT = {"CPU": 1, "CUDA": 10}, 8192  # between two looks at the clock, up to so many tokens
 KERNELS = {
     "CPU": ("LLM Foundry torch", "ours", "SDPA without bias"),
     "CUDA": ("LLM Foundry torch", "ours", "flash-attn 2", "FlashAttention 4", "SDPA without bias"),
@@ -44,11 +45,15 @@ def build(kernel: str, S: int, H: int, D: int, device: str) -> tuple[Callable[..
     import torch
     from llmfoundry.models.layers.attention import build_attn_bias, gen_slopes, scaled_multihead_dot_product_attention
 
+    from recipes.models import attention
     from recipes.models.attention import KERNELS as OURS
     from recipes.models.attention import Layer
     from recipes.models.backends import resolve
     from recipes.models.masks import Batch
 
+    # a training run has one length: what is compiled for it, not for all lengths, is measured
+    torch._dynamo.reset()
+    attention._compiled_flex_attention = None
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     qkv = [torch.randn(1, S, H, D, device=device, dtype=dtype).transpose(1, 2).requires_grad_() for _ in range(3)]
     if kernel == "LLM Foundry torch":
@@ -83,16 +88,22 @@ def measure(kernel: str, S: int, suite: str) -> dict[str, Any]:
         torch.autograd.grad(function(*qkv), qkv, weights)
         peak = _peak_of(lambda: torch.autograd.grad(function(*qkv), qkv, weights), device)
         times: list[tuple[float, float]] = []
+        calls = CALLS[suite] if S <= SHORT else 1
         for _ in range(REPEATS[suite]):
             begun = _now(device)
-            out = function(*qkv)
+            for _ in range(calls):
+                out = function(*qkv)
             middle = _now(device)
-            torch.autograd.grad(out, qkv, weights)
-            times.append((middle - begun, _now(device) - middle))
+            for call in range(calls):
+                torch.autograd.grad(out, qkv, weights, retain_graph=call + 1 < calls)
+            times.append(((middle - begun) / calls, (_now(device) - middle) / calls))
     except torch.OutOfMemoryError:
         return {"why": "out of memory"}
     except ValueError as error:  # a kernel that is not installed, in words
         return {"why": str(error).partition(",")[0]}
+    except Exception as error:  # of a compiler: the other rows are measured all the same
+        print(error, file=sys.stderr, flush=True)
+        return {"why": f"failed: {type(error).__name__}"}
     forward, backward = (statistics.median(part) for part in zip(*times, strict=True))
     return {"forward_s": forward, "backward_s": backward, "peak_bytes": peak}
 
@@ -140,7 +151,11 @@ def _memory(device: str) -> int:
     import psutil
     import torch
 
-    return torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
+    if device == "cpu":
+        return psutil.virtual_memory().available
+    gc.collect()
+    torch.cuda.empty_cache()  # what earlier calls left with the allocator is free
+    return torch.cuda.mem_get_info()[0]
 
 
 def _start_peak(device: str) -> int:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.machine import machine_and_versions
-from bench.suites import NOT_MEASURED, table, write_suites
+from bench.suites import NOT_MEASURED, known, table, write_suites
 
 SIDES = {"CPU": ("stock", "ours"), "CUDA": ("stock", "ours", "ours, compiled")}
 WARM_UP = 2  # steps
@@ -166,6 +166,10 @@ def measure(suite: str, name: str, shape: dict[str, int], seq_len: int, sequence
         for side in SIDES[suite]:
             while job[side] is not None:
                 result = _in_a_process({**job[side], "side": side, "steps": STEPS[suite]})
+                if "why" in result:
+                    row[side] = result
+                    job[side], found[side] = None, []
+                    break
                 if not result.get("oom"):
                     found[side].append(result)
                     break
@@ -173,7 +177,7 @@ def measure(suite: str, name: str, shape: dict[str, int], seq_len: int, sequence
                 job[side] = _smaller(name, job[side])
     for side in SIDES[suite]:
         if not found[side]:
-            row[side] = None
+            row.setdefault(side, None)
             continue
         seconds = statistics.median(s for result in found[side] for s in result["seconds"])
         row[side] = {
@@ -199,14 +203,24 @@ def _in_a_process(job: Mapping[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "result.json"
         command = [sys.executable, "-m", "bench.train", "--job", json.dumps(job), "--job-out", str(out)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        return json.loads(out.read_text())
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            print(done.stderr, file=sys.stderr, flush=True)
+            lines = done.stderr.strip().splitlines()
+            return {"why": f"failed: {lines[-1][:100] if lines else f'exit {done.returncode}'}"}
+        result: dict[str, Any] = json.loads(out.read_text())
+        return result
 
 
-def _matmul_flops(suite: str, found: Mapping[str, Any] | None) -> float:
+def _limit_flops(suite: str, found: Mapping[str, Any] | None) -> float:
     """FLOP/s of a large product on the machine: the most that any process of the suite got, one limit for all rows."""
-    results = [row[side] for row in (found["rows"] if found else ()) for side in SIDES[suite] if row[side]]
-    return max((result["matmul_flops"] for result in results), default=float("nan"))
+    results = [
+        row[side]
+        for row in (found["rows"] if found else ())
+        for side in SIDES[suite]
+        if row[side] and "why" not in row[side]
+    ]
+    return max((result["matmul_flops"] or 0.0 for result in results), default=0.0)
 
 
 def render(suite: str, found: Mapping[str, Any] | None) -> list[str]:
@@ -217,7 +231,7 @@ def render(suite: str, found: Mapping[str, Any] | None) -> list[str]:
     header = ["model", "tokens a sequence", "side", "sequences × layers", "tokens/s", *shares.split(" | ")]
     header += ["peak GB", "last loss", "× stock"]
     rows = []
-    limit = _matmul_flops(suite, found)
+    limit = _limit_flops(suite, found)
     for name, _, seq_len, _ in CASES[suite]:
         row = next((r for r in found["rows"] if (r["name"], r["seq_len"]) == (name, seq_len)), None) if found else None
         for side in SIDES[suite]:
@@ -226,8 +240,8 @@ def render(suite: str, found: Mapping[str, Any] | None) -> list[str]:
                 rows.append([*start, NOT_MEASURED, *[""] * (len(header) - 4)])
                 continue
             result = row[side]
-            if result is None:
-                rows.append([*start, "out of memory", *[""] * (len(header) - 4)])
+            if result is None or "why" in result:
+                rows.append([*start, result["why"] if result else "out of memory", *[""] * (len(header) - 4)])
                 continue
             section = model_section(result["shape"], seq_len, side)
             rate = result["tokens_per_s"]
@@ -238,7 +252,10 @@ def render(suite: str, found: Mapping[str, Any] | None) -> list[str]:
                 counted.append(causal_flops_per_token(section, seq_len) * rate / peak)
             else:
                 counted = [causal_flops_per_token(section, seq_len) * rate / limit]
-            speedup = f"{rate / row['stock']['tokens_per_s']:.2f}" if side != "stock" and row["stock"] else ""
+            stock, speedup = row["stock"] or {}, ""
+            if side != "stock" and "tokens_per_s" in stock:  # with fewer layers it is another model
+                alike = stock["n_layers"] == result["n_layers"]
+                speedup = f"{rate / stock['tokens_per_s']:.2f}" if alike else "other layers"
             rows.append(
                 [*start, f"{result['sequences']} × {result['n_layers']}", f"{rate:,.0f}"]
                 + [f"{share:.1%}" for share in counted]
@@ -262,6 +279,7 @@ def render(suite: str, found: Mapping[str, Any] | None) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", choices=["cpu", "cuda"], help="default: cuda where there is a GPU")
+    parser.add_argument("--only", metavar="MODEL[-TOKENS]", help="measure these rows alone, such as 1B-8192")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     parser.add_argument("--job-out", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--render", action="store_true", help="write the table anew from what was measured")
@@ -270,17 +288,27 @@ def main() -> None:
         arguments.job_out.write_text(json.dumps(work(json.loads(arguments.job))))
         return
     title = "Training: tokens a second, this project against LLM Foundry"
-    measured = {}
     if not arguments.render:
         import torch
 
         suite = (arguments.suite or ("cuda" if torch.cuda.is_available() else "cpu")).upper()
         if (suite == "CUDA") != torch.cuda.is_available():
             sys.exit(f"error: suite {suite.lower()}: this machine has {'a' if suite == 'CPU' else 'no'} GPU")
-        rows = [measure(suite, *case) for case in CASES[suite]]
-        machine = next(row[side]["machine"] for row in rows for side in SIDES[suite] if row[side])
-        measured = {suite: {"machine": machine, "rows": rows}}
-    write_suites("train", title, COMMANDS, measured, render)
+        before = known("train").get(suite, {"rows": []})
+        rows = {(row["name"], row["seq_len"]): row for row in before["rows"]}
+        cases = [case for case in CASES[suite] if arguments.only in (None, f"{case[0]}-{case[2]}", case[0])]
+        if not cases:
+            known_cases = ", ".join(f"{case[0]}-{case[2]}" for case in CASES[suite])
+            sys.exit(f"error: --only: got {arguments.only}, expected one of {known_cases}")
+        for case in cases:  # written after each: a machine may be there for half an hour only
+            rows[case[0], case[2]] = row = measure(suite, *case)
+            here = [row[side]["machine"] for side in SIDES[suite] if row[side] and "machine" in row[side]]
+            machine = here[0] if here else before.get("machine", "")
+            if before["rows"] and machine != before["machine"]:
+                rows, before = {(case[0], case[2]): row}, {"rows": []}  # rows of one machine are compared
+            write_suites("train", title, COMMANDS, {suite: {"machine": machine, "rows": list(rows.values())}}, render)
+        return
+    write_suites("train", title, COMMANDS, {}, render)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ import pytest
 from recipes.reports.runs import read_metrics
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+if os.environ.get("TESTED_ON") != "cuda":  # the same tests on every machine; `make test-gpu` is for kernels
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 ROOT = Path(__file__).resolve().parent.parent

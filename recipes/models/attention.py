@@ -64,8 +64,9 @@ def math(q: Tensor, k: Tensor, v: Tensor, batch: Batch, layer: Layer, dropout_p:
     S, T = q.shape[2], k.shape[2]
     bias = None
     if needs_bias(batch, layer.window, layer.alibi, S, T):
-        key = ("bias", layer.window, layer.alibi, S, T, q.dtype, q.device)
-        whole = (range(S), range(T), T - S, q.dtype, q.device)
+        dtype = torch.promote_types(q.dtype, torch.float32)  # as LLM Foundry's own
+        key = ("bias", layer.window, layer.alibi, S, T, dtype, q.device)
+        whole = (range(S), range(T), T - S, dtype, q.device)
         bias = batch.once(key, lambda: additive_bias(batch, layer.window, layer.alibi, *whole))
     out, _, _ = scaled_multihead_dot_product_attention(
         *(t.transpose(1, 2).flatten(2) for t in (q, k, v)),  # (B, S or T, H or G * D)
@@ -79,6 +80,12 @@ def math(q: Tensor, k: Tensor, v: Tensor, batch: Batch, layer: Layer, dropout_p:
         attn_logit_softcapping=layer.softcap,
     )
     return out.unflatten(2, (q.shape[1], -1)).transpose(1, 2)  # (B, H, S, D)
+
+
+def single_query(q: Tensor, k: Tensor, v: Tensor, batch: Batch, layer: Layer, dropout_p: float) -> Tensor:
+    """Few scores, (B, H, 1, T). In 16 bits ALiBi would lose the distance of far keys: their bias is added in fp32."""
+    rounded = layer.alibi and q.dtype in (torch.float16, torch.bfloat16)
+    return (math if rounded or layer.softcap is not None else sdpa)(q, k, v, batch, layer, dropout_p)
 
 
 def flex(
@@ -98,12 +105,15 @@ def flex(
     assert dropout_p == 0.0, "backends.refusals lets no dropout through to FlexAttention"
     S, T = q.shape[2], k.shape[2]
     if S == 1:
-        return (sdpa if layer.softcap is None else math)(q, k, v, batch, layer, dropout_p)
+        return single_query(q, k, v, batch, layer, dropout_p)
     slopes = batch.slopes if layer.alibi else None
     rows = BLOCK if kernel_options is None else _flash4_query_block(q.device)
     blocks = batch.once(
         ("blocks", layer.window, S, T, rows), lambda: block_mask(batch, layer.window, S, T, q.device, rows)
     )
+    if kernel_options is None and S < BLOCK and q.shape[1] != k.shape[1]:
+        # torch's kernel for few queries finds no block size for grouped heads
+        kernel_options = {"FORCE_USE_FLEX_ATTENTION": True}
     score_mod = None
     if slopes is not None or layer.softcap is not None:
         key = ("score", layer.alibi, layer.softcap, S, T)
@@ -143,7 +153,7 @@ def flash2(q: Tensor, k: Tensor, v: Tensor, batch: Batch, layer: Layer, dropout_
     B, S, T = q.shape[0], q.shape[2], k.shape[2]
     segmented = batch.key_padding is not None or batch.sequence_id is not None
     if S == 1 or (segmented and S != T):
-        return (sdpa if layer.softcap is None else math)(q, k, v, batch, layer, dropout_p)
+        return single_query(q, k, v, batch, layer, dropout_p)
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, S or T, H or G, D)
     options = {
         "dropout_p": dropout_p,

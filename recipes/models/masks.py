@@ -88,10 +88,13 @@ def score_rule(slopes: Tensor | None, softcap: float | None, past: int, device: 
     (which counts the distance from the end: the softmax takes away the difference).
     """
     shift = torch.full((), past, dtype=torch.int32, device=device) if past else None
+    # a tensor: a second value of a Python number in one process cannot be compiled
+    exact = torch.float64 if device.type == "cpu" else torch.float32
+    cap = None if softcap is None else torch.full((), softcap, dtype=exact, device=device)
 
     def change(score: Tensor, b: Index, h: Index, q: Index, k: Index) -> Tensor:
-        if softcap is not None:
-            score = softcap * torch.tanh(score / softcap)
+        if cap is not None:
+            score = cap * torch.tanh(score / cap)
         if slopes is not None:
             position = q if shift is None else q + shift
             score = score - slopes[h] * (position - k)

@@ -230,7 +230,7 @@ class ComposerMPTCausalLM(foundry.ComposerMPTCausalLM):
         super().__init__(tokenizer=tokenizer, loss_fn="torch_crossentropy", **kwargs)
         self.loss_fn = losses.LogitsLoss(label_smoothing, z_loss)  # evaluation, and training with logits
         self.loss_name = losses.choose(loss_fn, set(self.train_metrics or ()), self.config.ffn_config["ffn_type"])
-        self._linear_loss: Callable[..., losses.Sums] | None = None
+        self._linear_loss: partial[losses.Sums] | None = None
         if self.loss_name in losses.LINEAR:
             terms = losses.Terms(
                 1.0 if self.model.logit_scale is None else self.model.logit_scale,
@@ -255,11 +255,14 @@ class ComposerMPTCausalLM(foundry.ComposerMPTCausalLM):
         takes = getattr(self.model, "takes_linear_loss", False)
         if not (self.training and self._linear_loss is not None and takes and "labels" in batch):
             return super().forward(batch)
-        inputs = ("input_ids", "attention_mask", "sequence_id", "inputs_embeds", "position_ids")
         targets = self.get_targets(batch) if self.shift_labels else batch["labels"]
+        linear_loss = self._linear_loss
+        if self.loss_name == "liger_crossentropy" and targets.device.type == "cpu":  # a run on the CPU of a GPU machine
+            linear_loss = partial(losses.chunked, **linear_loss.keywords)
+        inputs = ("input_ids", "attention_mask", "sequence_id", "inputs_embeds", "position_ids")
         return self.model(
             **{name: batch.get(name) for name in inputs},
-            linear_loss=partial(self._linear_loss, targets=targets),
+            linear_loss=partial(linear_loss, targets=targets),
         )
 
     def loss(self, outputs: Any, batch: Mapping[str, Any]) -> Any:
