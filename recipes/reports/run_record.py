@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from recipes.config.load import Recipe
 from recipes.cost.estimate import Estimate, estimate
 from recipes.cost.parameters import count_parameters
 from recipes.cost.rate import cost_section
@@ -19,7 +20,9 @@ from recipes.cost.setup import sequences_per_item, tokens_of_run
 from recipes.reports.bill import Bill, read_bill
 from recipes.reports.runs import METRICS, metrics_by_step
 from recipes.reports.summary import EVAL_LOSS, EVALUATION, SUMMARY, TRAIN_LOSS
+from recipes.training.batches import dataset_tokens
 
+RECIPE = "recipe.yaml"
 TASKS = "tasks.jsonl"  # evaluations while the run went on, one a line
 
 
@@ -67,7 +70,7 @@ def read_run(folder: Path) -> RunRecord:
     bill = read_bill(folder)
     folder = bill.folder
     try:
-        text = (folder / "recipe.yaml").read_text(encoding="utf-8")
+        text = (folder / RECIPE).read_text(encoding="utf-8")
         recipe = yaml.safe_load(text)
     except (OSError, yaml.YAMLError):
         text, recipe = "", {}
@@ -143,7 +146,8 @@ def _plan(recipe: Mapping[str, Any], bill: Bill) -> tuple[Estimate | None, str]:
         section = cost_section(recipe)
         energy = {k: section[k] for k in ("power_usage_effectiveness", "kg_co2e_per_kwh") if k in section}
         rate = last.usd_per_device_hour
-        return estimate(recipe, last.gpu, last.devices, usd_per_gpu_hour=rate, **energy), ""
+        tokens = _dataset_tokens(recipe)
+        return estimate(recipe, last.gpu, last.devices, usd_per_gpu_hour=rate, dataset_tokens=tokens, **energy), ""
     except (ValueError, KeyError, TypeError) as error:
         return None, f"there is no plan: {error}"
 
@@ -151,10 +155,15 @@ def _plan(recipe: Mapping[str, Any], bill: Bill) -> tuple[Estimate | None, str]:
 def _without_hardware(recipe: Mapping[str, Any]) -> tuple[int | None, int | None]:
     """Parameters and tokens of the recipe, where they can be counted."""
     try:
-        tokens = tokens_of_run(recipe)
+        tokens = tokens_of_run(recipe, _dataset_tokens(recipe))
         return count_parameters({"max_seq_len": recipe["max_seq_len"], **recipe["model"]}).total, tokens
     except (ValueError, KeyError, TypeError):
         return None, None
+
+
+def _dataset_tokens(recipe: Mapping[str, Any]) -> int | None:
+    """Tokens of an epoch, where the run's data is here still."""
+    return dataset_tokens(Recipe(Path(RECIPE), recipe, {}))
 
 
 def _positive(recipe: Mapping[str, Any], key: str) -> int:

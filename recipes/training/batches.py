@@ -70,19 +70,29 @@ def dataset_tokens(recipe: Recipe) -> int | None:
 
 
 def sequences_per_epoch(recipe: Recipe) -> int | None:
-    """Sequences of max_seq_len that an epoch of the training data gives; None where it cannot be said.
+    """Sequences of max_seq_len (DPO: pairs) that an epoch of the training data gives; None where it cannot be said.
 
     Packed examples of instructions share a sequence: `packing_ratio` to one.
     """
     dataset = recipe.get("train_loader.dataset", {})
     ratio = dataset.get("packing_ratio") or 1
     size = dataset.get("epoch_size")
-    samples = samples_per_epoch(dataset) if size is None else _number(str(size))
+    there = _pairs(dataset) if recipe.get("dpo") else samples_per_epoch(dataset)
+    samples = there if size is None else _number(str(size))
     if samples is None or not isinstance(ratio, (int, float)):
         return None
     sequences = max(1, round(samples / ratio))
     most = recipe.get("train_subset_num_batches", -1)
     return min(sequences, most * int(recipe["global_train_batch_size"])) if most > 0 else sequences
+
+
+def _pairs(dataset: Mapping[str, Any]) -> int | None:
+    """Rows of the preferences that a `dataset:` section names."""
+    try:
+        with Path(str(dataset["path"])).open("rb") as lines:
+            return sum(1 for line in lines if line.strip()) or None
+    except (OSError, KeyError):
+        return None
 
 
 def _number(text: str) -> int | None:

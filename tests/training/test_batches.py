@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from recipes.config.load import Recipe
-from recipes.training.batches import plan_batches, sequences_per_epoch
+from recipes.training.batches import dataset_tokens, plan_batches, sequences_per_epoch
 
 
 def recipe(folder: Path, duration: str = "1ep", dataset: dict[str, Any] | None = None, **more: Any) -> Recipe:
@@ -61,6 +61,13 @@ def test_streams_that_repeat_or_choose_count_as_often(tmp_path: Path) -> None:
     for stream, samples in (({"repeat": 3.0}, 1920), ({"choose": 100}, 100), ({"proportion": 0.5}, 640), ({}, 640)):
         made = recipe(tmp_path / "data", dataset={"streams": {"a": {**where, **stream}, "b": where}})
         assert sequences_per_epoch(made) == samples + 640
+
+
+def test_an_epoch_of_pairs_is_the_rows_of_their_file(tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text("{}\n" * 20 + "\n")
+    made = recipe(tmp_path / "data", dataset={"path": str(tmp_path / "pairs.jsonl")}, dpo={"beta": 0.1})
+    assert plan_batches(made, 1).steps == 2
+    assert dataset_tokens(made) == 20 * 2 * 128
 
 
 def test_a_pair_is_two_sequences(tmp_path: Path) -> None:
