@@ -109,6 +109,8 @@ def read_setup(recipe: Mapping[str, Any], gpus: int) -> Setup:
         notes.append("activation_cpu_offload is not modelled: activations are counted on the GPU")
     if model.get("activation_checkpointing_target") and fsdp.get("activation_checkpointing"):
         notes.append("activation_checkpointing_target is not modelled: every block is taken to be checkpointed")
+    if recipe.get("tp_config"):
+        notes.append("tp_config is not modelled: every device is taken to hold whole layers")
     if lora:
         notes.append("LoRA: gradients and optimizer state of the adapters alone, no products for gradients of the rest")
     if is_dpo:
@@ -203,12 +205,16 @@ def _microbatch(value: Any) -> int | None:
 def _sharding(fsdp: Mapping[str, Any] | None, gpus: int) -> str:
     if fsdp is None or gpus == 1:
         return "NO_SHARD"
-    if fsdp.get("reshard_after_forward") is False:  # FSDP2's name for it
-        return "SHARD_GRAD_OP"
     sharding = str(fsdp.get("sharding_strategy", "FULL_SHARD")).upper()
     if sharding not in SHARDINGS:
         raise ValueError(f"fsdp_config.sharding_strategy: got {sharding!r}, expected one of {', '.join(SHARDINGS)}.")
-    return sharding
+    if sharding == "NO_SHARD":
+        return sharding
+    reshard = fsdp.get("reshard_after_forward")  # FSDP2's name for it, which comes first, as in the run
+    keeps_weights = sharding in ("SHARD_GRAD_OP", "_HYBRID_SHARD_ZERO2") if reshard is None else not reshard
+    if "HYBRID" in sharding:
+        return "_HYBRID_SHARD_ZERO2" if keeps_weights else "HYBRID_SHARD"
+    return "SHARD_GRAD_OP" if keeps_weights else "FULL_SHARD"
 
 
 def _shard_degree(fsdp: Mapping[str, Any], gpus: int) -> int | None:

@@ -119,6 +119,16 @@ def test_setup_reads_a_recipe() -> None:
     assert read_setup(RECIPE | {"device_train_microbatch_size": "auto"}, 8).microbatch_sequences is None
     assert read_setup(RECIPE | {"fsdp_config": {"reshard_after_forward": False}}, 8).sharding == "SHARD_GRAD_OP"
     assert read_setup(RECIPE | {"fsdp_config": {"data_parallel_shard_degree": 4}}, 8).shard_degree == 4
+    assert read_setup(RECIPE | {"fsdp_config": {"data_parallel_replicate_degree": 2}}, 8).shard_degree == 4
+    for strategy, reshard, expected in (
+        ("HYBRID_SHARD", False, "_HYBRID_SHARD_ZERO2"),
+        ("SHARD_GRAD_OP", True, "FULL_SHARD"),
+        ("NO_SHARD", False, "NO_SHARD"),
+        ("_HYBRID_SHARD_ZERO2", None, "_HYBRID_SHARD_ZERO2"),
+    ):
+        fsdp = {"sharding_strategy": strategy, "reshard_after_forward": reshard}
+        assert read_setup(RECIPE | {"fsdp_config": fsdp}, 8).sharding == expected
+    assert "tp_config is not modelled" in read_setup(RECIPE | {"tp_config": {"strategy": "ffn"}}, 8).notes[0]
     assert read_setup(RECIPE | {"optimizer": {"name": "decoupled_lionw"}}, 8).optimizer_bytes == 4
     assert "mine" in read_setup(RECIPE | {"optimizer": {"name": "mine"}}, 8).notes[0]
 
@@ -131,6 +141,7 @@ def test_setup_reads_a_recipe() -> None:
         ({"fsdp_config": {"sharding_strategy": "HALF"}}, "sharding_strategy: got 'HALF', expected one of FULL_SHARD"),
         ({"fsdp_config": {"mixed_precision": "SOME"}}, "mixed_precision: got 'SOME'"),
         ({"fsdp_config": {"data_parallel_shard_degree": 3}}, "expected a divisor of 8 GPUs"),
+        ({"fsdp_config": {"data_parallel_replicate_degree": 3}}, "got 3, expected a divisor of 8 GPUs"),
         ({"device_train_microbatch_size": -1}, "device_train_microbatch_size: got -1"),
     ],
 )
