@@ -80,12 +80,12 @@ def bounded(work: Path, tokenizer: Path) -> dict[str, Any]:
         add(f"the same in parquet ({column.stat().st_size / 1e6:,.0f} MB)", "GPT-NeoX's", column, tokenizer)
     letters = random.Random(1).choices("abcdefghijklmnopqrstuvwxyz", k=HELD)
     for what, held, options in (
-        (f"a line of {HELD / 1e6:,.1f} MB", text[: HELD - 10_000], ["--filter", f"{predicate}:good"]),
-        (f"one word of {HELD / 1e6:,.1f} MB", "".join(letters), []),
+        ("a line of nearly 12 MB", text[: HELD * 12 // 13], ["--filter", f"{predicate}:good"]),
+        ("one word of nearly 12 MB", "".join(letters), []),
     ):
-        (work / "line.jsonl").write_text(
-            json.dumps({"text": held}) + "\n" + json.dumps({"text": text[:100_000]}) + "\n"
-        )
+        with open(work / "line.jsonl", "w", encoding="utf-8") as file:
+            for one in (held, text[:100_000]):
+                file.write(json.dumps({"text": one}, ensure_ascii=False) + "\n")
         add(what, "GPT-NeoX's", work / "line.jsonl", tokenizer, *options)
     words = text[:TRAINED_CHARACTERS].split()
     for count in DOCUMENTS:
