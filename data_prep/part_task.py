@@ -174,14 +174,14 @@ class _PartWriter:
         most = self._settings.most_held
         size = document.row.stat().st_size
         if self._settings.filters.predicate and size > most:
-            what = f"a row of {size / 1e6:,.0f} MB for --filter (--max-chars leaves such out before)"
+            what = f"a row of {size / 1e6:,.1f} MB for --filter (--max-chars leaves such out before)"
             return too_much_to_hold(document.line, what, most)
         try:
             for _ in pieces_of(document.text.blocks(), _BATCH_CHARACTERS, self._settings.engine.cuts, most):
                 pass
         except NoPlaceToCut:
             what = (
-                f"in a text of {document.text.utf8_bytes / 1e6:,.0f} MB a stretch without a place where a token begins"
+                f"in a text of {document.text.utf8_bytes / 1e6:,.1f} MB a stretch without a place where a token begins"
             )
             return too_much_to_hold(document.line, what, most)
         return None

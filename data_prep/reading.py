@@ -74,7 +74,7 @@ class SourceReader:
                     line, size = more, size + len(more)
                 row = line.rstrip(b"\r\n")
                 del line
-                what = f"a row of {size / 1e6:,.0f} MB"
+                what = f"a row of {size / 1e6:,.1f} MB"
                 yield row if size <= most else too_much_to_hold(self.rows_read, what, most)
                 del row
         check_unchanged(self.source)

@@ -164,11 +164,14 @@ def test_what_must_be_held_is_limited(prepare: Callable[..., Any], jsonl: Callab
     sentence = "peace and good will to all friends of the republic, "
     texts = [sentence * 2, sentence * 190_000, sentence, "x" * 9_500_000, "Well. " * 20]
     rows = jsonl([{"text": text} for text in texts])
-    word = "in a text of 10 MB a stretch without a place where a token begins; at most --hold-mb 9 of a row"
-    row = "a row of 10 MB for --filter (--max-chars leaves such out before); at most --hold-mb 9 of a row"
+    word = "in a text of 9.5 MB a stretch without a place where a token begins; at most --hold-mb 9 of a row"
+    first, last = (
+        f"a row of {size} MB for --filter (--max-chars leaves such out before); at most --hold-mb 9 of a row"
+        for size in (9.9, 9.5)
+    )
     cases: list[tuple[list[str], list[tuple[int, str]]]] = [
         ([], [(4, word)]),
-        (["--filter", f"{tmp_path}/own.py:good"], [(2, row), (4, row)]),
+        (["--filter", f"{tmp_path}/own.py:good"], [(2, first), (4, last)]),
         (["--filter", f"{tmp_path}/own.py:good", "--max-chars", "9000000"], []),
     ]
     for number, (options, expected) in enumerate(cases):

@@ -178,4 +178,4 @@ def test_lines_that_are_too_long_are_refused_and_the_next_are_read(last: bytes, 
     assert [row for row in found if isinstance(row, bytes)] == [b"a" * 9, b"", b"e" * 8]
     refused = {row.line: row.reason for row in found if isinstance(row, Rejected)}
     assert list(refused) == [2, 3, 5]
-    assert refused[5].startswith("a row of 3 MB; at most --hold-mb 1e-05 of a row may be in memory")
+    assert refused[5].startswith("a row of 3.0 MB; at most --hold-mb 1e-05 of a row may be in memory")
