@@ -263,9 +263,11 @@ def render(suite: str, found: Mapping[str, Any] | None) -> list[str]:
             )
     lines = table(header, rows)
     if suite == "CPU" and found:
-        ours = [row["ours"] for row in found["rows"]]
         limits = []
-        for row, result in zip(found["rows"], ours, strict=True):
+        for row in found["rows"]:
+            result = row["ours"] or {}
+            if "shape" not in result:  # it failed
+                continue
             flops = causal_flops_per_token(model_section(result["shape"], row["seq_len"], "ours"), row["seq_len"])
             limits.append(f"{limit / flops:,.0f} tokens/s at {row['seq_len']:,}")
         lines += [

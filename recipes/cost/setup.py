@@ -222,15 +222,15 @@ def _shard_degree(fsdp: Mapping[str, Any], gpus: int) -> int | None:
     if degree in (-1, None):
         if replicas is None:
             return None
-        replicas = positive_integer("fsdp_config.data_parallel_replicate_degree", replicas)
-        if gpus % replicas:
-            text = f"got {replicas}, expected a divisor of {gpus} GPUs"
-            raise ValueError(f"fsdp_config.data_parallel_replicate_degree: {text}.")
-        return gpus // replicas
-    degree = positive_integer("fsdp_config.data_parallel_shard_degree", degree)
-    if gpus % degree:
-        raise ValueError(f"fsdp_config.data_parallel_shard_degree: got {degree}, expected a divisor of {gpus} GPUs.")
-    return degree
+        return gpus // _divisor("fsdp_config.data_parallel_replicate_degree", replicas, gpus)
+    return _divisor("fsdp_config.data_parallel_shard_degree", degree, gpus)
+
+
+def _divisor(key: str, value: Any, gpus: int) -> int:
+    value = positive_integer(key, value)
+    if gpus % value:
+        raise ValueError(f"{key}: got {value}, expected a divisor of {gpus} GPUs.")
+    return value
 
 
 def _mode(mixed: Any) -> str:

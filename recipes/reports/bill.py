@@ -51,8 +51,13 @@ class Bill:
 
     @property
     def usd(self) -> float | None:
+        return usd_of(self.segments, self.last_rate)
+
+    @property
+    def last_rate(self) -> float | None:
+        """Dollars a device-hour of the last process that knew them: for those that did not."""
         known = [s.usd_per_device_hour for s in self.segments if s.usd_per_device_hour is not None]
-        return usd_of(self.segments, known[-1] if known else None)
+        return known[-1] if known else None
 
     @property
     def wall_s(self) -> float:
@@ -192,9 +197,8 @@ def usd_of_all(bills: Iterable[Bill]) -> tuple[float, float]:
     paid: dict[str, float] = {}
     shared: dict[str, float] = {}
     for bill in bills:
-        rates = [s.usd_per_device_hour for s in bill.segments if s.usd_per_device_hour is not None]
         for segment in bill.segments:
-            usd = usd_of([segment], rates[-1] if rates else None) or 0.0
+            usd = usd_of([segment], bill.last_rate) or 0.0
             if segment.id in paid:
                 shared[segment.id] = usd
             paid[segment.id] = max(usd, paid.get(segment.id, 0.0))
