@@ -1,18 +1,15 @@
-"""The text to prepare, and the programs that prepare it: ours, LLM Foundry's, and the bare tokenizer."""
+"""The programs that prepare text: ours, LLM Foundry's, and the bare tokenizer."""
 
 import hashlib
 import json
 import shutil
 import sys
-import sysconfig
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 SEQ_LEN = 2048
 EOS = "<|endoftext|>"
-SUFFIXES = (".py", ".md", ".rst", ".txt")
 CONVERTERS = ("LLM Foundry convert_dataset_json", "LLM Foundry convert_text_to_mds")
 WIDTHS = (("int32", "1"), ("uint16", "1"), ("uint16", "2"))  # of ids, and workers
 Build = Callable[[Path, Path, Path], tuple[list[str], Path]]
@@ -31,44 +28,6 @@ convert_text_to_mds_from_args(output_folder=out, input_folder=path, compression=
     tokenizer_name=tokenizer, bos_text="", eos_text="{eos}", use_tokenizer_eos=False, no_wrap=False, processes=1,
     reprocess=True, trust_remote_code=False, logging_level="WARNING")
 """
-
-
-def installed_texts() -> Iterator[str]:
-    """Text files of the installed packages, in an order that their paths' hashes give."""
-    root = Path(sysconfig.get_paths()["purelib"])
-    files = [path for path in root.rglob("*") if path.suffix in SUFFIXES and path.is_file()]
-    for path in sorted(files, key=lambda path: hashlib.sha256(str(path.relative_to(root)).encode()).digest()):
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (UnicodeDecodeError, OSError):
-            continue
-        if text.strip() and len(text) < 4_000_000:
-            yield text
-
-
-class Text(NamedTuple):
-    """The same documents as JSONL and as a folder of .txt files, and what tells this text from another."""
-
-    jsonl: Path
-    folder: Path
-    facts: dict[str, Any]
-
-
-def write_texts(texts: Iterator[str], folder: Path, size: int) -> Text:
-    """The first `size` bytes of texts, in whole documents."""
-    as_text = folder / "texts"
-    as_text.mkdir(parents=True)
-    path = folder / "corpus.jsonl"
-    number = written = 0
-    with open(path, "w", encoding="utf-8") as file:
-        for number, text in enumerate(texts, 1):
-            file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-            (as_text / f"{number:06}.txt").write_text(text, encoding="utf-8")
-            written += len(text.encode())
-            if written >= size:
-                break
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-    return Text(path, as_text, {"bytes": written, "documents": number, "sha256": digest})
 
 
 def tokenizer_folder(tokenizer_json: Path, folder: Path) -> Path:

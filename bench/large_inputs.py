@@ -11,8 +11,9 @@ import pyarrow
 import pyarrow.parquet
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from bench.converters import SEQ_LEN, installed_texts, tokens_of, write_texts
+from bench.converters import SEQ_LEN, tokens_of
 from bench.measured import figures, measured
+from bench.texts import installed_texts, write_texts
 
 LINES = (25_000_000, 100_000_000, 200_000_000)  # characters
 HELD = 11_900_000  # characters: what --hold-mb allows
