@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import itertools
 import json
 import sysconfig
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 SUFFIXES = (".py", ".md", ".rst", ".txt")
+PROSE_SUFFIXES = (".txt", ".txt.gz", ".dz")
 PROSE_CHARACTERS = 16_384  # of a document of prose
 
 
@@ -25,10 +27,16 @@ def installed_texts() -> Iterator[str]:
             yield text
 
 
-def prose_texts(files: list[Path]) -> Iterator[str]:
-    """Text files, which may be gzipped, cut into documents between paragraphs, whose lines are joined."""
-    for path in files:
-        content = path.read_bytes()
+def prose_texts(roots: list[Path]) -> Iterator[str]:
+    """Text files, which may be gzipped, or folders of them, cut between paragraphs, whose lines are joined."""
+    files = (sorted(root.rglob("*")) if root.is_dir() else [root] for root in roots)
+    seen = set()
+    for path in itertools.chain(*files):
+        content = path.read_bytes() if path.name.endswith(PROSE_SUFFIXES) else b""
+        digest = hashlib.sha256(content).digest()
+        if not content or digest in seen:
+            continue
+        seen.add(digest)
         text = (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode("utf-8", errors="replace")
         waiting: list[str] = []
         length = 0

@@ -17,6 +17,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 if os.environ.get("TESTED_ON") != "cuda":  # the same tests on every machine; `make test-gpu` is for kernels
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each command would compile the project anew
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -78,7 +79,7 @@ def load_rows(path: Path = TABLE_PATH) -> list[Row]:
 
 
 def _row(row: Mapping[str, str]) -> Row:
-    setup = read_setup(recipe_of(row), int(row["gpus"]))
+    setup = dataclasses.replace(read_setup(recipe_of(row), int(row["gpus"])), loss="fused")  # as LLM Foundry has it
     return Row(
         setup=setup,
         gpu=find_gpu(row["gpu"]),

@@ -9,7 +9,9 @@
                    all weights with SHARD_GRAD_OP; a low-precision copy of all without sharding
     activations    T L times what the backward pass of a block needs, or T L d with activation checkpointing,
                    plus one block's worth while it is computed again
-    logits         T V times 4 bytes with the fused loss, 14 with torch's (fp32 copy, log-softmax and its gradient)
+    logits         T V times 14 bytes with torch's loss (16-bit logits and gradient; fp32 copy, log-softmax and
+                   gradient), 4 with LLM Foundry's fused one; with ours 14 times the scores of a chunk, and what
+                   it keeps: 6 V d (the weight's gradient in fp32, and a chunk's share) and 2 T d
     overhead       CUDA context and communication buffers, and 4 % of the rest for what the allocator cannot use
 
 Saved by a block, in numbers a token, with attention that never writes S² scores (Korthikanti et al. 2022, arXiv
@@ -34,6 +36,7 @@ FRAGMENTATION = 0.04
 MASTER_BYTES = 4  # weights and gradients stay in fp32
 LOGIT_BYTES_FUSED = 4  # logits and their gradient in 16 bits
 LOGIT_BYTES_TORCH = 14  # 16-bit logits and gradient, and fp32 copy, log-softmax and gradient
+SCORES_OF_A_CHUNK = 2**27  # on a GPU, as in recipes/models/loss.py
 MOST_GPUS = 4096
 
 
@@ -86,7 +89,7 @@ def memory(setup: Setup, gpu: Gpu) -> MemoryEstimate:
         scores = setup.microbatch_sequences * setup.sequences_per_item * s.n_heads * setup.seq_len**2
         activations += 0 if setup.recompute else 4 * scores * s.n_layers  # the softmax's output, in fp32
         working += 12 * scores  # scores, bias and softmax of the layer at work
-    logits = tokens * s.vocab_size * (LOGIT_BYTES_FUSED if setup.fused_loss else LOGIT_BYTES_TORCH)
+    logits = _logits(setup, tokens)
     # The logits are gone when the first block's backward pass begins, so only the larger of the two is held.
     activations += max(0, working - logits)
     parts = {
@@ -133,8 +136,8 @@ def smallest_change(setup: Setup, gpu: Gpu) -> str | None:
     attempts: list[tuple[str, dict[str, Any]]] = []
     if setup.attn_impl == "torch":
         attempts.append(("model.attn_config.attn_impl: flash", {"attn_impl": "flash"}))
-    if not setup.fused_loss and not setup.has_reference:
-        attempts.append(("model.loss_fn: fused_crossentropy", {"fused_loss": True}))
+    if setup.loss == "torch" and not setup.has_reference:
+        attempts.append(("model.loss_fn: fused_crossentropy", {"loss": "chunked"}))
     if not setup.recompute:
         attempts.append(("fsdp_config.activation_checkpointing: true", {"recompute": True}))
     if setup.gpus > 1 and setup.sharding != "FULL_SHARD":
@@ -175,6 +178,18 @@ def _saved_numbers_per_token(setup: Setup) -> int:
     numbers += query_key if s.qk_ln or s.qk_gn else 0  # before and after their norms
     numbers += query_key if attn.get("rope") else 0  # before and after rotation
     return numbers + s.ffn_hidden_size * (2 if s.ffn_matrices == 2 else 4)
+
+
+def _logits(setup: Setup, tokens: int) -> int:
+    """Bytes of what the loss of `tokens` tokens holds; see the module's docstring."""
+    s = setup.shape
+    scores = tokens * s.vocab_size
+    if setup.loss == "torch":
+        return scores * LOGIT_BYTES_TORCH
+    if setup.loss == "fused":
+        return scores * LOGIT_BYTES_FUSED
+    gradients = s.d_model * (s.vocab_size * (MASTER_BYTES + setup.compute_bytes) + tokens * setup.compute_bytes)
+    return min(scores, SCORES_OF_A_CHUNK) * LOGIT_BYTES_TORCH + gradients
 
 
 def _gathered(setup: Setup) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from recipes.cost.parameters import (
     ModelShape,
@@ -50,7 +50,7 @@ class Setup:
     compute_bytes: int  # of a number in the matrix products
     reduce_bytes: int  # of a gradient on the wire
     optimizer_bytes: int  # of state a parameter
-    fused_loss: bool
+    loss: Literal["chunked", "fused", "torch"]  # ours, which keeps no logits; LLM Foundry's fused one; torch's
     attn_impl: str
     notes: tuple[str, ...] = field(default=())
 
@@ -140,7 +140,7 @@ def read_setup(recipe: Mapping[str, Any], gpus: int) -> Setup:
         compute_bytes=2 if half and _mode(mixed) != "FULL" else 4,
         reduce_bytes=_reduce_bytes(mixed, half),
         optimizer_bytes=OPTIMIZER_BYTES.get(optimizer, 8),
-        fused_loss=model.get("loss_fn") != "torch_crossentropy" and not is_dpo,
+        loss="torch" if is_dpo or model.get("loss_fn") == "torch_crossentropy" else "chunked",
         attn_impl=str((model.get("attn_config") or {}).get("attn_impl", "flash")),
         notes=tuple(notes),
     )
