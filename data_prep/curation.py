@@ -4,6 +4,7 @@ Exact and near duplicates are found later, by what is noted of each document her
 """
 
 import importlib.util
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +84,7 @@ def load_predicate(name: str) -> Predicate:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for their own module
     try:
         spec.loader.exec_module(module)
     except Exception as error:

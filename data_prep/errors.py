@@ -23,12 +23,12 @@ class Stopped(BaseException):
     """SIGTERM arrived. Like KeyboardInterrupt not an Exception, so that only `exit_status` catches it."""
 
 
-def refuse_not_utf8(what: str, name: str) -> None:
-    """Raises PrepError where a name is bytes that are no UTF-8, which a manifest could not hold."""
+def refuse_not_utf8(what: str, name: str | None) -> None:
+    """Raises PrepError where a name or text is bytes that are no UTF-8, which a manifest could not hold."""
     try:
-        name.encode("utf-8")
+        (name or "").encode("utf-8")
     except UnicodeEncodeError:
-        raise PrepError(f"{what}{name!a}: its name is not UTF-8; give it another.") from None
+        raise PrepError(f"{what}{name!a}: this is not UTF-8; give another.") from None
 
 
 def describe_os_error(error: OSError) -> str:

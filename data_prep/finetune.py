@@ -18,17 +18,18 @@ from typing import Any
 
 from data_prep.built import DOCUMENTS, BuiltSplit, write_manifest
 from data_prep.conversations import BadExample, ConversationTokenizer, count_tokens, truncated
-from data_prep.errors import PrepError, exit_status
+from data_prep.errors import PrepError, exit_status, refuse_not_utf8
 from data_prep.holdout import checked_fraction, is_held_out
 from data_prep.manifest import FileRecord, Manifest, SourceRecord
 from data_prep.options import add_common_options
 from data_prep.plan import HELD_OUT, MAIN, Plan, checked_common_options, held_option, is_finished, what_to_replace
 from data_prep.progress import ProgressBar
-from data_prep.publishing import exclusive, fresh_staging, publish, remove_leftovers
+from data_prep.publishing import exclusive, fresh_staging, publish
 from data_prep.reading import SourceReader
-from data_prep.rejects import REJECTED
+from data_prep.rejects import REFUSED, REJECTED
 from data_prep.rows import Rejected, parse_object
 from data_prep.sources import find_sources, sha256_of_file
+from data_prep.staging import refuse_unfinished, remove_leftovers
 from data_prep.storage import local_output
 from data_prep.tokenising import Separators, load_tokenizer
 from data_prep.tokenizer_files import SETTINGS, TOKENIZER_FILE
@@ -105,15 +106,16 @@ def run(arguments: argparse.Namespace) -> None:
     }
     plan = Plan(sources, facts, Separators([], []), "json", options)
     if not arguments.overwrite and is_finished(out, plan):
-        remove_leftovers(out)
+        remove_leftovers(out, plan.made_from)
         print(f"{out}: already done with the same input and options; nothing to do.")
         return
     with exclusive(out):
         replaced = what_to_replace(out, plan, arguments.overwrite)
+        refuse_unfinished(out, arguments.overwrite)
         with fresh_staging(out) as staging:
             manifests = make(plan, staging, out, round(arguments.hold_mb * 1e6))
             publish(out, staging, plan.splits, replaced)
-        (out / REJECTED).unlink(missing_ok=True)
+        (out / REFUSED).unlink(missing_ok=True)
     for manifest in reversed(manifests):
         print(
             f"{out / manifest.split}: {manifest.documents:,} samples, {manifest.tokens:,} tokens, "
@@ -207,14 +209,15 @@ def _reject(staging: Path, place: str, reason: str, skip: bool) -> None:
 
 def _check_rejected(staging: Path, out: Path, rejected: int, rows: int, options: dict[str, Any]) -> None:
     if rejected and rejected / rows > options["max_rejected"]:
-        (staging / REJECTED).rename(out / REJECTED)
+        (staging / REJECTED).rename(out / REFUSED)
         raise PrepError(
             f"{rejected:,} of {rows:,} rows were rejected ({rejected / rows:.2%}), more than --max-rejected "
-            f"{options['max_rejected']:g}; {out / REJECTED} lists them. Mend the input, or allow more."
+            f"{options['max_rejected']:g}; {out / REFUSED} lists them. Mend the input, or allow more."
         )
 
 
 def _named_value(word: str) -> tuple[str, str]:
+    refuse_not_utf8("--template-value ", word)
     name, equals, value = word.partition("=")
     if not equals or not name.isidentifier():
         raise PrepError(f"--template-value {word}: expected NAME=VALUE, such as date_string='26 Jul 2024'.")

@@ -46,7 +46,10 @@ def run(folder: Path, tokenizer_name: str | None, samples: int, characters: int)
     for number, split in enumerate(splits):
         if number:
             print()
-        show_split(split, tokenizer_name, samples, characters)
+        try:
+            show_split(split, tokenizer_name, samples, characters)
+        except (OverflowError, TypeError, KeyError, IndexError) as error:  # of ids, types and keys that are none
+            raise PrepError(f"{split}: a sample is damaged ({error!r}); data_prep.verify tells more.") from error
 
 
 def show_split(split: Path, tokenizer_name: str | None, samples: int, characters: int) -> None:
@@ -206,6 +209,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     help_text = "of each sample, from its beginning and its end; 0: all (%(default)s)"
     parser.add_argument("--characters", type=int, default=600, metavar="N", help=help_text)
     given = parser.parse_args(argv)
+    if given.samples < 0 or given.characters < 0:
+        parser.error("--samples and --characters: expected 0 or more")
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     folder = Path(os.path.expanduser(given.folder))
     return exit_status(lambda: run(folder, given.tokenizer, given.samples, given.characters))
 

@@ -29,7 +29,7 @@ class CutRule:
 _LETTER = "a-zα-ωа-яա-ֆא-תء-غف-يऄ-हก-ฮა-ჰ가-힣ぁ-ゖァ-ヺ一-龥"
 _OTHER = r"\x00-\x26\x28-\x40\x5b-\x60\x7b-\x7e、。，！？：；（）「」"
 _BEHIND_LETTERS = CutRule(f"(?<=[{_LETTER}])(?=[{_OTHER}])", left_out=0)
-_BETWEEN_WORDS = CutRule("(?<=[a-z])(?= [a-z])", left_out=0)  # which no added token has in it, most often
+BETWEEN_WORDS = CutRule("(?<=[a-z])(?= [a-z])", left_out=0)  # which no added token has in it, most often
 _AT_SPACES = CutRule("(?<=[^ ▁])(?= [^ ▁])", left_out=0)
 _PREPENDED = CutRule(f"(?<=[{_LETTER}A-Z0-9.,])(?= [{_LETTER}A-Z0-9])", left_out=1)  # so not beside an added token
 _LOOKED_AT = 3  # characters that a place looks at
@@ -96,7 +96,7 @@ def _rules_of(config: dict[str, Any]) -> list[CutRule]:
     pre_tokenizers = _steps(config.get("pre_tokenizer"), "pretokenizers")
     is_unicode_only = all(step.get("type") in ("NFC", "NFD", "NFKC", "NFKD") for step in normalizers)
     if is_unicode_only and _cuts_behind_letters(pre_tokenizers):
-        return [_BEHIND_LETTERS, _BETWEEN_WORDS]
+        return [_BEHIND_LETTERS, BETWEEN_WORDS]
     model = config.get("model") or {}
     if model.get("type") != "BPE" or any("▁" in token.lstrip("▁") for token in model.get("vocab") or {}):
         return []

@@ -124,6 +124,10 @@ def parse_manifest(content: bytes, path: str) -> Manifest:
         for name, kind in (("sources", SourceRecord), ("shards", FileRecord), ("files", FileRecord)):
             value[name] = [_record(kind, record, name) for record in _checked(value[name], list[Any], name)]
         manifest: Manifest = _record(Manifest, value, "")
+        odd = [record.name for record in (*manifest.shards, *manifest.files) if Path(record.name).name != record.name]
+        odd += [record.name for record in (*manifest.shards, *manifest.files) if "\0" in record.name]
+        if odd:
+            raise ValueError(f"{odd[0]!r} is no name of a file")
         if not manifest.splits or manifest.seq_len < 1 or manifest.separators.keys() != {"before", "after"}:
             raise ValueError("expected splits, a seq_len above 0, and separators before and after")
         return manifest
@@ -243,7 +247,8 @@ def differences(old: MadeFrom, new: MadeFrom) -> list[str]:
         return changes
     for source, record in zip(new.sources, old.sources, strict=True):
         if not _same_source(source, record):
-            other = ", other content" if source.bytes == record.bytes else ""
+            unknown = ", changed at another time, and what it held is not known"
+            other = "" if source.bytes != record.bytes else ", other content" if record.sha256 else unknown
             changes.append(
                 f"input: {record.path} ({record.bytes:,} bytes) -> {source.path} ({source.bytes:,} bytes){other}"
             )
@@ -253,7 +258,7 @@ def differences(old: MadeFrom, new: MadeFrom) -> list[str]:
 def _same_source(source: SourceRecord, record: SourceRecord) -> bool:
     if source.bytes != record.bytes:
         return False
-    if source.mtime_ns == record.mtime_ns and _absolute(source.path) == _absolute(record.path):
+    if source.mtime_ns == record.mtime_ns != 0 and _absolute(source.path) == _absolute(record.path):
         return True
     return record.sha256 != "" and sha256_of_source(Source(source.path, source.bytes, source.mtime_ns)) == record.sha256
 

@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from pathlib import Path
 import yaml
 
 from data_prep.errors import PrepError, exit_status, refuse_not_utf8
-from data_prep.manifest import Manifest, shard_problems
+from data_prep.manifest import MANIFEST, Manifest, shard_problems
 from data_prep.plan import MAIN, read_manifest
 from data_prep.storage import local_output
 from data_prep.writing import write_durably
@@ -66,6 +67,8 @@ def fragment(streams: Sequence[Stream], command: str) -> str:
     """The YAML of the fragment. Its epoch is the whole run: `epoch_size` samples, drawn anew in each."""
     first = streams[0].manifest
     samples = round(sum(stream.tokens for stream in streams) / first.seq_len)
+    if samples < 1:
+        raise PrepError(f"the tokens of the run are fewer than a sequence of {first.seq_len:,}; give more --tokens.")
     lines = [
         f"# {' + '.join(f'{stream.share:.3g} {stream.name}' for stream in streams)}: "
         f"{samples * first.seq_len:,} tokens in sequences of {first.seq_len:,}.",
@@ -117,7 +120,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise PrepError(f"--tokens {arguments.tokens:g}: expected the tokens of a run, such as 20e9.")
     streams = plan_mixture(arguments.sources, arguments.tokens)
     words = [*arguments.sources, *([] if arguments.tokens is None else ["--tokens", f"{arguments.tokens:g}"])]
-    command = " ".join(["python -m data_prep.mixture", *words, "--out", str(out)])
+    command = " ".join(["python -m data_prep.mixture", *map(_in_a_comment, [*words, "--out", str(out)])])
     out.parent.mkdir(parents=True, exist_ok=True)
     write_durably(out, fragment(streams, command).encode())
     for stream in streams:
@@ -129,6 +132,11 @@ def run(arguments: argparse.Namespace) -> None:
             f"{stream.epochs:.2f} epochs{note}"
         )
     print(f"{out}: {sum(stream.tokens for stream in streams):,.0f} tokens; include it in a recipe's include list")
+
+
+def _in_a_comment(word: str) -> str:
+    """A word of the command line, quoted where a shell wants it, on one line."""
+    return shlex.quote(word).replace("\n", "\\n").replace("\r", "\\r")
 
 
 def _parse(source: str) -> tuple[str, float]:
@@ -152,6 +160,11 @@ def _main_split(folder: Path) -> Manifest:
     problems = shard_problems(folder / found[0].split, found[0])
     if problems or not found[0].tokens:
         raise PrepError("\n  ".join([f"{folder} cannot be trained on:", *(problems or ["it has no tokens"])]))
+    for name in found[0].splits[:-1]:
+        held_out = read_manifest(folder / name)
+        if held_out is None or (problems := shard_problems(folder / name, held_out)):
+            what = problems or [f"{folder / name}/{MANIFEST}: missing"]
+            raise PrepError("\n  ".join([f"{folder / name}, which is held out, is damaged:", *what]))
     if found[0].loss_tokens is not None:
         raise PrepError(f"{folder}: instruction data, which has no place in a mixture for pretraining.")
     return found[0]

@@ -74,7 +74,8 @@ def checked_options(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.seq_len < 1:
         raise PrepError(f"--seq-len {arguments.seq_len}: expected the tokens a sequence, 1 or more (2048).")
     checked_common_options(arguments)
-    refuse_not_utf8("--text-key ", arguments.text_key)
+    for name in ("text_key", "eos_text", "bos_text", "filter"):
+        refuse_not_utf8(f"--{name.replace('_', '-')} ", getattr(arguments, name))
     if not _LEAST_HELD_MB <= arguments.hold_mb <= 1e6:
         raise PrepError(
             f"--hold-mb {arguments.hold_mb:g}: expected megabytes of a row, from {_LEAST_HELD_MB} ({HOLD_MB})."
@@ -110,6 +111,8 @@ def checked_common_options(arguments: argparse.Namespace) -> None:
     if not 0 <= arguments.max_rejected <= 1:
         raise PrepError(f"--max-rejected {arguments.max_rejected:g}: expected a share of the rows, 0 to 1 (0.01).")
     refuse_not_utf8("--out ", arguments.out)
+    if not arguments.out:
+        raise PrepError("--out '': expected the folder to write to.")
     for option, name in (("--split", arguments.split), ("--holdout-split", arguments.holdout_split)):
         if not name or name.startswith(".") or Path(name).name != name:
             raise PrepError(f"{option} {name!r}: expected the name of a folder, such as train.")

@@ -11,7 +11,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,15 +27,15 @@ from data_prep.part_task import PartSettings
 from data_prep.parts import PART_BYTES, cut_into_parts
 from data_prep.plan import Plan, checked_options, is_finished, what_to_replace
 from data_prep.progress import RunProgress
-from data_prep.publishing import exclusive, publish, remove_leftovers
-from data_prep.rejects import REJECTED
+from data_prep.publishing import exclusive, publish
+from data_prep.rejects import REFUSED
 from data_prep.sampling import sample_texts
 from data_prep.sources import find_sources
-from data_prep.staging import resumable_staging
+from data_prep.staging import remove_leftovers, resumable_staging
 from data_prep.storage import is_remote, local_output
 from data_prep.tasks import Worker
 from data_prep.tokenising import choose_dtype, choose_separators, load_tokenizer
-from data_prep.uploading import MADE_TO_COPY, RemoteOutput, remove_work, work_folder
+from data_prep.uploading import MADE_TO_COPY, RemoteOutput, marked_to_copy, remove_work, work_folder
 from data_prep.workers import Executor, InProcess, WorkerProcesses, worth_starting
 from data_prep.writing import ShardFormat
 
@@ -75,14 +75,12 @@ def run(arguments: argparse.Namespace) -> None:
     if remote is not None:
         remote.refuse_foreign(out, plan.splits)
     if _is_made(out, plan, arguments.overwrite, remote is not None):
-        remove_leftovers(out)
+        remove_leftovers(out, plan.made_from)
         if remote is None:
             print(f"{out}: already done with the same input and options; nothing to do.")
             return
     else:
-        with exclusive(out):
-            if remote is not None:
-                (out / MADE_TO_COPY).touch()
+        with exclusive(out), marked_to_copy(out, plan.splits) if remote else nullcontext():
             made = make(arguments, plan, tokenizer, out)
         print_summary(out, made, time.perf_counter() - start, arguments.usd_per_hour)
     if remote is not None:
@@ -143,7 +141,7 @@ def make(arguments: argparse.Namespace, plan: Plan, tokenizer: Tokenizer, out: P
             executor = InProcess(Worker(settings, staging, engine), progress.report)
         manifests, resumed = make_splits(plan, parts, staging, out, executor, progress)
         publish(out, staging, plan.splits, replaced)
-    (out / REJECTED).unlink(missing_ok=True)  # the list of a run that failed
+    (out / REFUSED).unlink(missing_ok=True)
     return Made(manifests, progress, chosen.name, workers, resumed)
 
 

@@ -57,17 +57,6 @@ def fresh_staging(folder: Path, name: str = STAGING) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what a run leaves that was killed after it had published everything.
-
-    Raises:
-        PrepError: it is not left over: another run holds the folder.
-    """
-    if (folder / STAGING).exists() or (folder / LOCK).exists():
-        with exclusive(folder):
-            shutil.rmtree(folder / STAGING, ignore_errors=True)
-
-
 def publish(folder: Path, staging: Path, splits: list[str], replaced: list[str]) -> None:
     """Rename `staging/<split>` to `folder/<split>`, the last of `splits` last, taking `replaced` away first.
 

@@ -11,6 +11,7 @@ from data_prep.parts import Part
 from data_prep.sources import Source
 
 REJECTED = "rejected.jsonl"
+REFUSED = ".rejected.jsonl"  # in OUT, of a run that failed by their number; hidden, as it is no input
 
 
 class RowNumbers:
@@ -55,10 +56,10 @@ def list_rejected(
     rows_read = sum(sum(part.rows) for part in facts)
     share = count / rows_read
     if share > max_share:
-        shutil.move(path, out / REJECTED)
+        shutil.move(path, out / REFUSED)
         rejected = f"{count:,} of {rows_read:,} rows were rejected ({share:.2%})"
         raise PrepError(
-            f"{rejected}, more than --max-rejected {max_share:g}; {out / REJECTED} lists them. "
+            f"{rejected}, more than --max-rejected {max_share:g}; {out / REFUSED} lists them. "
             "Mend the input, or allow more."
         )
     return path

@@ -69,7 +69,7 @@ def byte_order_mark(content: bytes) -> str | None:
 
 def why_not_json(number: int, row: bytes, error: orjson.JSONDecodeError) -> str:
     """Why a line is no JSON."""
-    if number == 1 and (mark := byte_order_mark(row)):
+    if mark := byte_order_mark(row):
         return mark
     if not row.strip():
         return "blank line"

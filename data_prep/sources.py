@@ -44,7 +44,8 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
         paths.extend(_expand_url(given) if is_remote(given) else _expand(os.path.expanduser(given)))
     seen: dict[str, str] = {}
     for path in paths:
-        real = path if is_remote(path) else os.path.realpath(path)
+        here = path.removeprefix("file://")
+        real = here if is_remote(here) else _identity(here)
         if real in seen:
             raise PrepError(f"{path} is given twice (as {seen[real]} too): its documents would be counted twice.")
         seen[real] = path
@@ -117,6 +118,15 @@ def _refuse_mixture(given: str, paths: list[str]) -> None:
 
 def _is_visible(name: str) -> bool:
     return name.endswith(SUFFIXES) and not name.startswith(".")
+
+
+def _identity(path: str) -> str:
+    """The same for all names of a file, hard links among them."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return os.path.realpath(path)
+    return f"{status.st_dev}:{status.st_ino}"
 
 
 def _inspect(path: str) -> Source:

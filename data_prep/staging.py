@@ -8,11 +8,32 @@ from pathlib import Path
 
 from data_prep.errors import Interrupted, PrepError
 from data_prep.manifest import MadeFrom, differences
-from data_prep.publishing import STAGING
+from data_prep.publishing import LOCK, STAGING, exclusive
 from data_prep.tasks import ORDERS, PARTS, RECORDS, UNFINISHED
 from data_prep.writing import write_durably
 
 PLAN = "plan.json"
+
+
+def remove_leftovers(out: Path, made_from: MadeFrom) -> None:
+    """Remove what the run of this plan leaves when it is killed after it had published everything.
+
+    Raises:
+        PrepError: it is not left over: another run holds the folder.
+    """
+    if not (out / STAGING).exists() and not (out / LOCK).exists():
+        return
+    with exclusive(out):
+        old = _read_plan(out / STAGING)
+        if not (old and any(_finished_parts(out / STAGING)) and differences(old[0], made_from)):
+            shutil.rmtree(out / STAGING, ignore_errors=True)
+
+
+def refuse_unfinished(out: Path, overwrite: bool) -> None:
+    """Raises PrepError where a run that was cut off left parts it can go on from, and `overwrite` was not given."""
+    if not overwrite and _read_plan(out / STAGING) and any(_finished_parts(out / STAGING)):
+        what = f"{out} holds the finished parts of a run of data_prep.pretrain that was cut off"
+        raise PrepError(f"{what}; run that again to go on, give another --out, or --overwrite to throw them away.")
 
 
 @contextlib.contextmanager
@@ -48,12 +69,10 @@ def resumable_staging(out: Path, made_from: MadeFrom, part_bytes: int, overwrite
 
 
 def _left_by_same_plan(staging: Path, made_from: MadeFrom, part_bytes: int, overwrite: bool) -> bool:
-    try:
-        plan = json.loads((staging / PLAN).read_bytes())
-        old = MadeFrom.from_json(plan["made_from"])
-        old_bytes = plan["part_bytes"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False  # nothing there, or a run was killed before it had written its plan
+    plan = _read_plan(staging)
+    if plan is None:
+        return False
+    old, old_bytes = plan
     changes = differences(old, made_from)
     if old_bytes != part_bytes:
         changes.append(f"--part-mb: {old_bytes / 1e6:g} -> {part_bytes / 1e6:g}")
@@ -61,6 +80,15 @@ def _left_by_same_plan(staging: Path, made_from: MadeFrom, part_bytes: int, over
         what = "\n  ".join([f"{staging.parent} holds the finished parts of a run that was cut off:", *changes])
         raise PrepError(f"{what}\nGive the same again to go on, another --out, or --overwrite to throw them away.")
     return not changes
+
+
+def _read_plan(staging: Path) -> tuple[MadeFrom, int] | None:
+    """What a run was to make, and the bytes of its parts; None: nothing there, or it had not written its plan yet."""
+    try:
+        plan = json.loads((staging / PLAN).read_bytes())
+        return MadeFrom.from_json(plan["made_from"]), plan["part_bytes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _finished_parts(staging: Path) -> Iterator[Path]:

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from data_prep.errors import PrepError
 from data_prep.sources import sha256_of_file
-from data_prep.tokenizer_files import locate_tokenizer, special_tokens
+from data_prep.tokenizer_files import locate_tokenizer, refuse_other_spacing, special_tokens
 from data_prep.windows import Ids
 
 MOST_IDS = 1 << 24  # tables of that many rows are made; the largest vocabularies have a fiftieth of it
@@ -58,6 +58,7 @@ def load_tokenizer(name: str) -> tuple[Tokenizer, TokenizerFacts]:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     special = special_tokens(Path(path).parent)
+    refuse_other_spacing(Path(path).parent, tokenizer.pre_tokenizer)
 
     def token_id(role: str) -> int | None:
         return tokenizer.token_to_id(special[role]) if special.get(role) else None

@@ -20,11 +20,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 from data_prep.errors import PrepError, exit_status
 from data_prep.holdout import checked_fraction, is_held_out
+from data_prep.long_texts import BETWEEN_WORDS, pieces_of
 from data_prep.progress import ProgressBar
 from data_prep.publishing import exclusive, fresh_staging, publish
 from data_prep.readers import open_reader
 from data_prep.rows import Document, Rejected
-from data_prep.sources import Source, find_sources, sha256_of_source
+from data_prep.sources import Source, find_sources, sha256_of_file, sha256_of_source
 from data_prep.storage import local_output
 from data_prep.tokenising import MOST_IDS
 from data_prep.tokenizer_files import CONFIG_FILES, TOKENIZER_FILE
@@ -36,6 +37,7 @@ SMALLEST = 256 + 2  # every byte, and the two special tokens
 TRAINING = "training.json"  # what the folder was made from
 VERSION = 1  # of training.json, and of what the same options produce
 _MEASURED_BYTES = 1 << 24  # of text, from the start of the input, that bytes/token is measured on
+_PIECE_CHARACTERS = 1 << 16
 
 
 @dataclass
@@ -119,7 +121,7 @@ def _beside_main_thread(work: Callable[[], None]) -> None:
 
 
 def documents(sources: list[Source], text_key: str, holdout: float, counts: Counts | None = None) -> Iterator[str]:
-    """The texts of the training part, in order; with `counts`, counted and shown on a terminal.
+    """The texts of the training part, in order and in pieces; with `counts`, counted and shown on a terminal.
 
     Raises:
         PrepError: the first row that is no document.
@@ -140,7 +142,8 @@ def documents(sources: list[Source], text_key: str, holdout: float, counts: Coun
                     counts.bytes += len(row.text.encode("utf-8"))
                     if bar.is_due():
                         bar.update(done_bytes + reader.bytes_read, counts.documents)
-                yield row.text
+                # The trainer takes 200 bytes and more a character of what it gets at once; no word is cut.
+                yield from pieces_of([row.text], _PIECE_CHARACTERS, BETWEEN_WORDS)
             done_bytes += source.bytes
 
 
@@ -163,8 +166,11 @@ def save(tokenizer: Tokenizer, folder: Path, training: dict[str, Any]) -> None:
     special = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": PADDING, "unk_token": END_OF_TEXT}
     config = {"clean_up_tokenization_spaces": False, "tokenizer_class": "PreTrainedTokenizerFast", **special}
     write_durably(folder / TOKENIZER_FILE, tokenizer.to_str(pretty=True).encode())
-    for name, value in zip((*CONFIG_FILES, TRAINING), (config, special, training), strict=True):
+    for name, value in zip(CONFIG_FILES, (config, special), strict=True):
         write_durably(folder / name, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+    files = {name: sha256_of_file(folder / name) for name in (TOKENIZER_FILE, *CONFIG_FILES)}
+    content = json.dumps({**training, "files": files}, indent=1, sort_keys=True) + "\n"
+    write_durably(folder / TRAINING, content.encode())
 
 
 def is_finished(out: Path, made_from: dict[str, Any]) -> bool:
@@ -182,7 +188,11 @@ def is_finished(out: Path, made_from: dict[str, Any]) -> bool:
         raise PrepError(
             f"{out} was made with another {', another '.join(changed)}; give another --out, or --overwrite."
         )
-    return (out / TOKENIZER_FILE).is_file()
+    found = json.loads((out / TRAINING).read_bytes())
+    if "files" not in found:  # an earlier version made it
+        return (out / TOKENIZER_FILE).is_file()
+    digests = found["files"].items()
+    return all((out / name).is_file() and sha256_of_file(out / name) == digest for name, digest in digests)
 
 
 def _made_from(out: Path) -> dict[str, Any] | None:

@@ -60,6 +60,30 @@ def special_tokens(folder: Path) -> dict[str, str]:
     return named
 
 
+def refuse_other_spacing(folder: Path, pre_tokenizer: Any) -> None:
+    """Refuse a configuration that makes transformers, and so LLM Foundry and this project's training, split otherwise.
+
+    Args:
+        pre_tokenizer: of tokenizer.json, as the tokenizers library has it.
+
+    Raises:
+        PrepError: add_prefix_space is one thing in tokenizer.json and another in its configuration.
+    """
+    path = folder / CONFIG_FILES[0]
+    if pre_tokenizer is None or not path.is_file():
+        return
+    state: Any = json.loads(pre_tokenizer.__getstate__())
+    config: Any = json.loads(path.read_text(encoding="utf-8"))
+    if state.get("type") != "ByteLevel" or not isinstance(config, dict):
+        return
+    here, there = state["add_prefix_space"], bool(config.get("add_prefix_space", False))
+    if here != there:
+        raise PrepError(
+            f"--tokenizer {folder}: add_prefix_space is {there} in {path.name}, which transformers follows, and {here} "
+            f"in {TOKENIZER_FILE}; load it with transformers and save it anew (save_pretrained)."
+        )
+
+
 def _from_hub(repository: str, file: str) -> str:
     """A file of a repository: from the cache, else fetched."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache  # only here

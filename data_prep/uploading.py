@@ -5,13 +5,14 @@ Files go up with Streaming's uploader, which tries again and has the settings th
 S3_CANNED_ACL, credentials), to the stores that it and fsspec call by the same URLs; to others with fsspec.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -167,6 +168,11 @@ class RemoteOutput:
                 self._filesystem.rm(path)
 
     def _manifest(self, name: str) -> Manifest | None:
+        """The manifest of a split.
+
+        Raises:
+            PrepError: there is one that cannot be read.
+        """
         path = f"{self._root}/{name}/{MANIFEST}"
         with remote_errors(self.url):
             self._filesystem.invalidate_cache()
@@ -177,7 +183,7 @@ class RemoteOutput:
         try:
             return parse_manifest(content, f"{self.url}/{name}/{MANIFEST}")
         except ValueError as error:
-            raise PrepError(str(error)) from error
+            raise PrepError(f"{error} (Remove that file first, and give --overwrite.)") from error
 
     def _problems(self, manifest: Manifest) -> list[str]:
         problems = []
@@ -188,6 +194,26 @@ class RemoteOutput:
                     state = "not there" if found is None else f"{found:,} bytes"
                     problems.append(f"{self.url}/{manifest.split}/{record.name}: {state}, expected {record.bytes:,}")
         return problems
+
+
+@contextlib.contextmanager
+def marked_to_copy(work: Path, splits: list[str]) -> Iterator[None]:
+    """What is made in the work folder meanwhile is to be copied and then removed; so nothing else may stand there.
+
+    Raises:
+        PrepError: a split of these names does.
+    """
+    mark = work / MADE_TO_COPY
+    taken = [] if mark.exists() else [name for name in splits if (work / name).exists()]
+    if taken:
+        raise PrepError(f"{work / taken[0]} is there and was not made to be copied; give another --work.")
+    mark.touch()
+    try:
+        yield
+    except BaseException:
+        if not any((work / name).exists() for name in splits):
+            mark.unlink()  # so that what somebody makes there by hand is not taken for it
+        raise
 
 
 def remove_work(work: Path, splits: list[str]) -> None:

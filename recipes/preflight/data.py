@@ -89,8 +89,12 @@ def _shards(key: KeyPath, folder: Path, loader: Mapping[str, Any], recipe: Recip
     found = digest_problems(folder, manifest) if is_read else shard_problems(folder, manifest)
     for text in found or _unlisted_shards(folder):
         yield key, text
+    is_for_turns, are_turns = loader.get("name") == "finetuning", manifest.loss_tokens is not None
+    if is_for_turns != are_turns:
+        kinds = ("text (data_prep.pretrain)", "prompts and answers (data_prep.finetune)")
+        yield key, f"the shards in {folder} hold {kinds[are_turns]}, and a {loader.get('name')} loader reads the other"
     length = (loader.get("dataset") or {}).get("max_seq_len") or recipe["max_seq_len"]
-    if manifest.seq_len < length:
+    if manifest.seq_len < length and not are_turns:  # of turns it is the most that one may have
         yield key, f"the shards in {folder} hold {manifest.seq_len} tokens a sequence, the recipe wants {length}"
     used = Path(str(recipe.get("tokenizer.name"))) / "tokenizer.json"
     if used.is_file() and is_json(used) and hashlib.sha256(used.read_bytes()).hexdigest() != manifest.tokenizer.sha256:

@@ -86,7 +86,7 @@ def test_skip_lists_and_counts(prepare: Callable[..., Any], jsonl: Callable[...,
     assert refused.returncode == 1
     assert "14 of 54 rows were rejected (25.93%)" in refused.stderr
     assert not (tmp_path / "out" / "train").exists()
-    listed = (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()
+    listed = (tmp_path / "out" / ".rejected.jsonl").read_text().splitlines()
     assert [json.loads(line)["place"] for line in listed] == [f"{rows}:{number}" for number in range(21, 35)]
 
     result = prepare(rows, "--out", tmp_path / "out", "--on-error", "skip", "--max-rejected", "0.3")
