@@ -36,11 +36,12 @@ from recipes.config.load import Recipe
 from recipes.cost.rate import cost_section
 from recipes.models.compiling import checkpoint_blocks, checkpoint_by_operation, compile_blocks
 from recipes.reports.runs import METRICS, run_folder, run_name
-from recipes.training.batches import plan_batches
+from recipes.training.batches import Batches, plan_batches
+from recipes.training.checkpoints import as_composer_lists, resumes
 from recipes.training.lora import add_lora, reset_lora
 from recipes.training.preferences import PreferenceModel, build_preference_loader
-from recipes.training.processes import parallelism, prepare_process, shards
-from recipes.training.resuming import how_it_starts, latest_filename, resume_point, resumes, save_filename
+from recipes.training.processes import log_from, parallelism, prepare_process, shards
+from recipes.training.resuming import how_it_starts, latest_filename, resume_point, save_filename
 from recipes.training.startup import spare_questions
 from recipes.training.turns import taking_turns
 from recipes.weights.pretrained import load_pretrained
@@ -129,6 +130,7 @@ def build(recipe: Recipe) -> Run:
     Raises RecipeError where a section cannot be built; the message carries the constructor's own words.
     """
     register_components()
+    log_from(recipe.get("python_log_level"))
     settings = {**DEFAULTS, **{k: v for k, v in copy.deepcopy(dict(recipe.values)).items() if v is not None}}
     name, folder = run_name(recipe), run_folder(recipe)
     for path in settings["code_paths"] or []:
@@ -170,7 +172,7 @@ def build(recipe: Recipe) -> Run:
     if settings["eval_loader"] is not None:
         evaluators = builders.add_metrics_to_eval_loaders(evaluators, loss_metrics(model))
 
-    callbacks = [cost, *_callbacks(recipe, settings)]
+    callbacks = [cost, *_callbacks(recipe, settings, batches)]
     callbacks += _tasks_in_the_loop(recipe, settings, tokenizer, folder, cost)
     algorithms = [builders.build_algorithm(n, kwargs or {}) for n, kwargs in (settings["algorithms"] or {}).items()]
     found = resume_point(settings, name)
@@ -178,7 +180,7 @@ def build(recipe: Recipe) -> Run:
     on_terminal = sys.stderr.isatty()
     if settings["progress_bar"] and not on_terminal:
         loggers.append(LogLines())
-    with reporting(recipe, "save_folder" if settings["save_folder"] else "load_path"):
+    with reporting(recipe, "trainer"):
         trainer = Trainer(
             run_name=name,
             seed=settings["seed"],
@@ -218,16 +220,20 @@ def build(recipe: Recipe) -> Run:
             profiler=_profiler(settings["profiler"]),
             compile_config=settings["compile_config"],
             spin_dataloaders=settings["spin_dataloaders"],
-            accumulate_train_batch_on_tokens=settings["accumulate_train_batch_on_tokens"],
+            # the loss of preferences is a mean over pairs, however long they are
+            accumulate_train_batch_on_tokens=settings["accumulate_train_batch_on_tokens"] and not recipe.get("dpo"),
         )
     if recipe.get("pretrained") and trainer.state.timestamp.batch == 0:  # a run that goes on has its own weights
         with reporting(recipe, "pretrained"):
             load_pretrained(trainer.state.model, recipe["model"], Path(recipe["pretrained"]))
-    if recipe.get("model.peft_config") and trainer.state.timestamp.batch == 0:
+    has_own_adapters = recipe.get("model.name") == "mpt_causal_lm" and recipe.get("model.peft_config")
+    if has_own_adapters and not settings["load_path"] and trainer.state.timestamp.batch == 0:
         reset_lora(trainer.state.model, settings["seed"])
     if found is not None and trainer._checkpoint_saver is not None:
         # so that checkpoints from before the restart count for save_num_checkpoints_to_keep
-        trainer._checkpoint_saver.saved_checkpoints = [str(path) for path in found.whole]
+        trainer._checkpoint_saver.saved_checkpoints = [as_composer_lists(path) for path in found.whole]
+    # Composer's checkpoint is saved before the export of the same step, which may fail
+    trainer.state.callbacks.sort(key=lambda callback: isinstance(callback, HuggingFaceCheckpointer))
     say_the_recipe_once(trainer)
     if settings["log_config"]:
         flattened = (settings["metadata"] or {}) if settings["flatten_metadata"] else {}
@@ -247,7 +253,9 @@ def reporting(recipe: Recipe, key: str) -> Iterator[None]:
             raise
         text = str(error).strip() or type(error).__name__
         hint = " (RECIPES_TRACEBACK=1 shows where)"
-        raise RecipeError([Problem(recipe.place((key,)), (key,), f"cannot be built: {text}{hint}")]) from error
+        where = (key,) if key in recipe.values else ()  # the trainer takes what many sections say
+        said = f"{'' if where else f'the {key} '}cannot be built: {text}{hint}"
+        raise RecipeError([Problem(recipe.place(where), where, said)]) from error
 
 
 def complete_loader(loader: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -308,7 +316,7 @@ def loss_metrics(model: Any) -> list[str]:
 
 
 def build_model(config: dict[str, Any], tokenizer: Any, fsdp: dict[str, Any] | None, tp: dict[str, Any] | None) -> Any:
-    if fsdp is None and config.get("init_device") in ("meta", "mixed"):
+    if not shards(fsdp) and config.get("init_device") in ("meta", "mixed"):
         config["init_device"] = "cpu"  # nothing would fill in the weights later
     init_context = process_init_device(config, fsdp, tp)
     name = config.pop("name")
@@ -334,16 +342,23 @@ def _cost_monitor(recipe: Recipe, settings: Mapping[str, Any], name: str, folder
     return monitor
 
 
-def _callbacks(recipe: Recipe, settings: Mapping[str, Any]) -> list[Callback]:
+def _callbacks(recipe: Recipe, settings: Mapping[str, Any], batches: Batches) -> list[Callback]:
+    # LLM Foundry gives callbacks the recipe with what a run makes of it
+    train_config = {
+        **copy.deepcopy(dict(recipe.values)),
+        "n_gpus": batches.devices,
+        "device_train_batch_size": batches.sequences_per_device,
+        "device_train_microbatch_size": batches.microbatch or "auto",
+        "device_train_grad_accum": batches.gradient_accumulation or "auto",
+        "device_eval_batch_size": settings["device_eval_batch_size"],
+    }
     wanted = {name: kwargs for name, kwargs in (settings["callbacks"] or {}).items() if name != "cost_monitor"}
     if settings.get("compile"):
         wanted.setdefault("recompile_counter", {})
     callbacks: list[Callback] = []
     for name, kwargs in wanted.items():
         with reporting(recipe, "callbacks"):
-            callbacks.append(
-                builders.build_callback(name, kwargs or {}, train_config=copy.deepcopy(dict(recipe.values)))
-            )
+            callbacks.append(builders.build_callback(name, kwargs or {}, train_config=copy.deepcopy(train_config)))
     return callbacks
 
 

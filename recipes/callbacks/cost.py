@@ -182,7 +182,8 @@ class CostMonitor(Callback):
                 gpu=gpu.name if gpu else None,
             )
         self._meter = choose_meter(gpu, self._watts_per_device, dist.get_world_size(), dist.get_local_world_size())
-        log.info("Cost: %d devices, %s. MFU: %s.", self._current.devices, self.rate.source, self._mfu_basis)
+        devices = f"{self._current.devices} device{'s' * (self._current.devices != 1)}"
+        log.info("cost: %s, %s; MFU: %s", devices, self.rate.source, self._mfu_basis)
         logger.log_hyperparameters({"cost/rate_source": self.rate.source, "cost/mfu_basis": self._mfu_basis})
         logger.log_hyperparameters({"energy/basis": self._energy_basis})
         self._write("built", rate_source=self.rate.source)

@@ -12,6 +12,7 @@ from composer.utils import dist
 
 from recipes.callbacks.readings import progress
 from recipes.cost.duration import in_words
+from recipes.reports.runs import validation_loss
 
 INTERVAL_S = 30.0
 
@@ -37,9 +38,9 @@ class LogLines(LoggerDestination):
             self._say(state)
 
     def eval_end(self, state: State, logger: Logger) -> None:
-        loss = self._metrics.get("metrics/eval/LanguageCrossEntropy")
+        loss = validation_loss(self._metrics)
         if loss is not None:
-            _write(f"step {state.timestamp.batch.value:,}: validation loss {float(loss):.4f}")
+            _write(f"step {state.timestamp.batch.value:,}: validation loss {loss:.4f}")
 
     def _say(self, state: State) -> None:
         self._said = state.timestamp.batch.value

@@ -254,6 +254,14 @@ def _checkpoints(recipe: Mapping[str, Any]) -> Iterator[Finding]:
             yield ("autoresume",), "needs save_folder: that is where the checkpoints to resume from are"
         if recipe.get("save_weights_only"):
             yield ("save_weights_only",), "weights alone cannot be resumed from: turn it or autoresume off"
+    has_own_adapters = _section(recipe, "model").get("name") == "mpt_causal_lm" and _section(recipe, "model").get(
+        "peft_config"
+    )
+    if has_own_adapters and "hf_checkpointer" in _section(recipe, "callbacks"):
+        text = (
+            "does not know the adapters of mpt_causal_lm: leave it out, and use `python -m recipes export` on the run"
+        )
+        yield ("callbacks", "hf_checkpointer"), text
     if recipe.get("only_hf_checkpoint") and "hf_checkpointer" not in _section(recipe, "callbacks"):
         yield ("only_hf_checkpoint",), "needs the hf_checkpointer callback"
     if (

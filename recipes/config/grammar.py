@@ -31,7 +31,7 @@ STEPS: Schema = {
 # The length of a run.
 DURATION: Schema = {
     "type": ["integer", "string"],
-    "pattern": rf"^({_MANY}){_UNITS}$",
+    "pattern": rf"^({_MANY})(ep|ba|sp|tok|iter)$",  # Composer takes no seconds here
     "minimum": 1,
     "description": "more than nothing, as a whole number with a unit, such as 100ba, 1ep, 2000000tok or 2e9tok",
 }

@@ -79,8 +79,9 @@ def device_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
             yield ("precision",), f"{text}; use amp_bf16 without it"
     if has_gpu():
         return
-    if recipe.get("precision") in ("amp_fp16", "amp_fp8"):
-        yield ("precision",), f"no GPU here, and {recipe.get('precision')} needs one: use fp32 or amp_bf16 on a CPU"
+    if recipe.get("precision", "amp_bf16") != "fp32":
+        text = f"no GPU here, and Composer trains in {recipe.get('precision', 'amp_bf16')} on one alone"
+        yield ("precision",), f"{text}: set precision: fp32 on a CPU"
     if not is_mpt:
         return
     import psutil

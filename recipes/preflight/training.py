@@ -13,7 +13,7 @@ from recipes.preflight.machine import device_problems, disk_problems
 from recipes.preflight.packages import package_problems
 from recipes.preflight.weights import pretrained_problems, tokenizer_problems, weight_problems
 from recipes.reports.runs import run_folder
-from recipes.training.checkpoints import to_go_on_from
+from recipes.training.checkpoints import in_save_folder, of_the_other_kind, to_go_on_from
 
 
 def preflight(recipe: Recipe) -> list[Problem]:
@@ -40,6 +40,15 @@ NOT_THE_MODEL = {"use_train_metrics", "additional_train_metrics", "loss_fn", "in
 def resume_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     """A run that would go on from the checkpoints of another model, or with another optimizer in name alone."""
     folder, found = run_folder(recipe), to_go_on_from(recipe)
+    if other := of_the_other_kind(recipe):
+        kinds = ("a full", "a sharded") if other.is_dir() else ("a sharded", "a full")
+        text = f"{other} is {kinds[1]} checkpoint, and on these devices this recipe looks for {kinds[0]} one"
+        yield ("save_folder",), f"{text}: start it as before (state_dict_type, devices), or choose another run_name"
+    if found is None and "://" not in str(recipe.get("save_folder") or "://") and not recipe.get("save_overwrite"):
+        left = [path for sharded in (False, True) if (path := in_save_folder(recipe, sharded).newest)]
+        if left:
+            mend = "choose another run_name, set save_overwrite: true, or let it go on (autoresume: true)"
+            yield ("save_folder",), f"{left[0]} is there, and this run does not go on from it: {mend}"
     if found is None or found.newest is None or not (folder / "recipe.yaml").is_file():
         return
     kept = found.newest.parent

@@ -18,8 +18,8 @@ from recipes.cost.rate import cost_section
 from recipes.cost.scaling import is_extrapolated, scaling_law
 from recipes.cost.setup import sequences_per_item, tokens_of_run
 from recipes.reports.bill import Bill, read_bill
-from recipes.reports.runs import METRICS, metrics_by_step
-from recipes.reports.summary import EVAL_LOSS, EVALUATION, SUMMARY, TRAIN_LOSS
+from recipes.reports.runs import METRICS, metrics_by_step, validation_loss
+from recipes.reports.summary import EVALUATION, SUMMARY, TRAIN_LOSS
 from recipes.training.batches import dataset_tokens
 
 RECIPE = "recipe.yaml"
@@ -115,8 +115,9 @@ def _curves(folder: Path, tokens_per_step: int) -> tuple[list[Point], list[Point
     for step, values in steps.items():
         if _is_loss(values.get(TRAIN_LOSS)):
             training.append(Point((step + 1) * tokens_per_step, usd.get(step + 1, usd[step]), values[TRAIN_LOSS]))
-        if _is_loss(values.get(EVAL_LOSS)):
-            validation.append(Point(step * tokens_per_step, usd.get(step), values[EVAL_LOSS]))
+        loss = validation_loss(values)
+        if loss is not None and _is_loss(loss):
+            validation.append(Point(step * tokens_per_step, usd.get(step), loss))
     return training, validation
 
 

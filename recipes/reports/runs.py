@@ -11,9 +11,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from recipes.config.load import Recipe
 
@@ -69,6 +72,12 @@ def metrics_by_step(path: Path) -> dict[int, dict[str, float]]:
             steps = {done: values for done, values in steps.items() if done <= step}
         steps.setdefault(step, {}).update(record)
     return steps
+
+
+def validation_loss(metrics: Mapping[str, Any]) -> float | None:
+    """The cross entropy of an evaluation; of several `eval_loader`s their mean. None where there is none."""
+    names = [name for name in metrics if re.fullmatch(r"metrics/eval/(.+/)?LanguageCrossEntropy", name)]
+    return math.fsum(float(metrics[name]) for name in names) / len(names) if names else None
 
 
 def last_step(path: Path) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.config.load import Recipe
-from recipes.reports.runs import METRICS, metrics_by_step, write_whole
+from recipes.reports.runs import METRICS, metrics_by_step, validation_loss, write_whole
 
 SUMMARY = "summary.json"
 EVALUATION = "results.json"
@@ -19,7 +19,6 @@ EVALUATION = "results.json"
 # Keys that change what is printed or where, not what is trained.
 COSMETIC = {"progress_bar", "log_to_console", "console_log_interval", "loggers", "python_log_level", "dry_run", "cost"}
 
-EVAL_LOSS = "metrics/eval/LanguageCrossEntropy"
 TRAIN_LOSS = "loss/train/total"
 
 
@@ -46,7 +45,7 @@ def write_summary(
     cost: the frozen dataclass that CostMonitor.summary() returns. stopped: why the run ended before its time, if so.
     """
     by_step = metrics_by_step(folder / METRICS)
-    losses = {step: r[EVAL_LOSS] for step, r in by_step.items() if EVAL_LOSS in r}
+    losses = {step: loss for step, r in by_step.items() if (loss := validation_loss(r)) is not None}
     train = {step: r[TRAIN_LOSS] for step, r in by_step.items() if TRAIN_LOSS in r}
     summary = {
         "recipe_sha256": recipe_digest(recipe),

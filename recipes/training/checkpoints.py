@@ -13,7 +13,7 @@ import functools
 import os
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,30 +49,69 @@ def find_checkpoints(folder: Path, filename: str, sharded: bool) -> Found:
     can be read; a sharded checkpoint is whole when `.metadata`, written last, is there.
     """
     pattern = _pattern(filename)
-    candidates = [p for p in (folder.iterdir() if folder.is_dir() else ()) if pattern.fullmatch(p.name)]
+    level = "*/" * filename.count("/")
+    candidates = [p for p in folder.glob(f"{level}*") if pattern.fullmatch(_name(p, filename))]
     candidates = [p for p in candidates if not p.is_symlink() and p.is_dir() == sharded]
-    candidates.sort(key=lambda p: _age(pattern, p))
+    candidates.sort(key=lambda p: _age(pattern, _name(p, filename), p))
     whole = [p for p in candidates if _is_whole(p, sharded)]
     broken = [p for p in candidates if p not in whole]
     if folder.is_dir():
-        broken += sorted(folder.glob(f"{PARTIAL}*"))
+        broken += sorted(folder.glob(f"{level}{PARTIAL}*"))
     return Found(whole[-1] if whole else None, tuple(whole), tuple(broken))
 
 
 def to_go_on_from(recipe: Recipe) -> Found | None:
     """What a run of a recipe would find in its save folder; None where it starts anew, or the folder is elsewhere."""
     save_folder = recipe.get("save_folder")
-    starts_anew = recipe.values.get("autoresume") is False or recipe.get("save_overwrite")
-    if not save_folder or "://" in save_folder or starts_anew or recipe.get("save_weights_only"):
+    if not save_folder or "://" in save_folder or not resumes(recipe.values):
         return None
-    folder = Path(save_folder.replace("{run_name}", run_name(recipe)))
-    sharded = world_size() > 1 and recipe.get("fsdp_config.state_dict_type") == "sharded"
+    return in_save_folder(recipe, _writes_sharded(recipe))
+
+
+def in_save_folder(recipe: Recipe, sharded: bool) -> Found:
+    """The checkpoints of a kind in a recipe's save folder, which is on this machine."""
+    folder = Path(str(recipe["save_folder"]).replace("{run_name}", run_name(recipe)))
     return find_checkpoints(folder, SHARDED if sharded else _filename(recipe), sharded)
+
+
+def of_the_other_kind(recipe: Recipe) -> Path | None:
+    """A checkpoint that a run would not go on from, as it is sharded and the run's are not, or the other way round.
+
+    None where the run finds one of its own kind that is as new.
+    """
+    own, sharded = to_go_on_from(recipe), _writes_sharded(recipe)
+    if own is None:
+        return None
+    other = in_save_folder(recipe, not sharded).newest
+    if other is None or own.newest is None:
+        return other
+    return other if (step_of(recipe, other) or 0) > (step_of(recipe, own.newest) or 0) else None
+
+
+def resumes(settings: Mapping[str, Any]) -> bool:
+    """Whether settings, of LLM Foundry's keys, let a run go on from its checkpoints.
+
+    Autoresume is on where whole training states are kept and not written over, unless the recipe says otherwise.
+    """
+    if not settings.get("save_folder") or settings.get("save_weights_only"):
+        return False
+    said = settings.get("autoresume")
+    return not settings.get("save_overwrite") if said is None else bool(said)
+
+
+def as_composer_lists(path: Path) -> str:
+    """A checkpoint as Composer's saver lists it: of a sharded one a file in its folder, which it then removes."""
+    return str(path / "__0_0.distcp" if path.is_dir() else path)
+
+
+def _writes_sharded(recipe: Recipe) -> bool:
+    return world_size() > 1 and recipe.get("fsdp_config.state_dict_type") == "sharded"
 
 
 def step_of(recipe: Recipe, checkpoint: Path) -> int | None:
     """The step that a checkpoint of a recipe was saved after, by its name; None where the name has no step."""
-    match = _pattern(SHARDED if checkpoint.is_dir() else _filename(recipe)).fullmatch(checkpoint.name)
+    filename = SHARDED if checkpoint.is_dir() else _filename(recipe)
+    match = _pattern(filename).fullmatch(_name(checkpoint, filename))
     step = match.groupdict().get("batch") if match else None
     return None if step is None else int(step)
 
@@ -99,7 +138,7 @@ def set_latest(folder: Path, latest: str, found: Found) -> None:
             link.unlink()
         return
     temporary = folder / f"{PARTIAL}{latest}"
-    temporary.symlink_to(found.newest.name)
+    temporary.symlink_to(found.newest.relative_to(folder))
     temporary.replace(link)
 
 
@@ -139,7 +178,7 @@ def _flush(path: str) -> None:
 
 def _pattern(filename: str) -> re.Pattern[str]:
     """Regular expression for the names that a Composer file name format makes (rank 0's, for per-rank names)."""
-    parts = re.split(r"(\{\w+\})", Path(filename).name)
+    parts = re.split(r"(\{\w+\})", filename)
     expressions = []
     for part in parts:
         if part == "{rank}":
@@ -152,8 +191,13 @@ def _pattern(filename: str) -> re.Pattern[str]:
     return re.compile("".join(expressions))
 
 
-def _age(pattern: re.Pattern[str], path: Path) -> tuple[int, int, int, float]:
-    match = pattern.fullmatch(path.name)
+def _name(path: Path, filename: str) -> str:
+    """The end of a path that has as many parts as a file name format: `save_filename` may name folders."""
+    return "/".join(path.parts[-1 - filename.count("/") :])
+
+
+def _age(pattern: re.Pattern[str], name: str, path: Path) -> tuple[int, int, int, float]:
+    match = pattern.fullmatch(name)
     numbers = match.groupdict() if match else {}
     batch, token, epoch = (int(numbers.get(name) or 0) for name in ("batch", "token", "epoch"))
     return (batch, token, epoch, path.stat().st_mtime)

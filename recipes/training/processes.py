@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import logging
 import os
 import random
 import warnings
@@ -126,6 +127,24 @@ def free_memory() -> None:
     if torch.cuda.is_available():
         gc.collect()
         torch.cuda.empty_cache()
+
+
+def log_from(level: str | None) -> None:
+    """Show what this project logs, such as the attention that runs, once for all ranks.
+
+    level: LLM Foundry's `python_log_level`, which also holds for LLM Foundry and Streaming; None: what is news.
+    """
+    logger = logging.getLogger("recipes")
+    if level:
+        for name in ("recipes", "eval", "llmfoundry", "streaming"):
+            logging.getLogger(name).setLevel(level.upper())
+    else:
+        logger.setLevel(logging.INFO if dist.get_global_rank() == 0 else logging.WARNING)
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.propagate = False  # Composer's own handler would say it again
 
 
 def quiet() -> None:

@@ -8,7 +8,15 @@ from typing import Any
 
 from composer.utils import dist
 
-from recipes.training.checkpoints import FILENAME, SHARDED, Found, find_checkpoints, set_latest, write_whole_files
+from recipes.training.checkpoints import (
+    FILENAME,
+    SHARDED,
+    Found,
+    find_checkpoints,
+    resumes,
+    set_latest,
+    write_whole_files,
+)
 
 
 def _is_sharded(settings: Mapping[str, Any]) -> bool:
@@ -25,12 +33,6 @@ def latest_filename(settings: Mapping[str, Any]) -> str:
     """The name of the link to the newest checkpoint."""
     default = "latest-sharded-rank{rank}" if _is_sharded(settings) else "latest-rank{rank}.pt"
     return settings["save_latest_filename"] or default
-
-
-def resumes(settings: Mapping[str, Any]) -> bool:
-    """Autoresume is on where whole training states are kept, unless the recipe says `autoresume: false`."""
-    possible = settings["save_folder"] and not settings["save_weights_only"] and not settings["save_overwrite"]
-    return bool(possible) and settings["autoresume"] is not False
 
 
 def resume_point(settings: Mapping[str, Any], name: str) -> Found | None:

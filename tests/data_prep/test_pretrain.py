@@ -178,7 +178,7 @@ def test_names_that_are_not_utf8_are_words(corpus: Path, prepare: Prepare, tmp_p
     for words in ((tmp_path / odd,), (tmp_path,), (corpus, "--split", odd), (corpus, "--out", tmp_path / odd)):
         result = prepare("--out", tmp_path / "out", *words)
         assert result.returncode == 1
-        assert "its name is not UTF-8" in result.stderr
+        assert "this is not UTF-8" in result.stderr
         assert "Traceback" not in result.stderr
     assert not (tmp_path / "out").exists()
 

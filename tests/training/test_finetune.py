@@ -108,6 +108,29 @@ def test_fresh_adapters_change_nothing() -> None:
     assert torch.equal(module(input_ids=ids).logits, build(MPT)(input_ids=ids).logits)
 
 
+def test_trained_adapters_are_loaded(shards: Path, tmp_path: Path, recipe_file: Any) -> None:
+    lora = {"r": 4, "lora_alpha": 8, "target_modules": ["Wqkv", "up_proj"]}
+    model = {"name": "mpt_causal_lm", **MPT, "peft_config": lora}
+
+    def adapters(run: Any) -> dict[str, torch.Tensor]:
+        state = run.trainer.state.model.state_dict()
+        return {name: value.clone() for name, value in state.items() if "lora_" in name}
+
+    first = build_run(load(recipe_file(recipe_text(shards, tmp_path, model=model, max_duration="4ba"))))
+    assert all(not value.any() for name, value in adapters(first).items() if "lora_B" in name)
+    first.train(eval_first=False)
+    first.trainer.close()
+    trained = adapters(first)
+    assert any(value.any() for name, value in trained.items() if "lora_B" in name)
+    _, path = first.end()
+    more = {"load_path": path, "load_weights_only": True, "run_name": "second"}
+    text = recipe_text(shards, tmp_path, model=model, save_folder=str(tmp_path / "second"), **more)
+    second = build_run(load(recipe_file(text)))
+    second.trainer.close()
+    for name, value in adapters(second).items():
+        assert torch.equal(value, trained[name]), name
+
+
 def recipe_text(shards: Path, folder: Path, **more: Any) -> str:
     values = {
         "max_seq_len": 32,
@@ -147,8 +170,15 @@ def recipe_text(shards: Path, folder: Path, **more: Any) -> str:
             {"train_loader": {"name": "preferences", "dataset": {"path": "x"}, "num_workers": 0}},
             "such as dpo: {beta: 0.1}",
         ),
+        (
+            {
+                "model": {"peft_config": {"r": 4, "lora_alpha": 8, "target_modules": ["Wqkv"]}},
+                "callbacks": {"hf_checkpointer": {"save_folder": "x", "save_interval": "1dur"}},
+            },
+            "does not know the adapters",
+        ),
     ],
-    ids=["lora on a missing module", "unknown lora key", "dpo without lora", "pairs without dpo"],
+    ids=["lora on a missing module", "unknown lora key", "dpo without lora", "pairs without dpo", "hf_checkpointer"],
 )
 def test_contradictions_are_found_before_anything_is_built(
     more: dict[str, Any], words: str, shards: Path, tmp_path: Path, recipe_file: Any
@@ -162,7 +192,7 @@ def test_contradictions_are_found_before_anything_is_built(
 
 def pairs_file(folder: Path) -> Path:
     path = folder / "pairs.jsonl"
-    rows = [{"prompt": f"{i}?", "chosen": "the people", "rejected": "the war"} for i in range(24)]
+    rows = [{"prompt": f"{i}?", "chosen": "the people" * (1 + i % 3), "rejected": "the war"} for i in range(24)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 

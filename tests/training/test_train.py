@@ -105,12 +105,19 @@ def test_a_longer_run_goes_on_from_the_last_checkpoint_that_is_whole(
 def test_two_processes_learn_what_one_does(
     whole: Path, shards: Path, tmp_path: Path, run_command: Command, more: list[str], resumed: bool
 ) -> None:
-    for steps in (6, 9) if resumed else (6,):
+    for steps in (6, 13) if resumed else (6,):
         length = [f"max_duration={steps}ba", f"scheduler.t_max={STEPS}ba"]
         result = run_command("composer", "-n", "2", "train.py", *recipe_arguments(shards, tmp_path, *more, *length))
         assert result.returncode == 0, result.stdout + result.stderr
         assert "2 devices × 1 micro-batches × 4" in result.stdout
-        assert ("autoresume: going on from" in result.stdout) == (steps == 9)
+        assert ("autoresume: going on from" in result.stdout) == (steps == 13)
+        assert "attention: flash → sdpa (cpu)" in result.stderr
+    if resumed:  # the older ones went, and nothing else
+        kept = sorted(p.name for p in (tmp_path / "checkpoints").iterdir() if p.is_dir() and not p.is_symlink())
+        assert kept == ["ep0-ba12", "ep0-ba13"]
+        alone_now = run_command("python", "train.py", *recipe_arguments(shards, tmp_path, *more))
+        assert alone_now.returncode == 1
+        assert "ep0-ba13 is a sharded checkpoint" in alone_now.stderr
     alone = losses(whole)
     assert losses(tmp_path) == pytest.approx({step: alone[step] for step in range(steps)}, rel=2e-5)
     assert summary(tmp_path)["devices"] == 2
