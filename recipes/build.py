@@ -345,7 +345,8 @@ def _cost_monitor(recipe: Recipe, settings: Mapping[str, Any], name: str, folder
 def _callbacks(recipe: Recipe, settings: Mapping[str, Any], batches: Batches) -> list[Callback]:
     # LLM Foundry gives callbacks the recipe with what a run makes of it
     train_config = {
-        **copy.deepcopy(dict(recipe.values)),
+        **recipe.values,
+        "train_loader": complete_loader(copy.deepcopy(recipe["train_loader"]), recipe.values),
         "n_gpus": batches.devices,
         "device_train_batch_size": batches.sequences_per_device,
         "device_train_microbatch_size": batches.microbatch or "auto",

@@ -184,6 +184,21 @@ class MPTForCausalLM(foundry.MPTForCausalLM, GenerationMixin):
         sums = self.get_output_embeddings()(hidden, loss=linear_loss)
         return LossOutput(sums.mean, sums.cross_entropy, sums.hits, sums.tokens)
 
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Writes what LLM Foundry's own class would, with ``attn_impl: torch``, which its code can do everywhere.
+
+        Its code is what the hf_checkpointer callback puts beside the weights; this project's would not be found there.
+        """
+        config = self.config
+        ours, impl = (type(self), type(config)), config.attn_config["attn_impl"]
+        self.__class__, config.__class__ = foundry.MPTForCausalLM, foundry.MPTConfig
+        config.attn_config["attn_impl"] = "torch"
+        try:
+            foundry.MPTForCausalLM.save_pretrained(self, *args, **kwargs)
+        finally:
+            self.__class__, config.__class__ = ours
+            config.attn_config["attn_impl"] = impl
+
     @property
     def takes_linear_loss(self) -> bool:
         """Whether the output embedding is still ours: PEFT and embedding surgery put other modules there."""

@@ -119,6 +119,7 @@ def test_the_evaluation_recipe_is_sound_once_its_run_is_there(recipe_file: Write
         ("optimizer.betas=[0.9]", "optimizer.betas", "two numbers"),
         ("model.attn_config.attn_uses_sequence_id=true", "train_loader.dataset.eos_token_id", "missing"),
         ("train_loader.dataset.local=null", "train_loader.dataset.local", "where the shards are"),
+        ("max_duration=60sec", "max_duration", "such as 100ba"),
         ("model.head_dim=32", "model.head_dim", "fused_qkv: false"),
         ("model.emb_pdrop=1.5", "model.emb_pdrop", "between 0 and 1"),
         ("model.init_device=mixed", "model.init_device", ""),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -106,6 +107,26 @@ def test_fresh_adapters_change_nothing() -> None:
     ids = torch.arange(8)[None]
     reset_lora(module, seed=1)
     assert torch.equal(module(input_ids=ids).logits, build(MPT)(input_ids=ids).logits)
+
+
+def test_the_hf_checkpointer_writes_folders_that_open(shards: Path, tmp_path: Path, recipe_file: Any) -> None:
+    saver = {"save_folder": str(tmp_path / "hf"), "save_interval": "1dur", "precision": "float32"}
+    run = build_run(
+        load(recipe_file(recipe_text(shards, tmp_path, max_duration="2ba", callbacks={"hf_checkpointer": saver})))
+    )
+    run.train(eval_first=False)
+    run.trainer.close()
+    folder = tmp_path / "hf" / "huggingface" / "ba2"
+    lines = (
+        "import sys, torch, transformers",
+        "model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True).eval()",
+        "torch.save(model(torch.arange(16)[None]).logits, sys.argv[2])",
+    )
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    subprocess.run([sys.executable, "-c", "\n".join(lines), folder, tmp_path / "logits"], env=environment, check=True)
+    model = run.trainer.state.model.model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(torch.load(tmp_path / "logits"), model(torch.arange(16)[None]).logits)
 
 
 def test_trained_adapters_are_loaded(shards: Path, tmp_path: Path, recipe_file: Any) -> None:
