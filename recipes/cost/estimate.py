@@ -22,7 +22,6 @@ from recipes.cost.flops import llm_foundry_flops_per_token
 from recipes.cost.hardware import Gpu, find_gpu
 from recipes.cost.memory import MemoryEstimate, fits, largest_microbatch, memory, smallest_change
 from recipes.cost.rate import Rate, choose_rate, cost_section
-from recipes.cost.run_length import read_duration
 from recipes.cost.scaling import DEFAULT_LAW, TrainingBalance, balance, scaling_law
 from recipes.cost.setup import Setup, read_setup, tokens_of_run
 from recipes.cost.throughput import StepTime, step_time
@@ -125,12 +124,8 @@ def estimate(
     assert setup.microbatch_sequences is not None
     step = step_time(setup, row)
     tokens = tokens_of_run(recipe, dataset_tokens)
-    duration = read_duration(recipe.get("max_duration"))
     hours = gpu_hours = None
-    if duration is not None and duration.unit == "sec":
-        hours = Range(*[duration.amount / 3600] * 3)
-        gpu_hours = hours.times(gpus)
-    elif tokens is not None:
+    if tokens is not None:
         gpu_hours = gpu_hours_of(tokens / step.tokens_per_s_per_gpu / 3600, step.hidden_speedup)
         hours = gpu_hours.times(1 / gpus)
     # a price that is asked for here comes before the recipe's
@@ -212,10 +207,7 @@ def _notes(setup: Setup, gpu: Gpu, recipe: Mapping[str, Any], tokens: int | None
             f"global_train_batch_size {setup.global_batch_sequences} does not divide by {setup.gpus} GPUs: some wait "
             "for others, and LLM Foundry refuses to start"
         )
-    duration = read_duration(recipe["max_duration"])
-    if duration is not None and duration.unit == "sec":
-        notes.append(f"max_duration {recipe['max_duration']} is time: how many tokens that is depends on the speed")
-    elif tokens is None:
+    if tokens is None:
         written = recipe["max_duration"]
         notes.append(f"max_duration {written} is not in tokens: give dataset_tokens to have hours and dollars")
     if gpu.name not in MEASURED_GPUS:

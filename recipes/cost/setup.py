@@ -147,14 +147,14 @@ def read_setup(recipe: Mapping[str, Any], gpus: int) -> Setup:
 
 
 def steps_of_run(recipe: Mapping[str, Any], dataset_tokens: int | None = None) -> int | None:
-    """Global batches of `max_duration`; None when it is in epochs and the dataset's size is not given, or in seconds.
+    """Global batches of `max_duration`; None when it is in epochs and the dataset's size is not given.
 
     63900ba counts batches of global_train_batch_size * max_seq_len tokens, 1000sp sequences, 1e9tok tokens. A batch is
     trained on as a whole, and so are those of an epoch, whose last one is left out with `drop_last`.
     """
     written = _required(recipe, "max_duration")
     duration = read_duration(written)
-    if duration is None or duration.unit == "dur":
+    if duration is None or duration.unit in ("dur", "sec"):  # Composer refuses seconds
         raise ValueError(f"max_duration: got {written!r}, expected a number and a unit such as 63900ba, 1ep or 2e9tok.")
     amount, unit = int(duration.amount), duration.unit
     if unit == "ba":

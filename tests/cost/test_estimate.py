@@ -118,13 +118,6 @@ def test_the_cost_section_is_read_and_arguments_beat_it() -> None:
         estimate(RECIPE, "h10O")
 
 
-def test_a_run_of_an_hour_takes_an_hour() -> None:
-    plan = estimate(RECIPE | {"max_duration": "3600sec"}, "h100", 8, usd_per_gpu_hour=2.0)
-    assert (plan.hours, plan.gpu_hours, plan.usd) == (Range(1, 1, 1), Range(8, 8, 8), Range(16, 16, 16))
-    assert plan.tokens is None
-    assert any("is time: how many tokens" in note for note in plan.notes)
-
-
 def test_watts_of_the_recipe_and_prices_that_are_asked_for_count() -> None:
     recipe = RECIPE | {"cost": {"watts_per_device": 350, "usd_per_device_hour": 2.5}}
     table, stated = estimate(RECIPE, "h100", 8), estimate(recipe, "h100", 8)

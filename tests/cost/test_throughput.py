@@ -159,7 +159,6 @@ def test_setup_says_what_is_wrong(change: dict[str, Any], message: str) -> None:
         ("2000000000tok", 954 * 1024 * 2048),
         ("2ep", None),
         (1, None),
-        ("60sec", None),
     ],
 )
 def test_tokens_of_a_duration(duration: Any, tokens: int | None) -> None:
