@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.manifest import digest_problems, load_manifest, shard_problems
+from data_prep.manifest import Manifest, digest_problems, load_manifest, shard_problems
 from recipes.config.keys import KeyPath
 from recipes.config.load import Recipe
 from recipes.preflight.hub import in_hub_cache, not_from_hub
@@ -96,15 +96,37 @@ def _shards(key: KeyPath, folder: Path, loader: Mapping[str, Any], recipe: Recip
     length = (loader.get("dataset") or {}).get("max_seq_len") or recipe["max_seq_len"]
     if manifest.seq_len < length and not are_turns:  # of turns it is the most that one may have
         yield key, f"the shards in {folder} hold {manifest.seq_len} tokens a sequence, the recipe wants {length}"
-    used = Path(str(recipe.get("tokenizer.name"))) / "tokenizer.json"
-    if used.is_file() and is_json(used) and hashlib.sha256(used.read_bytes()).hexdigest() != manifest.tokenizer.sha256:
+    for model in recipe.get("models") or [recipe.values]:  # of an evaluation there are several
+        for text in _strangers(folder, manifest, model):
+            yield key, text
+
+
+def _strangers(folder: Path, manifest: Manifest, model: Mapping[str, Any]) -> Iterator[str]:
+    """What keeps a model, with its tokenizer, from reading the ids of shards."""
+    used = Path(str((model.get("tokenizer") or {}).get("name"))) / "tokenizer.json"
+    if used.is_file() and is_json(used) and not _is_tokenizer_of(used, manifest):
         text = f"the shards in {folder} were made with another tokenizer ({manifest.tokenizer.path}) than {used.parent}"
-        yield key, f"{text}: the ids would mean other words; prepare the shards again, or name their tokenizer"
-    vocabulary = recipe.get("model.vocab_size")
-    if vocabulary is not None and manifest.tokenizer.vocab_size > vocabulary:
+        yield f"{text}: the ids would mean other words; prepare the shards again, or name their tokenizer"
+    section = model.get("model") or {}
+    config = Path(str(section.get("pretrained_model_name_or_path"))) / "config.json"
+    vocabulary = section.get("vocab_size")
+    if vocabulary is None and config.is_file() and is_json(config):
+        vocabulary = json.loads(config.read_text(encoding="utf-8")).get("vocab_size")
+    if isinstance(vocabulary, int) and manifest.tokenizer.vocab_size > vocabulary:
         largest = manifest.tokenizer.vocab_size - 1
         text = f"the shards in {folder} hold ids up to {largest}, the model has {vocabulary} embeddings"
-        yield key, f"{text}: set model.vocab_size to at least {manifest.tokenizer.vocab_size}"
+        yield f"{text}: set model.vocab_size to at least {manifest.tokenizer.vocab_size}"
+
+
+def _is_tokenizer_of(path: Path, manifest: Manifest) -> bool:
+    """Whether a tokenizer.json is the one that shards were made with, perhaps saved anew by transformers."""
+    if hashlib.sha256(path.read_bytes()).hexdigest() == manifest.tokenizer.sha256:
+        return True
+    made_with = Path(manifest.tokenizer.path)
+    if not made_with.is_file() or hashlib.sha256(made_with.read_bytes()).hexdigest() != manifest.tokenizer.sha256:
+        return False
+    ours, theirs = (json.loads(file.read_text(encoding="utf-8")) for file in (path, made_with))
+    return all(ours.get(name) == theirs.get(name) for name in ("model", "added_tokens", "normalizer"))
 
 
 def local_data_files(dataset: Mapping[str, Any]) -> list[Path]:

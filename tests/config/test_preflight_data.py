@@ -1,0 +1,54 @@
+"""What preflight says of shards and of those who are to read them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from recipes.config.load import Recipe
+from recipes.preflight.data import data_problems
+
+
+def said_of(shards: Path, name: str = "text", **recipe: Any) -> list[str]:
+    loader = {"name": name, "dataset": {"local": str(shards), "split": "train"}}
+    values = {"max_seq_len": 32, "tokenizer": {"name": str(shards / "tokenizer")}, **recipe}
+    return [text for _, text in data_problems(("train_loader",), loader, Recipe(Path("r.yaml"), values, {}))]
+
+
+def model(tokenizer: Path, **section: Any) -> Mapping[str, Any]:
+    return {"tokenizer": {"name": str(tokenizer)}, "model": section}
+
+
+def test_every_model_of_an_evaluation_is_asked(shards: Path, tmp_path: Path) -> None:
+    own = shards / "tokenizer"
+    other = tmp_path / "other"
+    shutil.copytree(own, other)
+    file = other / "tokenizer.json"
+    file.write_text(file.read_text().replace("\u0120the", "\u0120thé", 1))
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 300}))
+    assert said_of(shards, models=[model(own, vocab_size=512)]) == []
+    (text,) = said_of(shards, models=[model(own, vocab_size=512), model(other, vocab_size=512)])
+    assert "were made with another tokenizer" in text
+    (text,) = said_of(shards, models=[model(own, pretrained_model_name_or_path=str(tmp_path))])
+    assert "hold ids up to 511, the model has 300 embeddings" in text
+
+
+def test_a_tokenizer_that_was_saved_anew_is_the_same(shards: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    shutil.copytree(shards / "tokenizer", saved)
+    file = saved / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text())))  # other white space
+    assert said_of(shards, tokenizer={"name": str(saved)}) == []
+
+
+def test_instructions_and_text_are_told_apart(shards: Path, tmp_path: Path) -> None:
+    assert "hold text (data_prep.pretrain), and a finetuning loader" in said_of(shards, name="finetuning")[0]
+    copy = tmp_path / "copy"
+    shutil.copytree(shards, copy)
+    path = copy / "train" / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "loss_tokens": 9}))
+    assert said_of(copy, name="finetuning", max_seq_len=128) == []  # their length is the most that one may have
+    assert "hold prompts and answers" in said_of(copy)[0]
