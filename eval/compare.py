@@ -30,7 +30,10 @@ Records = dict[str, dict[int, Mapping[str, Any]]]  # task → example → record
 
 @dataclass(frozen=True)
 class Difference:
-    """B minus A on one task. p_value: McNemar's exact test that neither is better, where scores are 0 or 1."""
+    """B minus A on one task. p_value: McNemar's exact test that neither is better, where scores are 0 or 1.
+
+    Only there is an example gained or lost.
+    """
 
     task: str
     examples: int
@@ -53,9 +56,9 @@ def paired(task: str, a: Mapping[int, Mapping[str, Any]], b: Mapping[int, Mappin
     differences = [y - x for x, y in zip(before, after, strict=True)]
     mean = sum(differences) / len(both)
     reach = Z_95 * standard_error(differences)
-    gained = [i for i, d in zip(both, differences, strict=True) if d > 0]
-    lost = [i for i, d in zip(both, differences, strict=True) if d < 0]
     binary = all(x in (0, 1) for x in (*before, *after))
+    gained = [i for i, d in zip(both, differences, strict=True) if binary and d > 0]
+    lost = [i for i, d in zip(both, differences, strict=True) if binary and d < 0]
     return Difference(
         task,
         len(both),
@@ -179,10 +182,15 @@ def _show(name_a: str, name_b: str, found: Sequence[Difference], a: Records, b: 
     table = Table("task", "A", "B", "B − A", "95 %", "p", "gained", "lost", "examples")
     table.title, table.title_justify = f"A: {name_a}, B: {name_b}", "left"
     for d in found:
-        p = "" if d.p_value is None else f"{d.p_value:.3f}"
+        if d.p_value is None:  # numbers, not shares of right answers
+            spread = f"{d.low:+,.4g} … {d.high:+,.4g}"
+            table.add_row(
+                d.task, f"{d.a:,.4g}", f"{d.b:,.4g}", f"{d.difference:+,.4g}", spread, "", "", "", f"{d.examples:,}"
+            )
+            continue
         spread = f"{d.low:+.1%} … {d.high:+.1%}"
-        counts = (str(len(d.gained)), str(len(d.lost)), f"{d.examples:,}")
-        table.add_row(d.task, f"{d.a:.1%}", f"{d.b:.1%}", f"{d.difference:+.1%}", spread, p, *counts)
+        counts = (f"{d.p_value:.3f}", str(len(d.gained)), str(len(d.lost)), f"{d.examples:,}")
+        table.add_row(d.task, f"{d.a:.1%}", f"{d.b:.1%}", f"{d.difference:+.1%}", spread, *counts)
     console.print(table)
     for d in found:
         for word, indices in (("gained", d.gained), ("lost", d.lost)):

@@ -35,6 +35,10 @@ BLOCK = 4_000_000  # tokens of shards looked at together
 BASE = np.uint64(0x9E3779B97F4A7C15)  # odd; hashes are polynomials in it modulo 2**64
 
 
+class OtherTokenizer(TaskError):
+    """Shards of another tokenizer's ids, in which nothing would be found."""
+
+
 def contaminated(tasks: Sequence[Task], tokenizer: Any, shards: str, tokens: int = TOKENS) -> list[dict[str, Any]]:
     """How many examples of each task share `tokens` tokens in a row with the shards, and which; these are read once.
 
@@ -93,7 +97,7 @@ def check_shards(folder: Path, tokenizer: Any) -> list[ShardEntry]:
     with contextlib.suppress(PrepError):  # without a tokenizer.json of its own nothing tells them apart
         if manifest is not None and sha256_of_file(locate_tokenizer(name)) != manifest.tokenizer.sha256:
             text = f"{folder} was made with another tokenizer ({manifest.tokenizer.path}) than {name}"
-            raise TaskError(f"{text}, so that nothing would be found in it; give the tokenizer of the shards")
+            raise OtherTokenizer(f"{text}, so that nothing would be found in it; give the tokenizer of the shards")
     return entries
 
 

@@ -4,26 +4,54 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from eval.models import is_folder
 
 PIECE = 2**24  # bytes read at once
 
 
-def digest_of(entry: Mapping[str, Any], precision: str | None) -> str:
-    """The digest of a spelled-out entry of `models`, at a precision."""
-    path = entry.get("load_path") or (entry["model"].get("pretrained_model_name_or_path") if is_folder(entry) else None)
+def digest_of(
+    entry: Mapping[str, Any], precision: str | None, run_name: str = "", code_paths: Sequence[str] = ()
+) -> str:
+    """The digest of a spelled-out entry of `models`, at a precision.
+
+    run_name: what {run_name} in a path stands for. code_paths: files of code that the model may be made of.
+    """
+    name = entry["model"].get("pretrained_model_name_or_path")
+    path = first_rank_path(str(entry["load_path"]), run_name) if entry.get("load_path") else name
     local = None if path is None or "://" in str(path) else Path(str(path))
     tokenizer = Path(str(entry["tokenizer"]["name"]))
     model = {k: v for k, v in entry["model"].items() if k != "pretrained_model_name_or_path"}
     configuration = {"model": model, "tokenizer": entry["tokenizer"], "precision": precision, "path": None}
     if local is None or not local.exists():
         configuration["path"] = path  # weights elsewhere are known by their name alone
+    if name and not Path(str(name)).exists():
+        configuration["hub"] = [name, _hub_commit(str(name))]
+    if code_paths:
+        configuration["code"] = [file_digest(Path(code)) for code in code_paths if Path(code).is_file()]
     return model_digest(local, configuration, tokenizer if tokenizer.is_dir() else None)
+
+
+def first_rank_path(path: str, run_name: str = "") -> str:
+    """A path with what Composer's placeholders in it stand for on the first process, such as {rank}."""
+    filled = dict.fromkeys(("rank", "local_rank", "node_rank"), "0") | {"run_name": run_name}
+    filled |= {key: os.environ.get(key.upper(), "1") for key in ("world_size", "local_world_size")}
+    for key, value in filled.items():
+        path = path.replace(f"{{{key}}}", value)
+    return path
+
+
+def _hub_commit(name: str) -> str | None:
+    """The commit of a model of the Hugging Face hub that its cache has; None where it has none."""
+    home = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
+    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")
+    try:
+        return (cache / f"models--{name.replace('/', '--')}" / "refs" / "main").read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def model_digest(weights: Path | None, configuration: Mapping[str, Any], tokenizer: Path | None) -> str:

@@ -30,6 +30,7 @@ from eval.cache import SCORING, AnswerCache
 from eval.digests import digest_of
 from eval.models import longest, spell_out_models
 from eval.questions import ScoringError
+from eval.refusals import refusals
 from eval.tasks.rows import TaskError
 from recipes.config.check import check
 from recipes.config.keys import Place, Problem, RecipeError
@@ -56,7 +57,7 @@ def main(arguments: list[str]) -> int:
     try:
         written = load(arguments[0], arguments[1:])
         recipe = spell_out_models(with_named_files(written))
-        problems = check(recipe, "eval") or evaluation_problems(recipe)
+        problems = check(recipe, "eval") or evaluation_problems(recipe) or refusals(recipe)
         if problems:
             raise RecipeError(problems)
     except RecipeError as error:
@@ -72,10 +73,12 @@ def main(arguments: list[str]) -> int:
     if missing:
         return print_problems("this machine lacks what the evaluation needs", missing)
 
-    models = [digest_of(entry, recipe.get("precision")) for entry in recipe["models"]]
+    run_name = recipe.get("run_name") or recipe.path.stem
+    code = recipe.get("code_paths") or []
+    models = [digest_of(entry, recipe.get("precision"), run_name, code) for entry in recipe["models"]]
     path = results.results_path(recipe, (written.get("models") or [{}])[0].get("run"))
     digest = results.digest(recipe, [*models, str(SCORING)], _files(recipe))
-    found = results.finished(path, digest)
+    found = None if _is_elsewhere(recipe) else results.finished(path, digest)
     if found is not None and not only_prompts:
         if is_first_rank():
             print("evaluated before: same checkpoint, same tasks")
@@ -88,6 +91,7 @@ def main(arguments: list[str]) -> int:
 
     quiet()
     try:
+        _import_code(recipe)
         if only_prompts:
             return _show_prompts(recipe, path.parent / "tasks")
         entries, examples = evaluate(recipe, models, path.parent)
@@ -123,7 +127,7 @@ def _evaluate(
     from composer.utils import dist
     from llmfoundry.data.dataloader import build_dataloader
 
-    from eval.contamination import contaminated
+    from eval.contamination import OtherTokenizer, check_shards, contaminated
     from eval.loading import LoadedModel
     from eval.progress import bar
     from eval.suite import gauntlet_scores, logged, run_tasks, tasks_of
@@ -141,6 +145,12 @@ def _evaluate(
         prompts = min(length, settings.get("icl_seq_len") or length)
         subset = settings["icl_subset_num_batches"]
         tasks = tasks_of(settings["icl_tasks"], tokenizer, prompts, batch, folder / "tasks", subset, length)
+    wanted = dict(recipe.get("contamination") or {})
+    if wanted:
+        try:
+            check_shards(Path(wanted["shards"]), tokenizer)
+        except OtherTokenizer as error:  # one model's; the others and the scores are not lost for it
+            result["contamination_left_out"], wanted = str(error), {}
     numbers: dict[str, float] = {}
     loaders = settings["eval_loader"]
     for loader in loaders if isinstance(loaders, list) else [loaders] if loaders else []:
@@ -163,8 +173,8 @@ def _evaluate(
         with build.reporting(recipe, "eval_gauntlet"):
             result["gauntlet"] = gauntlet_scores(settings["eval_gauntlet"], judged)
         numbers |= {f"icl/metrics/eval_gauntlet/{name}": value for name, value in result["gauntlet"].items()}
-    if recipe.get("contamination"):
-        result["contamination"] = contaminated(tasks, tokenizer, **recipe["contamination"])
+    if wanted:
+        result["contamination"] = contaminated(tasks, tokenizer, **wanted)
     result["unigram_entropy"] = _unigram_entropy(recipe)
     if settings.get("samples"):
         result["samples"] = _samples(loaded().backbone, tokenizer, settings["samples"])
@@ -193,6 +203,18 @@ def _show_prompts(recipe: Recipe, scratch: Path) -> int:
     return 0
 
 
+def _import_code(recipe: Recipe) -> None:
+    """`code_paths`: the user's own code registers what the recipe names, as it does for training."""
+    from llmfoundry.utils.registry_utils import import_file
+
+    from recipes import build
+
+    build.register_components()
+    for path in recipe.get("code_paths") or []:
+        with build.reporting(recipe, "code_paths"):
+            import_file(path)
+
+
 def _settings(recipe: Recipe, entry: Mapping[str, Any]) -> dict[str, Any]:
     from recipes import build
     from recipes.training.processes import prepare_process
@@ -218,13 +240,28 @@ def _checkpoint(entry: Mapping[str, Any]) -> str | None:
 
 def _files(recipe: Recipe) -> list[Path]:
     """The files of tasks and of data that decide the results."""
-    files = [Path(str(task["dataset_uri"])) for task in recipe.get("icl_tasks", [])]
+    files = [Path(path) for path in recipe.get("code_paths") or []]
+    for task in recipe.get("icl_tasks") or []:
+        files += _files_of_task(task)
     loaders = recipe.get("eval_loader")
     folders = [Path(recipe["contamination"]["shards"])] if recipe.get("contamination") else []
     for loader in loaders if isinstance(loaders, list) else [loaders] if loaders else []:
         folders += shard_folders(loader.get("dataset") or {})
         files += local_data_files(loader.get("dataset") or {})
     return files + [file for folder in folders for file in _files_of_shards(folder)]
+
+
+def _files_of_task(task: Mapping[str, Any]) -> list[Path]:
+    uri = str(task["dataset_uri"])
+    if not uri.startswith("hf://"):
+        return [] if "://" in uri else [Path(uri)]
+    return local_data_files({"hf_name": uri.removeprefix("hf://"), "hf_kwargs": task.get("hf_loading_vars") or {}})
+
+
+def _is_elsewhere(recipe: Recipe) -> bool:
+    """Whether the file of a task is not on this machine, so that only reading it tells whether it is still the same."""
+    tasks = recipe.get("icl_tasks") or []
+    return any("://" in str(task["dataset_uri"]) and not _files_of_task(task) for task in tasks)
 
 
 def _files_of_shards(folder: Path) -> list[Path]:

@@ -23,8 +23,13 @@ def generate(
     batch_size: int,
     cache: AnswerCache | None = None,
     progress: Progress | None = None,
+    as_harness: bool = False,
 ) -> list[str]:
-    """What the model writes after each prompt, without special tokens; it may run on behind a stop string."""
+    """What the model writes after each prompt, without special tokens; it may run on behind a stop string.
+
+    as_harness: end as lm-evaluation-harness's `hf` model does, at the end tokens of the model's own generation_config
+    too, and at stop strings that are special tokens; there the text is cut. LLM Foundry's tasks know neither.
+    """
     unique = list(dict.fromkeys(prompts))
     order = sorted(range(len(unique)), key=lambda i: (unique[i].settings, unique[i].stop, -len(unique[i].tokens), i))
     batches: list[list[int]] = []
@@ -38,7 +43,7 @@ def generate(
     keys = [[unique[i].key for i in batch] for batch in batches]
 
     def compute(backbone: Backbone, index: int) -> dict[str, Answer]:
-        texts = _batch(backbone, [unique[i] for i in batches[index]], tokenizer)
+        texts = _batch(backbone, [unique[i] for i in batches[index]], tokenizer, as_harness)
         return dict(zip(keys[index], texts, strict=True))
 
     answers = answer_batches(model, keys, compute, cache, progress)
@@ -49,7 +54,7 @@ def _ways(prompt: Prompt) -> Any:
     return prompt.max_new_tokens, prompt.stop, prompt.settings
 
 
-def _batch(backbone: Backbone, prompts: Sequence[Prompt], tokenizer: Any) -> list[str]:
+def _batch(backbone: Backbone, prompts: Sequence[Prompt], tokenizer: Any, as_harness: bool) -> list[str]:
     from transformers import StoppingCriteriaList
 
     width = max(len(p.tokens) for p in prompts)
@@ -59,6 +64,7 @@ def _batch(backbone: Backbone, prompts: Sequence[Prompt], tokenizer: Any) -> lis
     settings: dict[str, Any] = {"do_sample": False, **json.loads(prompts[0].settings)}
     if not settings["do_sample"]:
         settings |= dict.fromkeys(("temperature", "top_p", "top_k"), None)
+    stop, ends = prompts[0].stop, _ends(backbone, tokenizer) if as_harness else tokenizer.eos_token_id
     with torch.random.fork_rng():  # a training run draws its own numbers on
         torch.manual_seed(SEED)
         out = backbone.generate(
@@ -66,23 +72,51 @@ def _batch(backbone: Backbone, prompts: Sequence[Prompt], tokenizer: Any) -> lis
             attention_mask=mask,
             max_new_tokens=prompts[0].max_new_tokens,
             pad_token_id=pad,
-            eos_token_id=tokenizer.eos_token_id,
-            stopping_criteria=StoppingCriteriaList([_AllStopped(tokenizer, prompts[0].stop, width)]),
+            eos_token_id=ends,
+            stopping_criteria=StoppingCriteriaList([_AllStopped(tokenizer, stop, width, as_harness)]),
             synced_gpus=backbone.sharded,
             **settings,
         )
-    return list(tokenizer.batch_decode(out[:, width:], skip_special_tokens=True))
+    texts = list(tokenizer.batch_decode(out[:, width:], skip_special_tokens=True))
+    if as_harness:
+        special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        if any(token in string for string in stop for token in special):
+            whole = tokenizer.batch_decode(out[:, width:], skip_special_tokens=False)
+            texts = [_cut(w, stop, special, text) for w, text in zip(whole, texts, strict=True)]
+    return texts
+
+
+def _ends(backbone: Backbone, tokenizer: Any) -> list[int]:
+    """The tokenizer's end of text, and those that the model's own generation_config names: one, or a list."""
+    own = getattr(getattr(backbone.causal, "generation_config", None), "eos_token_id", None)
+    ends = [tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
+    return sorted({int(token) for token in ends if token is not None})
+
+
+def _cut(whole: str, stop: Sequence[str], special: Sequence[str], text: str) -> str:
+    """`whole`, which has its special tokens, up to the first stop string and then without them; `text` if it has none.
+
+    Behind the stop string a row may go on to whatever the others of its batch take.
+    """
+    found = [whole.index(string) for string in stop if string in whole]
+    if not found:
+        return text
+    head = whole[: min(found)]
+    for token in special:
+        head = head.replace(token, "")
+    return head
 
 
 class _AllStopped:
     """Ends a batch when every row has written a stop string; the rest is cut off by whoever asked."""
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str], width: int) -> None:
-        self.tokenizer, self.stop, self.width = tokenizer, stop, width
+    def __init__(self, tokenizer: Any, stop: Sequence[str], width: int, with_special: bool) -> None:
+        self.tokenizer, self.stop, self.width, self.with_special = tokenizer, stop, width, with_special
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         if self.stop:
-            written = self.tokenizer.batch_decode(input_ids[:, self.width :], skip_special_tokens=True)
+            new = input_ids[:, self.width :]
+            written = self.tokenizer.batch_decode(new, skip_special_tokens=not self.with_special)
             done = [any(s in text for s in self.stop) for text in written]
         else:
             done = [False] * len(input_ids)

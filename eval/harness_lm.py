@@ -23,6 +23,7 @@ from eval.questions import Prompt, Request, Scored, ScoringError
 from eval.scoring import Model, Progress, score
 
 MAX_NEW_TOKENS = 256  # where a task does not say; the harness's own default
+OF_SAMPLING = ("do_sample", "temperature", "top_p", "top_k")  # arguments that mean nothing without it
 
 
 class ScoringLM(TemplateLM):
@@ -135,10 +136,11 @@ class ScoringLM(TemplateLM):
             ids = tuple(self.tok_encode(context))
             if len(ids) > room:
                 self._count_cut(request)
-            if not asked.get("do_sample"):
-                asked = {}
+            samples = bool(asked.get("do_sample"))
+            if not samples:  # what else is asked, such as num_beams, holds for the likeliest text too
+                asked = {key: value for key, value in asked.items() if key not in OF_SAMPLING}
             prompt = Prompt(ids[-room:], most, stop, json.dumps(asked, sort_keys=True), name)
-            if asked:  # asked for again, a sampled text is another one
+            if samples:  # asked for again, a sampled text is another one
                 again = Prompt(prompt.tokens, most, stop, prompt.settings, name, copy=seen[prompt])
                 seen[prompt] += 1
                 prompt = again
@@ -148,7 +150,7 @@ class ScoringLM(TemplateLM):
             part = [prompts[i] for i in places]
             told = self.progress(task, len(set(part)))
             cache = self.cache(_digest([prompt.key for prompt in part]))
-            written = generate(self.model, part, self.tokenizer, self.batch_size, cache, told)
+            written = generate(self.model, part, self.tokenizer, self.batch_size, cache, told, as_harness=True)
             texts.update(zip(places, written, strict=True))
         whole = []
         for index, prompt in enumerate(prompts):

@@ -61,7 +61,8 @@ def evaluate(lm: Any, loaded: Any, limit: int | None = None) -> tuple[list[dict[
     with _seeded(), _templates_compiled_once():
         for name, task in loaded["tasks"].items():
             _check_examples(name, task, limit)
-        found: Any = run(lm=lm, task_dict=loaded, limit=limit, log_samples=True)
+        with _run_in_words():
+            found: Any = run(lm=lm, task_dict=loaded, limit=limit, log_samples=True)
     results, examples = [], []
     for name, scores in found["results"].items():
         samples = found["samples"].get(name)
@@ -74,7 +75,9 @@ def evaluate(lm: Any, loaded: Any, limit: int | None = None) -> tuple[list[dict[
         filters = list(dict.fromkeys(sample["filter"] for sample in samples))
         of_filter = [sample for sample in samples if sample["filter"] == filters[0]]
         results.append(_task(label, name, scores, of_filter, filters[0], getattr(lm, "truncated", {}).get(name, 0)))
-        examples += [_example(label, results[-1]["metric"].partition(",")[0], s) for s in of_filter]
+        metric = results[-1]["metric"].partition(",")[0]
+        judged = results[-1]["low"] is not None  # else no example is right or wrong by itself
+        examples += [_example(label, metric, sample, judged, loaded["tasks"][name]) for sample in of_filter]
     return results, examples
 
 
@@ -131,6 +134,10 @@ def _check_yaml(folder: Path) -> None:
 
 
 def _check_settings(name: str, task: Any) -> None:
+    if getattr(task, "UNSAFE_CODE", False):
+        raise TaskError(f"task {name}: it runs code that the model writes, which is not done here; leave it out")
+    if getattr(task, "MULTIMODAL", False):
+        raise TaskError(f"task {name}: it shows pictures or sounds, and models here read text only; leave it out")
     shots = task.get_config("num_fewshot")
     if type(shots) is not int or shots < 0:
         raise TaskError(f"task {name}: num_fewshot: got {shots!r}, expected a whole number of at least 0")
@@ -191,6 +198,17 @@ def _named(where: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise ScoringError(f"{where}: {_words(error)}") from error
+
+
+@contextlib.contextmanager
+def _run_in_words() -> Iterator[None]:
+    """What the harness itself raises, as a metric may for an answer, costs the scores and not a training run."""
+    try:
+        yield
+    except (ScoringError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ScoringError(f"lm-evaluation-harness: {_words(error)}") from error
 
 
 def _words(error: BaseException) -> str:
@@ -306,26 +324,43 @@ def _task(
     }
 
 
-def _example(label: str, metric: str, sample: Mapping[str, Any]) -> dict[str, Any]:
+def _example(label: str, metric: str, sample: Mapping[str, Any], judged: bool, task: Any) -> dict[str, Any]:
     resps = sample["filtered_resps"]
     scored = all(isinstance(r, (list, tuple)) and len(r) == 2 for r in resps)
     logprobs = [float(r[0]) for r in resps] if scored else []
-    chosen: Any = logprobs.index(max(logprobs)) if len(logprobs) > 1 else resps[0]
+    count = _choices(sample)
     value = sample.get(metric)
     return {
         "task": label,
         "index": sample["doc_id"],
         "prompt": str(sample["arguments"][0][0]),
-        "correct": float(value) if isinstance(value, (int, float)) else None,
-        "chosen": chosen,
+        "correct": float(value) if judged and isinstance(value, (int, float)) else None,
+        "chosen": _chosen(metric, logprobs, count, sample, task) if len(logprobs) > 1 else resps[0],
         "gold": sample["target"],
-        "logprobs": logprobs,
+        "logprobs": logprobs[:count],
     }
+
+
+def _chosen(metric: str, logprobs: Sequence[float], count: int, sample: Mapping[str, Any], task: Any) -> int:
+    """Which choice the shown metric takes, by the harness's own rules."""
+    values = np.array(logprobs[:count])
+    if metric == "acc_mutual_info":
+        values = values - np.array(logprobs[count:])
+    elif metric in ("acc_norm", "acc_bytes"):
+        choices = task.doc_to_choice(sample["doc"])
+        if len(choices) == count:
+            values = values / [len(c) if metric == "acc_norm" else len(c.encode()) for c in choices]
+    return int(values.argmax())
+
+
+def _choices(sample: Mapping[str, Any]) -> int:
+    """How many requests are answers to choose from: of mutual information, half ask for them without the question."""
+    return len(sample["arguments"]) // (2 if "acc_mutual_info" in sample else 1)
 
 
 def _chance(samples: Sequence[Mapping[str, Any]], metric: str) -> float | None:
     """Of choosing blindly, where each example has several requests with answers to choose from."""
-    counts = [len(sample["arguments"]) for sample in samples]
+    counts = [_choices(sample) for sample in samples]
     if not metric.startswith("acc") or min(counts, default=0) < 2:
         return None
     return sum(1 / count for count in counts) / len(counts)

@@ -20,7 +20,9 @@ from composer.utils import create_interval_scheduler, dist
 
 from eval.backbone import Backbone
 from eval.questions import ScoringError
+from eval.refusals import gauntlet_refusals
 from eval.suite import gauntlet_scores, logged, run_tasks, tasks_of
+from eval.tasks.rows import TaskError
 from recipes.callbacks.budget import BudgetGuard
 from recipes.callbacks.cost import CostMonitor
 from recipes.reports.run_record import TASKS
@@ -54,8 +56,11 @@ class TaskEvaluation(Callback):
     ) -> None:
         self.tokenizer, self.cost, self.folder = tokenizer, cost, folder
         self.max_seq_len, self.batch_size, self.gauntlet, self.at_start = max_seq_len, batch_size, gauntlet, at_start
+        self.reads = reads  # a task's own max_seq_len may be longer than this run's for tasks
         scratch = folder / "tasks"
         self.tasks = []
+        for text in gauntlet_refusals(gauntlet):
+            raise ValueError(f"eval_gauntlet: {text}")
         if icl_tasks:
             self.tasks = tasks_of(icl_tasks, tokenizer, max_seq_len, batch_size, scratch, subset_batches, reads)
         self.harness = dict(harness_tasks) if harness_tasks else None
@@ -88,7 +93,10 @@ class TaskEvaluation(Callback):
             try:
                 results, numbers = self._scores(state)
                 trouble = ""
-            except ScoringError as error:  # no score is better than a wrong one, and than the end of the run
+            except (
+                ScoringError,
+                TaskError,
+            ) as error:  # no score is better than a wrong one, and than the end of the run
                 results, numbers, trouble = [], {}, str(error)
                 log.warning("tasks at step %d: %s", step, trouble)
             finally:
@@ -108,12 +116,12 @@ class TaskEvaluation(Callback):
     def _scores(self, state: State) -> tuple[list[dict[str, Any]], dict[str, float]]:
         if self._backbone is None:
             precision = partial(get_precision_context, state.precision)
-            self._backbone = Backbone(state.model, self.max_seq_len, precision)
+            self._backbone = Backbone(state.model, self.reads, precision)
         backbone = self._backbone
         backbone.whole.eval()
         judged = []
         for task in self.tasks:
-            judged += run_tasks([task], lambda: backbone, self.tokenizer, self.max_seq_len, self.batch_size)
+            judged += run_tasks([task], lambda: backbone, self.tokenizer, self.reads, self.batch_size)
             for guard in _guards(state):
                 guard.break_off()
         results, numbers = [j.result for j in judged], logged(judged)

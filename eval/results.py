@@ -14,6 +14,7 @@ from eval.digests import file_digest
 from recipes.config.load import Recipe
 from recipes.reports.page import write_page
 from recipes.reports.runs import write_whole
+from recipes.reports.scores import interval, number
 from recipes.reports.summary import EVALUATION, SUMMARY
 
 EXAMPLES = "examples.jsonl"  # beside the results: one line an example
@@ -127,6 +128,8 @@ def show(path: Path, results: Mapping[str, Any]) -> None:
                 console.print(f"{task['label']}: {text} and lost their beginning")
         for found in model.get("contamination", []):
             console.print(contamination_line(found))
+        if model.get("contamination_left_out"):
+            console.print(f"contamination is left out: {model['contamination_left_out']}", markup=False)
         for sample in model.get("samples", []):
             console.print("", Text.assemble((sample["prompt"], "dim"), sample["text"]), sep="\n")
     console.print(f"\nresults: {path}")
@@ -139,9 +142,7 @@ def contamination_line(found: Mapping[str, Any]) -> str:
 
 
 def _row(task: Mapping[str, Any]) -> list[str]:
-    is_share = 0 <= task["score"] <= 1
-    number = (lambda x: f"{x:.1%}") if is_share else (lambda x: f"{x:,.4g}")
-    interval = "" if task.get("low") is None else f"{number(task['low'])} – {number(task['high'])}"
-    stderr = "" if task.get("stderr") is None else number(task["stderr"])
-    chance = "" if task.get("chance") is None else number(task["chance"])
-    return [task["label"], number(task["score"]), stderr, interval, chance, f"{task['examples']:,}"]
+    score, stderr, chance = (
+        "" if task.get(key) is None else number(task, task[key]) for key in ("score", "stderr", "chance")
+    )
+    return [task["label"], score, stderr, interval(task), chance, f"{task['examples']:,}"]

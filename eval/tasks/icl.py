@@ -16,7 +16,8 @@ from eval.questions import Prompt, Request, Scored
 from eval.tasks import prompts
 from eval.tasks.rows import FIELDS, Row, TaskError, check_rows, read_rows
 
-NOT_ASKED = {"dataset_uri", "batch_size", "max_seq_len", "random_baseline"}  # the file counts by its content
+# The file counts by its content, the shots one by one, the length where it cut something.
+NOT_ASKED = {"dataset_uri", "num_fewshot", "max_seq_len", "label", "metric_names", "batch_size", "random_baseline"}
 GIVEN_BY_RUN = {"max_new_tokens", "use_cache", "pad_token_id", "eos_token_id"}  # of generation_kwargs
 ONE_TEXT = {"num_return_sequences", "return_dict_in_generate", "max_length", "min_length"}  # cannot be set
 COT_BUFFER = 10  # tokens more for an answer where a chain of thought is written, as LLM Foundry has it
@@ -130,10 +131,19 @@ def build_tasks(
     if not _are_shots(settings["num_fewshot"]):
         expected = "a list of different whole numbers of at least 0, such as [0, 5]"
         raise TaskError(f"task {label}: num_fewshot: got {settings['num_fewshot']!r}, expected {expected}")
+    for key in ("max_seq_len", "batch_size"):
+        value = settings.get(key)
+        if value is not None and (type(value) is not int or value < 1):
+            raise TaskError(f"task {label}: {key}: got {value!r}, expected a whole number of at least 1")
+    if settings.get("prelimiter") and settings.get("question_prelimiter"):
+        text = "prelimiter and question_prelimiter are two names of one setting: leave one of them out"
+        raise TaskError(f"task {label}: {text}")
     _check_stops(label, settings.get("early_stopping_criteria") or [])
     path, (rows, file_digest, lines) = _rows(settings, fetch)
     form = prompts.format_of(settings)
-    renamed = {"query": form.context_key} if form.context_key and kind == "multiple_choice" else {}
+    renamed = {}
+    if form.context_key and kind != "schema":
+        renamed["query" if kind == "multiple_choice" else "context"] = form.context_key
     if form.choices_key:
         renamed["choices" if kind == "multiple_choice" else "context_options"] = form.choices_key
     compared = metrics.normalised if settings.get("do_normalization", True) else str.strip
@@ -149,7 +159,7 @@ def build_tasks(
                 text = f"{shots} examples before each question are not there: it has {len(part)} rows"
                 raise TaskError(f"{name}: num_fewshot: {text}; ask for at most {len(part) - 1}")
             examples, cut = _examples(name, part, kind, shots, settings, generation, form, tokens, length, most)
-            what = [asked, shots, category, most, file_digest]
+            what = [asked, shots, category, len(examples), length if cut else None, file_digest]
             digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
             tasks.append(
                 Task(
@@ -268,10 +278,12 @@ def _examples(
         )
         cut += too_long
         question = text.questions[text.gold if kind == "schema" else 0]
+        gap = form.continuation_delimiter[len(form.continuation_delimiter.rstrip()) :] or " "
         right = rows[index]["answer"] if generated else text.answers[text.gold if kind == "multiple_choice" else 0]
-        examples.append(
-            Example(tuple(requests), prompt, text.gold, answers, text.before + question, (question + right).strip())
-        )
+        if question[-1:].isspace() or right[:1].isspace():  # else the prompt has lost it, and tokenizers add it or not
+            gap = ""
+        alone = f"{question}{gap}{right}".strip()
+        examples.append(Example(tuple(requests), prompt, text.gold, answers, text.before + question, alone))
     return tuple(examples), cut
 
 

@@ -14,6 +14,7 @@ from recipes.reports.against_plan import figures, reasons
 from recipes.reports.charts import SERIES, Line, line_chart, share_bar, short
 from recipes.reports.run_record import Point, RunRecord, read_run
 from recipes.reports.runs import write_whole
+from recipes.reports.scores import is_share, score_with_interval
 from recipes.reports.tasks import section_of
 
 TEMPLATE = Path(__file__).with_suffix(".html")
@@ -205,15 +206,17 @@ def _evaluation(runs: Sequence[RunRecord]) -> str:
 
 
 def _task(name: str, task: dict[str, Any], usd: float | None) -> str:
-    score, chance, interval = task.get("score"), task.get("chance"), task.get("interval_95")
+    score, chance = task.get("score"), task.get("chance")
     if not isinstance(score, (int, float)):
         return ""
     points = 100 * (score - (chance or 0.0))
     dear = "no better than chance" if points <= 0 else UNKNOWN if usd is None else _usd(usd / points)
+    if not is_share(task):  # a perplexity has no points
+        dear = ""
     return _result(
         name,
         escape(str(task.get("label", "?"))),
-        f"{score:.1%}" + ("" if interval is None else f" ± {interval:.1%}"),
+        score_with_interval(task),
         "" if chance is None else f"{chance:.0%}",
         f"{task['examples']:,}" if isinstance(task.get("examples"), int) else "",
         dear,

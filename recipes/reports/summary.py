@@ -12,6 +12,7 @@ from typing import Any
 
 from recipes.config.load import Recipe
 from recipes.reports.runs import METRICS, metrics_by_step, validation_loss, write_whole
+from recipes.reports.scores import score_with_interval
 
 SUMMARY = "summary.json"
 EVALUATION = "results.json"
@@ -136,8 +137,7 @@ def _evaluated(folder: Path) -> list[tuple[str, str]]:
             rows.append(("unigram entropy", f"{model['unigram_entropy']:.3f}: the loss of knowing frequencies alone"))
         for task in model.get("tasks", []):
             chance = f" (chance {task['chance']:.0%})" if task.get("chance") is not None else ""
-            interval = f" ± {task['interval_95']:.1%}" if task.get("interval_95") is not None else ""
-            rows.append((task["label"], f"{task['score']:.1%}{interval}{chance}, {task['examples']} examples"))
+            rows.append((task["label"], f"{score_with_interval(task)}{chance}, {task['examples']} examples"))
         for sample in model.get("samples", []):
             rows.append(("sample", f"{sample['prompt']} …{sample['text']}"))
     return rows

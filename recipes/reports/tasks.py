@@ -9,6 +9,7 @@ from typing import Any
 from recipes.cost.duration import in_words
 from recipes.reports.charts import SERIES, Line, line_chart
 from recipes.reports.run_record import RunRecord
+from recipes.reports.scores import score_with_interval
 
 
 def section_of(run: RunRecord, several: bool) -> str:
@@ -50,10 +51,7 @@ def _task(record: Mapping[str, Any], label: str) -> Mapping[str, Any]:
 
 def _score(record: Mapping[str, Any], label: str) -> str:
     task = _task(record, label)
-    score, half = task.get("score"), task.get("interval_95")
-    if not isinstance(score, (int, float)):
-        return ""
-    return f"{score:.1%}" + (f" ± {half:.1%}" if isinstance(half, (int, float)) else "")
+    return score_with_interval(task) if isinstance(task.get("score"), (int, float)) else ""
 
 
 def _chance(run: RunRecord, label: str) -> str:

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from eval.digests import first_rank_path
 from recipes.cost.parameters import count_parameters
+from recipes.reports.scores import score_with_interval
 from recipes.reports.summary import EVALUATION, SUMMARY, recipe_digest
 from recipes.training.batches import shard_folders
 from recipes.weights.hf_architecture import CLASSES, family_of
@@ -48,7 +50,7 @@ def model_card(trained: Trained, folder: Path, name: str) -> str:
         "",
         "## Evaluation",
         "",
-        *_evaluation(trained.run),
+        *_evaluation(trained),
         "",
         "## Cost",
         "",
@@ -96,17 +98,27 @@ def _data(recipe: Mapping[str, Any]) -> list[str]:
     return lines or ["The recipe names no data on the machine that exported."]
 
 
-def _evaluation(run: Path | None) -> list[str]:
+def _evaluation(trained: Trained) -> list[str]:
+    run = trained.run
     summary = _json(run / SUMMARY) if run else {}
     lines = []
     if isinstance(summary.get("eval_loss_end"), float):
         lines.append(f"- validation loss {summary['eval_loss_end']:.4f} nats a token at the end of training")
     for model in (_json(run / EVALUATION) if run else {}).get("models", []):
+        if not _is_of(model, trained.checkpoint):
+            continue  # others were evaluated beside this one
         for task in model.get("tasks", []):
-            interval = f" ± {task['interval_95']:.1%}" if task.get("interval_95") is not None else ""
-            chance = f" (chance {task['chance']:.0%})" if task.get("chance") is not None else ""
-            lines.append(f"- {task['label']}: {task['score']:.1%}{interval}{chance}, {task['examples']} examples")
+            chance = f", chance {task['chance']:.0%}" if task.get("chance") is not None else ""
+            lines.append(f"- {task['label']}: {score_with_interval(task)}{chance}, {task['examples']} examples")
     return lines or ["This model was not evaluated."]
+
+
+def _is_of(model: Mapping[str, Any], checkpoint: Path) -> bool:
+    """Whether an entry of results.json is of the checkpoint, of which a moved run folder knows the last names only."""
+    judged = Path(first_rank_path(str(model.get("checkpoint"))))
+    if judged.exists():
+        return judged.resolve() == checkpoint.resolve()
+    return judged.parts[-2:] == checkpoint.parts[-2:]
 
 
 def _cost(run: Path | None) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.compare import paired, read
+from eval.compare import main, paired, read
 from eval.contamination import check_shards, hashes
 from eval.tasks.rows import TaskError
 
@@ -42,6 +43,19 @@ def test_a_paired_difference() -> None:
     assert (found.high - found.low) / 2 == pytest.approx(1.959964 * differences.std(ddof=1) / math.sqrt(8))
     assert (found.gained, found.lost) == ([1, 2, 6, 7], [5])
     assert found.p_value == pytest.approx(2 * (1 + 5) / 32)  # at most one of five flips the other way
+
+
+def test_numbers_that_are_no_right_or_wrong_are_no_percentages(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = paired("t", records([-9.0, -12.5]), records([-8.0, -12.0]))  # type: ignore[list-item]
+    assert (found.difference, found.gained, found.lost, found.p_value) == (0.75, [], [], None)
+    a, b = results(tmp_path / "a", "one", [3, 4]), results(tmp_path / "b", "two", [4, 6])
+    assert main([str(a), str(b)]) == 0
+    shown = capsys.readouterr().out
+    assert "+1.5" in shown
+    assert "t/0-shot gained" not in shown
+    assert not re.search(r"\d%", shown)
 
 
 def test_the_command_shows_what_flipped(tmp_path: Path, run_command: Command) -> None:

@@ -13,7 +13,7 @@ from eval import evaluate, harness, results
 from eval.models import spell_out_models
 from eval.results import examples_path
 from recipes.config.keys import RecipeError
-from recipes.config.load import load
+from recipes.config.load import Recipe, load
 from recipes.preflight.data import local_data_files
 from recipes.reports.summary import print_summary
 from recipes.talking.loading import load_model
@@ -206,6 +206,7 @@ def test_bad_evaluations_are_refused_in_words(
 
 
 GAUNTLET = "eval_gauntlet={{categories: [{{name: all, benchmarks: [{}]}}], averages: {{core: [{}]}}}}"
+MPT = "{name: mpt_causal_lm, d_model: 64, n_heads: 4, n_layers: 2, vocab_size: 512, max_seq_len: 32}"
 DATES = "{name: dates, num_fewshot: 0, random_baseline: 0.25}"
 
 
@@ -226,6 +227,16 @@ DATES = "{name: dates, num_fewshot: 0, random_baseline: 0.25}"
         ("eval_gauntlet={weighting: NOPE}", "got 'NOPE', expected one of EQUAL"),
         ("icl_tasks=FILE", "tasks.yaml:3: icl_tasks.0.num_fewshot: got 5, expected a list"),
         ("eval_gauntlet=FILE", "tasks.yaml must have a section under this key"),
+        (
+            "eval_gauntlet={categories: [{name: a/b, benchmarks: [" + DATES + "]}]}",
+            "got a/b, expected a name without /",
+        ),
+        ("eval_loader.dataset.max_seq_len=64", "its sequences have 64 tokens, and whole"),
+        ("callbacks={speed_monitor: {}}", "an evaluation has no callbacks"),
+        (
+            "models=[{model_name: m, model: MPT, tokenizer: {name: x/y}}]",
+            "models.0.load_path: is missing, and without a checkpoint",
+        ),
         ("contamination.shards=nothing", "nothing holds no shards"),
         ("results=/proc/nothing/r.json", "results cannot be written to"),
     ],
@@ -241,7 +252,7 @@ def test_what_cannot_be_scored_is_refused_before_anything_is_loaded(
 ) -> None:
     file = tmp_path / "tasks.yaml"
     file.write_text("icl_tasks:\n- label: a\n  num_fewshot: 5\n  dataset_uri: a\n  icl_task_type: schema\n")
-    asked = override.replace("RUN", str(whole)).replace("FILE", str(file))
+    asked = override.replace("RUN", str(whole)).replace("FILE", str(file)).replace("MPT", MPT)
     assert evaluate.main([*arguments(shards, whole, task), asked]) == 1
     assert words in capsys.readouterr().err
 
@@ -367,3 +378,44 @@ def test_files_of_hugging_faces_loaders_count(tmp_path: Path) -> None:
     assert [path.name for path in found] == ["a.jsonl", "b.jsonl", "c.jsonl", "d.jsonl"]
     assert local_data_files({"hf_name": str(tmp_path / "folder")}) == found[2:]
     assert local_data_files({"hf_name": "someone/words", "split": "test"}) == []
+
+
+def test_results_are_not_taken_from_before_where_a_task_may_have_changed(shards: Path, tmp_path: Path) -> None:
+    def recipe_with(uri: str, more: str = "") -> Recipe:
+        entry = f"{{label: a, dataset_uri: '{uri}', icl_task_type: schema, num_fewshot: [0]{more}}}"
+        return load(RECIPE, [f"icl_tasks=[{entry}]", "contamination=null", "eval_loader=null"])
+
+    (tmp_path / "a.jsonl").write_text("{}")
+    for uri in ("s3://bucket/a.jsonl", "hf://someone/words"):
+        assert evaluate._is_elsewhere(recipe_with(uri))
+    assert not evaluate._is_elsewhere(recipe_with(f"{tmp_path}/a.jsonl"))
+    local = recipe_with("hf://json", f", hf_loading_vars: {{data_files: {tmp_path}/a.jsonl, split: train}}")
+    assert not evaluate._is_elsewhere(local)
+    assert evaluate._files(local) == [tmp_path / "a.jsonl"]
+
+
+def test_code_of_ones_own_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(f"open('{tmp_path}/imported', 'w').close()\n")
+    recipe = load(RECIPE, [f"code_paths=[{tmp_path}/own.py]"])
+    evaluate._import_code(recipe)
+    assert (tmp_path / "imported").exists()
+    assert tmp_path / "own.py" in evaluate._files(recipe)
+    (tmp_path / "own.py").write_text("raise ValueError('nothing here')")
+    with pytest.raises(RecipeError, match="Error executing"):
+        evaluate._import_code(recipe)
+
+
+def test_shards_of_another_tokenizer_cost_only_their_own_line(
+    shards: Path, whole: Path, task: Path, run_command: Command, tmp_path: Path
+) -> None:
+    shutil.copytree(shards / "train", tmp_path / "train")
+    manifest = json.loads((tmp_path / "train" / "manifest.json").read_text())
+    manifest["tokenizer"]["sha256"] = "0" * 64
+    (tmp_path / "train" / "manifest.json").write_text(json.dumps(manifest))
+    more = [f"contamination.shards={tmp_path}/train", f"results={tmp_path}/r.json", "samples=null", "eval_loader=null"]
+    result = run_command("python", "eval/evaluate.py", *arguments(shards, whole, task, *more))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "contamination is left out" in result.stdout
+    (model,) = json.loads((tmp_path / "r.json").read_text())["models"]
+    assert len(model["tasks"]) == 2
+    assert "contamination" not in model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from composer.core import Precision
 
 from eval.harness_index import files_of, folders_of
 from eval.in_loop import TaskEvaluation
@@ -21,6 +23,7 @@ from recipes.reports.runs import read_metrics
 from recipes.talking.loading import load_model
 
 from ..conftest import ROOT, Command, losses, recipe_arguments
+from .twins import Twins
 
 SHIPPED = ROOT / "yamls" / "eval" / "harness"
 
@@ -145,6 +148,44 @@ def test_a_length_beyond_the_models_is_refused(whole: Path, own_tasks: Path, run
     assert "--max-length: got 9999, expected at most the 32 that the model reads" in refused.stderr
 
 
+def test_a_task_may_be_longer_than_the_others_of_a_run(twins: Twins, tmp_path: Path) -> None:
+    (tmp_path / "long.jsonl").write_text(json.dumps({"context": "We must " * 40, "continuation": "work"}) + "\n")
+    long = {"label": "long", "dataset_uri": f"{tmp_path}/long.jsonl", "icl_task_type": "language_modeling"}
+    evaluation = in_loop(twins, tmp_path, [{**long, "num_fewshot": [0], "max_seq_len": 64}], None)
+    state: Any = SimpleNamespace(model=twins.composer, precision=Precision.FP32, callbacks=[])
+    (result,), _ = evaluation._scores(state)
+    assert (result["label"], result["truncated"]) == ("long/0-shot", 1)
+
+
+def test_tasks_that_can_no_longer_be_read_do_not_end_a_run(twins: Twins, tmp_path: Path) -> None:
+    evaluation = in_loop(twins, tmp_path, [], None)
+    meter = {"spending": lambda _: contextlib.nullcontext(), "note": lambda *_, **__: None}
+    evaluation.cost = SimpleNamespace(**meter, rate=SimpleNamespace(usd_per_device_hour=None))  # type: ignore[assignment]
+    evaluation.harness = {"tasks": ["t"]}
+
+    def gone() -> Any:
+        raise TaskError("its file is gone")
+
+    evaluation._load_harness = gone  # type: ignore[method-assign]
+    done = SimpleNamespace(batch=1, token=9)
+    state: Any = SimpleNamespace(model=twins.composer, precision=Precision.FP32, callbacks=[], timestamp=done)
+    evaluation._evaluate(state, SimpleNamespace(log_metrics=lambda _: None))  # type: ignore[arg-type]
+    assert json.loads((tmp_path / "tasks.jsonl").read_text())["error"] == "its file is gone"
+
+
+def test_averages_with_names_that_are_paths_are_refused(twins: Twins, tmp_path: Path) -> None:
+    gauntlet = {"categories": [{"name": "all", "benchmarks": [{"name": "lm/arc", "num_fewshot": 0}]}]}
+    with pytest.raises(ValueError, match="eval_gauntlet: got lm/arc, expected a name without /"):
+        in_loop(twins, tmp_path, [], gauntlet)
+
+
+def in_loop(twins: Twins, folder: Path, tasks: list[Any], gauntlet: Any) -> TaskEvaluation:
+    cost: Any = None
+    lengths = {"max_seq_len": 32, "reads": 96}
+    more = {"interval": "1ba", "at_start": False, "harness_tasks": None, "batch_size": 2}
+    return TaskEvaluation(twins.tokenizer, cost, folder, icl_tasks=tasks, gauntlet=gauntlet, **lengths, **more)  # type: ignore[arg-type]
+
+
 def test_a_guard_that_has_stopped_the_run_begins_no_evaluation() -> None:
     evaluation: Any = TaskEvaluation.__new__(TaskEvaluation)
     begun = []
@@ -198,6 +239,8 @@ def test_a_folder_without_a_tokenizer_is_said_to_be_one(run_command: Command, tm
         ({}, {"num_fewshot": -3}, "task t: num_fewshot: got -3"),
         ({}, {"num_fewshot": 2}, "task t: num_fewshot: 2 examples before each question are not there"),
         ({}, {"task": 5}, "--include: .*t.yaml cannot be read: ValueError: task: got 5"),
+        ({}, {"unsafe_code": True}, "task t: it runs code that the model writes"),
+        ({}, {}, "lm-evaluation-harness: AttributeError: 'NoneType'"),  # here: there is no model
         ({}, {"test_split": "no"}, "task t cannot be read: it names 'no'"),
     ],
 )
@@ -214,6 +257,38 @@ def test_tasks_that_cannot_be_scored_are_named(tmp_path: Path, row: dict[str, An
     (tmp_path / "t.yaml").write_text(yaml.safe_dump(task))
     with pytest.raises((TaskError, ScoringError), match=words):
         evaluate(None, load_tasks(["t"], [tmp_path], None))
+
+
+@pytest.mark.parametrize(
+    ("metric", "chosen", "metrics"),
+    [
+        ("acc", 0, {"acc": 1.0}),
+        ("acc_norm", 1, {"acc_norm": 0.0}),
+        ("acc_mutual_info", 2, {"acc": 1.0, "acc_mutual_info": 0.0}),
+    ],
+)
+def test_what_a_model_chose_is_what_its_metric_took(metric: str, chosen: int, metrics: dict[str, float]) -> None:
+    pytest.importorskip("lm_eval")
+    from eval import harness_tasks
+
+    choices = ["a", "bbbb", "c"]
+    logprobs = [-3.0, -4.0, -5.0]
+    if "acc_mutual_info" in metrics:
+        logprobs += [-3.0, -5.0, -9.0]  # without the question
+    sample = {
+        "doc_id": 0,
+        "doc": {},
+        "target": 0,
+        "arguments": [("q" if i < 3 else "", f" {choices[i % 3]}") for i in range(len(logprobs))],
+        "filtered_resps": [(x, False) for x in logprobs],
+        **metrics,
+    }
+    task = SimpleNamespace(doc_to_choice=lambda _: choices)
+    example = harness_tasks._example("t", metric, sample, True, task)
+    assert (example["chosen"], example["correct"]) == (chosen, float(chosen == 0))
+    assert example["logprobs"] == logprobs[:3]
+    assert harness_tasks._chance([sample], metric) == pytest.approx(1 / 3)
+    assert harness_tasks._example("t", metric, sample, False, task)["correct"] is None  # as of a perplexity
 
 
 def test_an_example_that_is_cut_counts_once() -> None:

@@ -165,7 +165,7 @@ def test_answers_that_any_text_has_are_refused(tmp_path: Path) -> None:
 def test_lines_end_at_line_feeds_only(tmp_path: Path) -> None:
     rows = [json.dumps({"context": "a\u2028b\x85c", "continuation": c}, ensure_ascii=False) + "\r" for c in "xy"]
     (task,) = build(tmp_path / "task.jsonl", rows, "language_modeling")
-    assert [example.question for example in task.examples] == ["a\u2028b\x85cx", "a\u2028b\x85cy"]
+    assert [example.question for example in task.examples] == ["a\u2028b\x85c x", "a\u2028b\x85c y"]
 
 
 def test_settings_that_cannot_be_are_named(tmp_path: Path) -> None:
@@ -178,6 +178,8 @@ def test_settings_that_cannot_be_are_named(tmp_path: Path) -> None:
         ({"num_fewshot": 5}, "num_fewshot: got 5, expected a list"),
         ({"num_fewshot": [1]}, "task/1-shot: num_fewshot: 1 examples before each question are not there"),
         ({"has_categories": True}, "'category' is missing"),
+        ({"max_seq_len": "long"}, "max_seq_len: got 'long', expected a whole number"),
+        ({"prelimiter": "Q: ", "question_prelimiter": "Q: "}, "two names of one setting"),
         ({"early_stopping_criteria": ["Q?", "?"]}, "early_stopping_criteria: .* parts of a regular expression"),
     ):
         with pytest.raises(TaskError, match=words):
@@ -241,8 +243,38 @@ def test_digests_tell_what_is_asked(tmp_path: Path) -> None:
     (longer,) = build(path, [GOOD["multiple_choice"]], length=60)
     (elsewhere,) = build(tmp_path / "copy.jsonl", [GOOD["multiple_choice"]])
     (delimited,) = build(path, [GOOD["multiple_choice"]], continuation_delimiter=": ")
-    assert {t.digest for t in (again, longer, elsewhere)} == {first.digest}
+    (relabelled,) = build(path, [GOOD["multiple_choice"]], label="t", metric_names=[metrics.CHOICE_CALIBRATION])
+    assert {t.digest for t in (again, longer, elsewhere, relabelled)} == {first.digest}
     assert len({first.digest, other.digest, delimited.digest}) == 3
+    rows = [{**GOOD["multiple_choice"], "query": "q" * 40}] * 3
+    of_shots = {shots: build(path, rows, num_fewshot=list(shots)) for shots in ((0,), (1, 0), (1,))}
+    none, (one, none_too), (one_too,) = (of_shots[shots] for shots in of_shots)
+    assert [t.digest for t in none] == [none_too.digest]
+    assert one.digest == one_too.digest != none_too.digest
+    assert one.truncated
+    assert one.digest != build(path, rows, length=40, num_fewshot=[1])[0].digest
+
+
+def test_an_example_by_itself_is_the_text_that_shards_would_have(tmp_path: Path) -> None:
+    row = {"query": "the capital is", "choices": ["Paris", "Rome"], "gold": 0}
+    schema = {"context_options": ["the dog because the dog"], "continuation": "was tired", "gold": 0}
+    for kind, rows, more, text in (
+        ("multiple_choice", [row], {}, "the capital is Paris"),
+        ("multiple_choice", [row], {"continuation_delimiter": ":\n"}, "the capital is:\nParis"),
+        ("multiple_choice", [{**row, "choices": [" Paris"]}], {}, "the capital is Paris"),
+        ("schema", [schema], {}, "the dog because the dog was tired"),
+    ):
+        (task,) = build(tmp_path / "task.jsonl", rows, kind, **more)
+        assert task.examples[0].question == text
+
+
+@pytest.mark.parametrize("kind", ["language_modeling", "multiple_choice", "generation_task_with_answers"])
+def test_the_question_may_have_a_name_of_its_own(tmp_path: Path, kind: str) -> None:
+    row = {key: value for key, value in GOOD[kind].items() if key not in ("query", "context")}
+    (task,) = build(tmp_path / "task.jsonl", [{**row, "ask": "who"}], kind, context_key="ask")
+    assert task.examples[0].shown == "who"
+    with pytest.raises(TaskError, match="'ask' is missing"):
+        build(tmp_path / "task.jsonl", [GOOD[kind]], kind, context_key="ask")
 
 
 # --- scores and their uncertainty ---------------------------------------------------------------------------------

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from eval.backbone import Backbone
+from eval.generation import generate
+from eval.questions import Prompt
 from eval.suite import gauntlet_scores, run_tasks, tasks_of
 
 from .twins import CONTEXT, Twins
@@ -173,3 +176,66 @@ def test_rolling_and_generated_text_are_the_harness_s(twins: Twins) -> None:
     ]
     assert ours.generate_until(asked) == hf.generate_until(asked)
     assert ours.truncated["text"] == 1
+
+
+def a_chain() -> tuple[Any, Any]:
+    """A model that writes A, 4, <|end|> after Q, and then 9 or 8 for ever; and its tokenizer of single characters."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    words = ["<|eos|>", "<|end|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    table = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[]))
+    table.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    table.decoder = decoders.ByteLevel()
+    special = {"eos_token": "<|eos|>", "pad_token": "<|eos|>", "additional_special_tokens": ["<|end|>"]}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=table, **special)
+    size = 264
+    sizes = {"hidden_size": size, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=size, eos_token_id=0, bos_token_id=None, pad_token_id=0, **sizes)
+    model = LlamaForCausalLM(config).eval()
+    follows = [("Q", "A", 1), ("A", "4", 1), ("4", "<|end|>", 1), ("<|end|>", "9", 1), ("9", "9", 1), ("9", "8", 0.9)]
+    with torch.no_grad():
+        model.model.layers[0].self_attn.o_proj.weight.zero_()
+        model.model.layers[0].mlp.down_proj.weight.zero_()
+        model.model.embed_tokens.weight.copy_(torch.eye(size))
+        model.lm_head.weight.copy_(torch.randn(size, size) * 0.01)
+        for before, after, weight in follows:
+            i, j = (tokenizer.convert_tokens_to_ids(word) for word in (before, after))
+            model.lm_head.weight[j, i] = weight
+    return model, tokenizer
+
+
+def test_generated_text_ends_and_is_chosen_as_the_harness_s() -> None:
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    from eval.harness_lm import ScoringLM
+
+    model, tokenizer = a_chain()
+    hf = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, device="cpu", max_length=64)
+    backbone = Backbone(model, 64)
+    ours = ScoringLM(lambda: backbone, tokenizer, 64, 2)
+
+    def written(lm: Any, text: str, settings: dict[str, Any]) -> str:
+        asked = {"max_gen_toks": 8, "do_sample": False, **copy.deepcopy(settings)}
+        return lm.generate_until([Instance("generate_until", {}, (text, asked), 0, metadata=("t", 0, 1))])[0]
+
+    for text, settings, expected in (
+        ("Q", {"until": ["<|end|>"]}, "A4"),  # a special token, which is no text
+        ("Q", {"until": ["\n", "4<|end|>9"]}, "A"),
+        ("Q", {"until": ["\n"]}, "A499999"),
+        ("9", {"until": ["\n"], "repetition_penalty": 5.0}, None),
+        ("9", {"until": ["\n"], "no_repeat_ngram_size": 1}, None),
+    ):
+        found = written(ours, text, settings)
+        if (
+            expected != "A"
+        ):  # the harness looks for one stop string within few tokens, and cuts without the special ones
+            assert found == written(hf, text, settings)
+        assert expected in (found, None)
+        assert found != "99999999"
+    model.generation_config.eos_token_id = [0, 1]
+    assert written(ours, "Q", {"until": ["\n"]}) == written(hf, "Q", {"until": ["\n"]}) == "A4"
+    prompt = Prompt(tuple(tokenizer("Q")["input_ids"]), 8, ("<|end|>",))
+    assert generate(lambda: backbone, [prompt], tokenizer, 1) == ["A499999"]  # as LLM Foundry has it

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from recipes.reports.page import write_page
 
 from ..run_folders import crashed_run
 
 
 def record(step: int, score: float, usd: float | None) -> str:
-    task = {"label": "cloze/0-shot", "score": score, "interval_95": 0.04, "chance": 0.25, "examples": 500}
+    task = {"label": "cloze/0-shot", "score": score, "chance": 0.25, "examples": 500}
+    task |= {"low": score - 0.03, "high": score + 0.05, "interval_95": 0.04}  # Wilson's is not even
     return json.dumps({"step": step, "tokens": step * 1024, "seconds": 30.0, "usd": usd, "tasks": [task]})
 
 
@@ -23,14 +26,26 @@ def test_scores_over_the_checkpoints_are_drawn_and_billed(tmp_path: Path) -> Non
     for words in (
         "Tasks over the checkpoints",
         "cloze/0-shot",
-        "30.0% ± 4.0%",
-        "45.0% ± 4.0%",
+        "30.0% (27.0% – 35.0%)",
+        "45.0% (42.0% – 50.0%)",
         "25%",
         "score against tokens",
     ):
         assert words in html
     assert "2 evaluations took 1 min 30 s, $1.5." in html  # step 1,600 was done again after a crash, and paid twice
     assert "31.0%" not in html
+
+
+@pytest.mark.parametrize(("metric", "score"), [("word_perplexity,none", 21.5), ("bits_per_byte,none", 0.875)])
+def test_a_perplexity_is_no_percentage(tmp_path: Path, metric: str, score: float) -> None:
+    run = crashed_run(tmp_path / "run")
+    task = {"label": "words", "metric": metric, "score": score, "chance": None, "examples": 9}
+    (run / "tasks.jsonl").write_text(json.dumps({"step": 1, "tokens": 1, "seconds": 1.0, "usd": None, "tasks": [task]}))
+    (run / "results.json").write_text(json.dumps({"models": [{"name": "m", "tasks": [task]}]}))
+    html = write_page([run]).read_text()
+    rows = [line for line in html.split("<tr>") if "words" in line]
+    assert sum(f">{score}<" in row for row in rows) == 2
+    assert not any("%" in row.partition("</table>")[0] for row in rows)
 
 
 def test_a_run_without_tasks_has_no_such_section(tmp_path: Path) -> None:
