@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -109,24 +108,29 @@ def test_fresh_adapters_change_nothing() -> None:
     assert torch.equal(module(input_ids=ids).logits, build(MPT)(input_ids=ids).logits)
 
 
-def test_the_hf_checkpointer_writes_folders_that_open(shards: Path, tmp_path: Path, recipe_file: Any) -> None:
+def test_the_hf_checkpointer_writes_folders_that_open(
+    shards: Path, tmp_path: Path, recipe_file: Any, run_command: Command
+) -> None:
+    # as commands: the callback tells transformers of a whole process that MPT is LLM Foundry's
     saver = {"save_folder": str(tmp_path / "hf"), "save_interval": "1dur", "precision": "float32"}
-    run = build_run(
-        load(recipe_file(recipe_text(shards, tmp_path, max_duration="2ba", callbacks={"hf_checkpointer": saver})))
-    )
-    run.train(eval_first=False)
-    run.trainer.close()
-    folder = tmp_path / "hf" / "huggingface" / "ba2"
+    path = recipe_file(recipe_text(shards, tmp_path, max_duration="2ba", callbacks={"hf_checkpointer": saver}))
+    done = run_command("python", "train.py", path)
+    assert done.returncode == 0, done.stderr[-2000:]
     lines = (
         "import sys, torch, transformers",
         "model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True).eval()",
         "torch.save(model(torch.arange(16)[None]).logits, sys.argv[2])",
     )
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    subprocess.run([sys.executable, "-c", "\n".join(lines), folder, tmp_path / "logits"], env=environment, check=True)
-    model = run.trainer.state.model.model.eval()
+    folder, logits = tmp_path / "hf" / "huggingface" / "ba2", tmp_path / "logits"
+    opened = run_command(
+        "python", "-c", "\n".join(lines), folder, logits, env={"HF_MODULES_CACHE": str(tmp_path / "m")}
+    )
+    assert opened.returncode == 0, opened.stderr[-2000:]
+    state = torch.load(tmp_path / "run" / "checkpoints" / "ep0-ba2-rank0.pt", weights_only=False)["state"]["model"]
+    model = build(MPT).eval()
+    model.load_state_dict({name.removeprefix("model."): value for name, value in state.items()})
     with torch.no_grad():
-        torch.testing.assert_close(torch.load(tmp_path / "logits"), model(torch.arange(16)[None]).logits)
+        torch.testing.assert_close(torch.load(logits), model(torch.arange(16)[None]).logits)
 
 
 def test_trained_adapters_are_loaded(shards: Path, tmp_path: Path, recipe_file: Any) -> None:

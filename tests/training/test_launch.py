@@ -46,7 +46,7 @@ def test_every_process_knows_its_place(run_command: Command, command: str) -> No
 
 def test_a_process_that_fails_and_options_that_contradict_each_other(run_command: Command) -> None:
     failed = run_command("launch", "-n", "2", "--command_mode", "false")
-    assert failed.returncode == 1
+    assert failed.returncode in (1, 143)  # 128 + SIGTERM: Composer takes rank 0's, which it may have ended already
     refused = run_command("launch", "-n", "2", "--world_size", "1", "train.py")
     assert (refused.returncode, refused.stderr) == (2, "error: world_size(1) cannot be less than nproc(2)\n")
 
