@@ -185,11 +185,15 @@ class MPTForCausalLM(foundry.MPTForCausalLM, GenerationMixin):
         return LossOutput(sums.mean, sums.cross_entropy, sums.hits, sums.tokens)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """Writes what LLM Foundry's own class would, with ``attn_impl: torch``, which its code can do everywhere.
+        """Writes the model; where its code goes with it, as LLM Foundry's class, whose code is found everywhere.
 
-        Its code is what the hf_checkpointer callback puts beside the weights; this project's would not be found there.
+        So it is for the hf_checkpointer callback, which has that class written down for transformers. ``attn_impl`` is
+        then ``torch``, which needs nothing else.
         """
         config = self.config
+        if foundry.MPTForCausalLM._auto_class is None:
+            super().save_pretrained(*args, **kwargs)
+            return
         ours, impl = (type(self), type(config)), config.attn_config["attn_impl"]
         self.__class__, config.__class__ = foundry.MPTForCausalLM, foundry.MPTConfig
         config.attn_config["attn_impl"] = "torch"

@@ -153,7 +153,7 @@ def test_checkpoints_of_another_model_are_not_gone_on_from(whole: Path, shards: 
         ("model.vocab_size=256", "set model.vocab_size to at least 512"),
         ("load_path=nothing.pt", "no checkpoint: nothing.pt does not exist"),
         ("loggers.wandb={}", "needs the package wandb: uv pip install wandb"),
-        ("precision=amp_fp16", "amp_fp16 needs one"),
+        ("precision=amp_fp16", "Composer trains in amp_fp16 on one alone"),
         ("save_folder=README.md/checkpoints", "is not a writable folder"),
     ],
 )
