@@ -124,10 +124,9 @@ def parse_manifest(content: bytes, path: str) -> Manifest:
         for name, kind in (("sources", SourceRecord), ("shards", FileRecord), ("files", FileRecord)):
             value[name] = [_record(kind, record, name) for record in _checked(value[name], list[Any], name)]
         manifest: Manifest = _record(Manifest, value, "")
-        odd = [record.name for record in (*manifest.shards, *manifest.files) if Path(record.name).name != record.name]
-        odd += [record.name for record in (*manifest.shards, *manifest.files) if "\0" in record.name]
-        if odd:
-            raise ValueError(f"{odd[0]!r} is no name of a file")
+        for name in (record.name for record in (*manifest.shards, *manifest.files)):
+            if Path(name).name != name or "\0" in name:
+                raise ValueError(f"{name!r} is no name of a file")
         if not manifest.splits or manifest.seq_len < 1 or manifest.separators.keys() != {"before", "after"}:
             raise ValueError("expected splits, a seq_len above 0, and separators before and after")
         return manifest

@@ -56,7 +56,7 @@ def parse_object(number: int, row: bytes) -> dict[str, Any] | Rejected:
     try:
         value = orjson.loads(row)
     except orjson.JSONDecodeError as error:
-        return Rejected(number, why_not_json(number, row, error))
+        return Rejected(number, why_not_json(row, error))
     if not isinstance(value, dict):
         return Rejected(number, f"expected a JSON object, got {json_name(value)}")
     return value
@@ -67,7 +67,7 @@ def byte_order_mark(content: bytes) -> str | None:
     return next((reason for mark, reason in _BYTE_ORDER_MARKS.items() if content.startswith(mark)), None)
 
 
-def why_not_json(number: int, row: bytes, error: orjson.JSONDecodeError) -> str:
+def why_not_json(row: bytes, error: orjson.JSONDecodeError) -> str:
     """Why a line is no JSON."""
     if mark := byte_order_mark(row):
         return mark

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.manifest import Manifest, digest_problems, load_manifest, shard_problems
+from data_prep.sources import sha256_of_file
 from recipes.config.keys import KeyPath
 from recipes.config.load import Recipe
 from recipes.preflight.hub import in_hub_cache, not_from_hub
@@ -120,10 +120,10 @@ def _strangers(folder: Path, manifest: Manifest, model: Mapping[str, Any]) -> It
 
 def _is_tokenizer_of(path: Path, manifest: Manifest) -> bool:
     """Whether a tokenizer.json is the one that shards were made with, perhaps saved anew by transformers."""
-    if hashlib.sha256(path.read_bytes()).hexdigest() == manifest.tokenizer.sha256:
+    if sha256_of_file(path) == manifest.tokenizer.sha256:
         return True
     made_with = Path(manifest.tokenizer.path)
-    if not made_with.is_file() or hashlib.sha256(made_with.read_bytes()).hexdigest() != manifest.tokenizer.sha256:
+    if not made_with.is_file() or sha256_of_file(made_with) != manifest.tokenizer.sha256:
         return False
     ours, theirs = (json.loads(file.read_text(encoding="utf-8")) for file in (path, made_with))
     return all(ours.get(name) == theirs.get(name) for name in ("model", "added_tokens", "normalizer"))
