@@ -78,7 +78,9 @@ class Backbone:
             if self._takes_positions:
                 positions = (mask.long().cumsum(1) - 1).clamp(min=0)  # (B, T)
                 extra["position_ids"] = positions[:, -ids.shape[1] :]
-        out = self.body(input_ids=ids, past_key_values=past, use_cache=keep or past is not None, **extra)
+        if past is not None:  # not every model keeps keys and values
+            extra["past_key_values"] = past
+        out = self.body(input_ids=ids, use_cache=keep or past is not None, **extra)
         return out.last_hidden_state, getattr(out, "past_key_values", None) if keep else None
 
     @property

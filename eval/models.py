@@ -23,9 +23,8 @@ from recipes.config.keys import KeyPath, Place, Problem, RecipeError
 from recipes.config.load import Recipe, load, merge
 from recipes.talking.loading import say_what_is_ignored
 from recipes.training.checkpoints import FILENAME, SHARDED, find_checkpoints
-from recipes.weights.trained import folder_config_of
+from recipes.weights.trained import LENGTHS, folder_config_of
 
-LENGTHS = ("max_seq_len", "max_position_embeddings", "n_positions")  # of a model's section or config.json
 HF_MODEL = "hf_causal_lm"  # LLM Foundry's name for any causal model of transformers
 
 

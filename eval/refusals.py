@@ -9,14 +9,15 @@ from typing import Any
 from eval.models import longest
 from recipes.config.keys import KeyPath, Problem
 from recipes.config.load import Recipe
+from recipes.cost.parameters import OURS
 
 
 def refusals(recipe: Recipe) -> list[Problem]:
     """Of a well-formed evaluation recipe whose models are spelled out."""
     found: list[tuple[KeyPath, str]] = []
     for index, entry in enumerate(recipe["models"]):
-        if entry["model"].get("name") == "mpt_causal_lm" and not entry.get("load_path"):
-            text = "is missing, and without a checkpoint the weights of an mpt_causal_lm are random: name one, or a run"
+        if entry["model"].get("name") in OURS and not entry.get("load_path"):
+            text = "is missing, and without a checkpoint the weights of such a model are random: name one, or a run"
             found.append((("models", index, "load_path"), text))
         found += [(key, text) for key, text in _long_loaders(recipe, entry)]
     if recipe.get("callbacks"):

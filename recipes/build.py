@@ -33,6 +33,7 @@ from recipes.callbacks.log_lines import LogLines
 from recipes.callbacks.metrics_file import MetricsFile
 from recipes.config.keys import Problem, RecipeError
 from recipes.config.load import Recipe
+from recipes.cost.parameters import MPT
 from recipes.cost.rate import cost_section
 from recipes.models.compiling import checkpoint_blocks, checkpoint_by_operation, compile_blocks
 from recipes.reports.runs import METRICS, run_folder, run_name
@@ -112,10 +113,11 @@ def register_components() -> None:
     """Put this project's models, callbacks and loggers into LLM Foundry's registries."""
     spare_questions()
     from recipes.callbacks import budget, cost, recompiles
-    from recipes.models import mpt
+    from recipes.models import mpt, rwkv
     from recipes.training import optimizers
 
     mpt.register()
+    rwkv.register()
     registry.dataloaders.register("preferences", func=build_preference_loader)
     cost.register()
     budget.register()
@@ -226,7 +228,7 @@ def build(recipe: Recipe) -> Run:
     if recipe.get("pretrained") and trainer.state.timestamp.batch == 0:  # a run that goes on has its own weights
         with reporting(recipe, "pretrained"):
             load_pretrained(trainer.state.model, recipe["model"], Path(recipe["pretrained"]))
-    has_own_adapters = recipe.get("model.name") == "mpt_causal_lm" and recipe.get("model.peft_config")
+    has_own_adapters = recipe.get("model.name") == MPT and recipe.get("model.peft_config")
     if has_own_adapters and not settings["load_path"] and trainer.state.timestamp.batch == 0:
         reset_lora(trainer.state.model, settings["seed"])
     if found is not None and trainer._checkpoint_saver is not None:
@@ -320,7 +322,7 @@ def build_model(config: dict[str, Any], tokenizer: Any, fsdp: dict[str, Any] | N
         config["init_device"] = "cpu"  # nothing would fill in the weights later
     init_context = process_init_device(config, fsdp, tp)
     name = config.pop("name")
-    lora = config.pop("peft_config", None) if name == "mpt_causal_lm" else None
+    lora = config.pop("peft_config", None) if name == MPT else None
     model = builders.build_composer_model(
         name=name,
         tokenizer=tokenizer,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from recipes.config.keys import Problem
 from recipes.config.load import Recipe
-from recipes.cost.parameters import count_parameters
+from recipes.cost.parameters import OURS, count_parameters
 from recipes.planning.budget import EXIT_BUDGET
 from recipes.preflight.machine import has_gpu
 from recipes.reports.runs import run_folder, run_name
@@ -99,7 +99,7 @@ def print_plan(recipe: Recipe, batches: Batches, missing: Sequence[Problem]) -> 
 
 def _model(recipe: Recipe) -> str:
     model = recipe["model"]
-    if model["name"] != "mpt_causal_lm":
+    if model["name"] not in OURS:
         return f"{model['name']} {model.get('pretrained_model_name_or_path', '')}".strip()
     try:
         count = count_parameters(model)

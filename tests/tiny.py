@@ -9,7 +9,9 @@ from typing import Any
 import torch
 import yaml
 
+from recipes.cost.parameters import RWKV as RWKV_NAME
 from recipes.models.mpt import MPTConfig, MPTForCausalLM
+from recipes.models.rwkv import RwkvConfig, RwkvForCausalLM
 
 VOCAB = 512  # of the tokenizer that the `shards` fixture makes
 SIZES = {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 32, "vocab_size": VOCAB}
@@ -23,6 +25,7 @@ LLAMA: dict[str, Any] = {
     "ffn_config": {"ffn_type": "mptglu", "ffn_hidden_size": 48, "ffn_act_fn": {"name": "silu"}},
     "attn_config": {"rope": True, "rope_impl": "hf"},
 }
+RWKV: dict[str, Any] = {"name": RWKV_NAME, "d_model": 32, "n_layers": 2, "max_seq_len": 32, "vocab_size": VOCAB}
 
 
 def with_changes(model: dict[str, Any], **changes: Any) -> dict[str, Any]:
@@ -37,10 +40,13 @@ def with_changes(model: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return made
 
 
-def build(model: dict[str, Any], seed: int = 0) -> MPTForCausalLM:
+def build(model: dict[str, Any], seed: int = 0) -> Any:
     """The language model of a section, with weights large enough that logits differ, in float32."""
     torch.manual_seed(seed)
-    made = MPTForCausalLM(MPTConfig(**copy.deepcopy(model))).eval()
+    keys = {key: value for key, value in copy.deepcopy(model).items() if key != "name"}
+    is_rwkv = model.get("name") == RWKV_NAME
+    made: Any = RwkvForCausalLM(RwkvConfig(**keys)) if is_rwkv else MPTForCausalLM(MPTConfig(**keys))
+    made.eval()
     with torch.no_grad():
         for name, parameter in made.named_parameters():
             if parameter.dim() == 1:
@@ -50,7 +56,7 @@ def build(model: dict[str, Any], seed: int = 0) -> MPTForCausalLM:
     return made
 
 
-def write_run(folder: Path, model: dict[str, Any], module: MPTForCausalLM, tokenizer: Path, **recipe: Any) -> Path:
+def write_run(folder: Path, model: dict[str, Any], module: Any, tokenizer: Path, **recipe: Any) -> Path:
     """A run folder with a resolved recipe and one checkpoint file, as training leaves it."""
     values = {
         "max_seq_len": model["max_seq_len"],

@@ -32,9 +32,11 @@ from recipes.config.grammar import (
     section,
     type_of,
 )
+from recipes.cost.parameters import MPT, RWKV
 from recipes.models.backends import CHOICES as ATTENTION_CHOICES
 from recipes.models.loss import CHOICES as LOSSES
 from recipes.models.mpt import ComposerMPTCausalLM
+from recipes.models.rwkv import RwkvConfig
 
 ANYTHING: Schema = {}
 STRINGS: Schema = {"type": ["array", "null"], "items": {"type": "string"}}
@@ -46,6 +48,7 @@ LOG_LEVEL: Schema = {
     "pattern": "(?i)^(debug|info|warning|error|critical)$",
     "description": "one of debug, info, warning, error, critical",
 }
+MASTER_WEIGHTS: Schema = {"enum": ["bf16", "bfloat16", "f16", "float16", None]}
 PRECISION: Schema = {"enum": ["fp32", "amp_fp16", "amp_bf16", "amp_fp8"]}
 COMPILE_MODES = [None, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
@@ -233,10 +236,21 @@ def _signatures(of: Any, without: Iterable[str] = (), extra: Schema | None = Non
 def _models() -> dict[str, Schema]:
     others = {n: from_signature(c, without={"tokenizer"}) for n, c in registry.models.get_all().items()}
     for schema in others.values():
-        schema["properties"]["master_weights_dtype"] = {"enum": ["bf16", "bfloat16", "f16", "float16", None]}
+        schema["properties"]["master_weights_dtype"] = MASTER_WEIGHTS
     hf = from_signature(ComposerHFCausalLM, without={"tokenizer"})
-    hf["properties"]["master_weights_dtype"] = others["hf_causal_lm"]["properties"]["master_weights_dtype"]
-    return {**others, "hf_causal_lm": hf, "mpt_causal_lm": _mpt()}
+    hf["properties"]["master_weights_dtype"] = MASTER_WEIGHTS
+    return {**others, "hf_causal_lm": hf, MPT: _mpt(), RWKV: _rwkv()}
+
+
+def _rwkv() -> Schema:
+    config = from_signature(RwkvConfig.__init__)  # its own keys, not those of transformers' base classes
+    composer = from_signature(ComposerMPTCausalLM, loss_fn={"enum": list(LOSSES)})["properties"]
+    shared = ("loss_fn", "label_smoothing", "z_loss", "use_train_metrics", "additional_train_metrics")
+    attention: Schema = {
+        "attn_config": {**section({"attn_uses_sequence_id": {"type": "boolean"}}), "type": ["object", "null"]}
+    }
+    own = {**config["properties"], **{key: composer[key] for key in shared}, **attention}
+    return section({**own, "master_weights_dtype": MASTER_WEIGHTS})
 
 
 def _mpt() -> Schema:
@@ -303,7 +317,7 @@ def _mpt() -> Schema:
     passed_on: Schema = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), INTEGER_OR_NULL)
     config = from_signature(MPTConfig, without={"kwargs"})
     composer = from_signature(ComposerMPTCausalLM, without={"tokenizer"}, loss_fn={"enum": list(LOSSES)})
-    master: Schema = {"master_weights_dtype": {"enum": ["bf16", "bfloat16", "f16", "float16", None]}}
+    master: Schema = {"master_weights_dtype": MASTER_WEIGHTS}
     lora = section(
         {
             "peft_type": {"enum": ["LORA"]},

@@ -12,7 +12,7 @@ from typing import Any
 from recipes.config.file_names import names_of_files
 from recipes.config.keys import KeyPath, Place, Problem, RecipeError
 from recipes.cost.hardware import find_gpu
-from recipes.cost.parameters import MODEL_DEFAULTS, count_parameters
+from recipes.cost.parameters import MODEL_DEFAULTS, MPT, OURS, count_parameters
 from recipes.cost.run_length import read_duration
 from recipes.models.backends import CHOICES, features, precision_refusals, refusals
 from recipes.training.lora import target_problems
@@ -28,9 +28,10 @@ def contradictions(recipe: Mapping[str, Any], kind: str = "train") -> list[Findi
     models = [(("model",), recipe.get("model"))] if kind == "train" else _evaluated_models(recipe)
     found = [finding for rule in (*of_run, names_of_files, _cost) for finding in _findings(rule, recipe)]
     for key, model in models:
-        if isinstance(model, Mapping) and model.get("name") == "mpt_causal_lm":
+        if isinstance(model, Mapping) and model.get("name") in OURS:
             # the recipe's own code may register layers that cannot be counted here
-            rules = [rule for rule in MODEL_RULES if rule is not _size or not recipe.get("code_paths")]
+            of_kind = MODEL_RULES if model["name"] == MPT else (_size,)
+            rules = [rule for rule in of_kind if rule is not _size or not recipe.get("code_paths")]
             found += [((*key, *inner), text) for rule in rules for inner, text in _findings(rule, model)]
     return found
 
@@ -160,7 +161,7 @@ def _sequence_lengths(recipe: Mapping[str, Any]) -> Iterator[Finding]:
     model = _section(recipe, "model")
     places: dict[KeyPath, Any] = {
         ("model", "max_seq_len"): model.get("max_seq_len") or MODEL_DEFAULTS["max_seq_len"]
-        if model.get("name") == "mpt_causal_lm"
+        if model.get("name") in OURS
         else None
     }
     for key, loader in _loaders(recipe):
@@ -254,9 +255,7 @@ def _checkpoints(recipe: Mapping[str, Any]) -> Iterator[Finding]:
             yield ("autoresume",), "needs save_folder: that is where the checkpoints to resume from are"
         if recipe.get("save_weights_only"):
             yield ("save_weights_only",), "weights alone cannot be resumed from: turn it or autoresume off"
-    has_own_adapters = _section(recipe, "model").get("name") == "mpt_causal_lm" and _section(recipe, "model").get(
-        "peft_config"
-    )
+    has_own_adapters = _section(recipe, "model").get("name") == MPT and _section(recipe, "model").get("peft_config")
     if has_own_adapters and "hf_checkpointer" in _section(recipe, "callbacks"):
         text = (
             "does not know the adapters of mpt_causal_lm: leave it out, and use `python -m recipes export` on the run"
@@ -314,7 +313,7 @@ def _sharding(recipe: Mapping[str, Any]) -> Iterator[Finding]:
 
 def _kernels(recipe: Mapping[str, Any]) -> Iterator[Finding]:
     model = _section(recipe, "model")
-    if model.get("name") != "mpt_causal_lm":
+    if model.get("name") not in OURS:
         return
     implementation = _section(model, "attn_config").get("attn_impl", "flash")
     for text in precision_refusals(implementation, recipe.get("precision", "amp_bf16")):
@@ -327,8 +326,8 @@ def _kernels(recipe: Mapping[str, Any]) -> Iterator[Finding]:
 def _blocks(recipe: Mapping[str, Any]) -> Iterator[Finding]:
     compiled, selective = recipe.get("compile") is True, recipe.get("selective_checkpointing") is True
     for key, on in (("compile", compiled), ("selective_checkpointing", selective)):
-        if on and _section(recipe, "model").get("name") != "mpt_causal_lm":
-            yield (key,), f"works on the blocks of mpt_causal_lm, not on {_section(recipe, 'model').get('name')}"
+        if on and _section(recipe, "model").get("name") not in OURS:
+            yield (key,), f"works on the blocks of {' and '.join(OURS)}, not on {_section(recipe, 'model').get('name')}"
     if compiled and recipe.get("compile_config") is not None:
         yield ("compile_config",), "compile: true compiles the blocks, compile_config the whole model: keep one"
     if compiled and selective:

@@ -42,6 +42,7 @@ def flops_per_token(model: Mapping[str, Any], seq_len: int | None = None) -> Flo
     matrix = 2 * (weights of the projections), head = 2 * vocab_size * d_model,
     attention_full = sum over layers of 4 * n_heads * head_dim * S: a query meets S keys twice (scores, weighted sum);
     attention_causal = 4 * n_heads * head_dim * (mean keys seen), S/2 for causal attention, fewer with a window.
+    RWKV has one d x d matrix more in its ffn, and no scores; its `wkv` is left out, as norms are.
     """
     s = model_shape(model)
     length = s.max_seq_len if seq_len is None else positive_integer("seq_len", seq_len)
@@ -49,9 +50,10 @@ def flops_per_token(model: Mapping[str, Any], seq_len: int | None = None) -> Flo
     key_value = 2 * s.kv_dim * s.kv_width
     weights = s.n_layers * (q_and_out + s.ffn_matrices * s.d_model * s.ffn_hidden_size)
     weights += (s.n_layers - s.layers_reusing_kv) * key_value
+    weights += 0 if s.attends else s.n_layers * s.d_model**2
     return FlopsPerToken(
         matrix=2 * weights,
-        attention_full=s.n_layers * 4 * s.q_width * length,
+        attention_full=4 * s.q_width * length * len(s.sliding_windows),
         attention_causal=4 * s.q_width * sum(_mean_keys(length, window) for window in s.sliding_windows),
         head=2 * s.vocab_size * s.d_model,
     )
@@ -66,7 +68,7 @@ def llm_foundry_flops_per_token(model: Mapping[str, Any], seq_len: int | None = 
     """
     s = model_shape(model)
     length = s.max_seq_len if seq_len is None else positive_integer("seq_len", seq_len)
-    return 3 * (2 * count_parameters(model).active + s.n_layers * 4 * s.d_model * length)
+    return 3 * (2 * count_parameters(model).active + len(s.sliding_windows) * 4 * s.d_model * length)
 
 
 def llm_foundry_flops_per_batch(model: Mapping[str, Any], sequences: int, seq_len: int | None = None) -> int:
@@ -80,7 +82,7 @@ def causal_flops_per_token(model: Mapping[str, Any], seq_len: int | None = None)
     """6 N + 6 n_layers d_model S: LLM Foundry's count with only the causal half of the attention scores."""
     s = model_shape(model)
     length = s.max_seq_len if seq_len is None else positive_integer("seq_len", seq_len)
-    return 3 * (2 * count_parameters(model).active + s.n_layers * 2 * s.d_model * length)
+    return 3 * (2 * count_parameters(model).active + len(s.sliding_windows) * 2 * s.d_model * length)
 
 
 def _mean_keys(seq_len: int, window: int) -> float:

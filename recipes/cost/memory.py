@@ -17,7 +17,8 @@
 Saved by a block, in numbers a token, with attention that never writes S² scores (Korthikanti et al. 2022, arXiv
 2205.05198, section 4, without dropout): the inputs of two norms and of two projections (4 d), queries, keys and
 values, the attention's output, and up and activated (2 F) or gate, up, activated and product (4 F) of the FFN:
-16 d, or 32 d bytes in 16 bits, for MPT.
+16 d, or 32 d bytes in 16 bits, for MPT. RWKV's keeps 14 d and 2 F (inputs of norms and of the seven
+projections, gates and what they multiply), and `wkv` four numbers a channel in fp32.
 """
 
 from __future__ import annotations
@@ -172,6 +173,8 @@ def _sentence(keys: list[str], changed: Setup, original: Setup) -> str:
 def _saved_numbers_per_token(setup: Setup) -> int:
     """Numbers that the backward pass of one block reads, a token; see the module's docstring."""
     s = setup.shape
+    if not s.attends:
+        return 14 * s.d_model + 4 * s.d_model * MASTER_BYTES // setup.compute_bytes + 2 * s.ffn_hidden_size
     attn = setup.model.get("attn_config") or {}
     query_key = s.q_width + s.kv_width
     numbers = 4 * s.d_model + 2 * s.q_width + 2 * s.kv_width

@@ -1,7 +1,7 @@
-"""Exact parameter counts of an MPT-style model, from its `model:` mapping alone.
+"""Exact parameter counts of an MPT-style model or its RWKV relative, from its `model:` mapping alone.
 
 The keys and their defaults are LLM Foundry's (`llmfoundry.models.mpt.MPTConfig`), so any `model:` section with
-`name: mpt_causal_lm` can be counted; the tests compare with the real model on the meta device.
+`name: mpt_causal_lm` or `rwkv_causal_lm` can be counted; the tests compare with the real model on the meta device.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+MPT = "mpt_causal_lm"  # LLM Foundry's name: MPT, and LLaMA as a configuration of it
+RWKV = "rwkv_causal_lm"
+OURS = (MPT, RWKV)  # the models that this project builds itself, by `model.name`
 # LLM Foundry's defaults (MPTConfig.__init__ and models/utils/config_defaults.py) for the keys that change a shape.
 MODEL_DEFAULTS: Mapping[str, Any] = {
     "d_model": 2048,
@@ -73,7 +76,8 @@ class ModelShape:
     qk_ln: bool
     qk_gn: bool
     layers_reusing_kv: int
-    sliding_windows: tuple[int, ...]  # one a layer, -1 for none
+    sliding_windows: tuple[int, ...]  # one a layer, -1 for none; none at all without attention
+    attends: bool = True  # False for RWKV, whose tokens have no scores with each other
 
     @property
     def q_width(self) -> int:
@@ -126,6 +130,8 @@ def count_parameters(model: Mapping[str, Any]) -> ParameterCount:
         ValueError: an unknown model, attention, ffn or norm type, or a size that is not a positive integer.
     """
     s = model_shape(model)
+    if not s.attends:
+        return _count_rwkv(s)
     norm_bias = s.norm_has_bias and s.bias
 
     def norm(width: int) -> int:
@@ -156,6 +162,19 @@ def count_parameters(model: Mapping[str, Any]) -> ParameterCount:
     )
 
 
+def _count_rwkv(s: ModelShape) -> ParameterCount:
+    """2 V d + 13 d² L + d (11 L + 4) with F = 4 d (Peng et al. 2023, arXiv 2305.13048, section 4.1)."""
+    d, layers, embedding = s.d_model, s.n_layers, s.vocab_size * s.d_model
+    return ParameterCount(
+        token_embedding=embedding,
+        position_embedding=0,
+        head=embedding,
+        attention=layers * (4 * d * d + 5 * d),  # key, value, receptance, output; decay, bonus and three mixes
+        ffn=layers * (2 * d * s.ffn_hidden_size + d * d + 2 * d),  # key, value, receptance; two mixes
+        norms=layers * 4 * d + 4 * d,
+    )
+
+
 def adapter_parameters(s: ModelShape, peft_config: Mapping[str, Any]) -> int:
     """What LoRA trains: rank times (inputs + outputs) of each matrix that `target_modules` names, in every layer."""
     hidden, both = s.ffn_hidden_size, 2 * s.kv_width
@@ -177,6 +196,8 @@ def adapter_parameters(s: ModelShape, peft_config: Mapping[str, Any]) -> int:
 def model_shape(model: Mapping[str, Any]) -> ModelShape:
     """Fills LLM Foundry's defaults into a `model:` mapping and checks what can be checked without building it."""
     name = model.get("name")
+    if name == RWKV:
+        return _rwkv_shape(model)
     if name is not None and not str(name).startswith("mpt"):
         raise ValueError(
             f"model.name: cannot count the parameters of {name!r}; expected an MPT-style model such as "
@@ -218,6 +239,34 @@ def model_shape(model: Mapping[str, Any]) -> ModelShape:
         qk_gn=bool(attn["qk_gn"]),
         layers_reusing_kv=sum(layer["reuse_kv_layer_idx"] is not None for layer in layers),
         sliding_windows=tuple(int(layer["sliding_window_size"]) for layer in layers),
+    )
+
+
+def _rwkv_shape(model: Mapping[str, Any]) -> ModelShape:
+    """RWKV's keys are MPT's of the same name; its four matrices of time mixing stand where QKV and the output do."""
+    values = {**MODEL_DEFAULTS, **{k: v for k, v in model.items() if k in MODEL_DEFAULTS and v is not None}}
+    d_model = positive_integer("model.d_model", values["d_model"])
+    return ModelShape(
+        d_model=d_model,
+        n_heads=1,
+        n_layers=positive_integer("model.n_layers", values["n_layers"]),
+        head_dim=d_model,
+        max_seq_len=positive_integer("model.max_seq_len", values["max_seq_len"]),
+        vocab_size=positive_integer("model.vocab_size", values["vocab_size"]),
+        kv_n_heads=1,
+        kv_dim=d_model,
+        ffn_hidden_size=_ffn_hidden_size(None, values["expansion_ratio"], d_model),
+        ffn_matrices=2,
+        norm_has_bias=True,
+        learned_pos_emb=False,
+        tie_word_embeddings=False,
+        bias=False,
+        attention_bias=False,
+        qk_ln=False,
+        qk_gn=False,
+        layers_reusing_kv=0,
+        sliding_windows=(),
+        attends=False,
     )
 
 

@@ -113,6 +113,8 @@ def read_setup(recipe: Mapping[str, Any], gpus: int) -> Setup:
         notes.append("tp_config is not modelled: every device is taken to hold whole layers")
     if lora:
         notes.append("LoRA: gradients and optimizer state of the adapters alone, no products for gradients of the rest")
+    if not shape.attends:
+        notes.append("RWKV: the time of `wkv` is counted from the bytes that it moves; no measured run was fitted to")
     if is_dpo:
         notes.append("DPO: an item of a batch is two sequences, with logits; one more forward pass, without adapters")
     batch = positive_integer("global_train_batch_size", _required(recipe, "global_train_batch_size"))

@@ -4,7 +4,8 @@
 
     matrix products   FLOPs / (peak * m * d / (d + d0))         m: share of the peak on a wide model, by GPU family
     attention         FLOPs / (peak * a * h / (h + h0))         h: head dimension; full S² is counted, as in MFU
-    elementwise       T (L d e + V l) / memory bandwidth        norms, activations, residuals; logits of V words
+    elementwise       T (L d e + V l) / memory bandwidth        norms, activations, residuals; logits of V words;
+                                                                what RWKV's `wkv` moves, counted and not fitted
     communication     c * bytes / link speed + t g L            gathers and reductions of a micro-batch, and latency
     optimizer         N / shards * o / memory bandwidth         once a step
 
@@ -26,6 +27,9 @@ from recipes.cost.flops import FlopsPerToken, flops_per_token, llm_foundry_flops
 from recipes.cost.hardware import Gpu
 from recipes.cost.setup import Setup
 
+# Bytes that a channel of a token moves in recipes/models/wkv.py, forward and backward: 41 and 99 fp32 numbers are read
+# or written by its operations, those of the groups of groups (an eighth, a 64th, …) included.
+WKV_BYTES = 4 * (41 + 99)
 COEFFICIENTS_PATH = Path(__file__).parent / "measured" / "coefficients.json"
 
 
@@ -83,6 +87,7 @@ def step_time(
     matrix_s = tokens * (setup.matrix_passes * flops.matrix + setup.head_passes * flops.head) / matrix_rate
     attention_s = tokens * passes * flops.attention_full / attention_rate
     element_bytes = s.n_layers * s.d_model * c["elementwise_bytes"] * passes / 3 + s.vocab_size * c["logit_bytes"]
+    element_bytes += 0 if s.attends else s.n_layers * s.d_model * WKV_BYTES * passes / 3
     elementwise_s = tokens * element_bytes * (setup.compute_bytes / 2) / gpu.memory_bytes_per_s
     every_microbatch_s, every_step_s = _communication_s(setup, gpu, c)
     optimizer_s = setup.trained_parameters / shards_of(setup, gpu) * c["optimizer_bytes"] / gpu.memory_bytes_per_s

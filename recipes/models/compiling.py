@@ -12,6 +12,8 @@ from llmfoundry.models.layers.blocks import MPTBlock
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from recipes.models.rwkv import RwkvBlock
+
 # What selective checkpointing keeps: products and attention. The rest (norms, activations, residuals) is cheap again.
 _aten = torch.ops.aten
 KEPT = {
@@ -25,9 +27,9 @@ KEPT = {
 }
 
 
-def blocks(model: nn.Module) -> list[MPTBlock]:
-    """The MPT blocks of a model, in order."""
-    return [module for module in model.modules() if isinstance(module, MPTBlock)]
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The blocks of an MPT or RWKV model, in order."""
+    return [module for module in model.modules() if isinstance(module, (MPTBlock, RwkvBlock))]
 
 
 def compile_blocks(model: nn.Module, backend: str = "inductor") -> int:

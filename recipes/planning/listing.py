@@ -54,12 +54,16 @@ class Row:
 
     @property
     def attention(self) -> str:
+        if not self.shape.attends:
+            return "RWKV"
         heads, kv = self.shape.n_heads, self.shape.kv_n_heads
         return "MHA" if kv == heads else "MQA" if kv == 1 else f"GQA {heads}/{kv}"
 
     @property
     def positions(self) -> str:
         attention = self.recipe.get("model.attn_config", {})
+        if not self.shape.attends:
+            return "decay"
         return "ALiBi" if attention.get("alibi") else "RoPE" if attention.get("rope") else "learned"
 
     @property

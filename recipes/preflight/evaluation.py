@@ -8,6 +8,7 @@ from typing import Any
 
 from recipes.config.keys import KeyPath, Problem
 from recipes.config.load import Recipe
+from recipes.cost.parameters import MPT
 from recipes.preflight.data import data_problems, loaders
 from recipes.preflight.machine import can_be_written, has_gpu, kernel_refusals
 from recipes.preflight.packages import package_problems, scheme_problems
@@ -46,7 +47,7 @@ def preflight_evaluation(recipe: Recipe) -> list[Problem]:
 
 
 def _kernel_problems(model: Mapping[str, Any], recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
-    if model.get("name") != "mpt_causal_lm":
+    if model.get("name") != MPT:
         return
     for text in kernel_refusals(model, recipe.get("precision", "amp_bf16"), is_training=False):
         yield ("model", "attn_config", "attn_impl"), text

@@ -14,7 +14,7 @@ from typing import Any
 from recipes.config.contradictions import world_size
 from recipes.config.keys import KeyPath
 from recipes.config.load import Recipe
-from recipes.cost.parameters import count_parameters
+from recipes.cost.parameters import MPT, OURS, count_parameters
 from recipes.launch import GPU_DEVICES
 from recipes.models.backends import features, precision_refusals, refusals
 from recipes.preflight.packages import scheme_problems
@@ -63,15 +63,14 @@ def kernel_refusals(model: Mapping[str, Any], precision: str, is_training: bool 
 
 
 def device_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
-    is_mpt = recipe.get("model.name") == "mpt_causal_lm"
-    if is_mpt:
+    is_ours = recipe.get("model.name") in OURS
+    if recipe.get("model.name") == MPT:
         for text in kernel_refusals(recipe["model"], recipe.get("precision", "amp_bf16")):
             yield ("model", "attn_config", "attn_impl"), text
-        if recipe.get("model.loss_fn") == "liger_crossentropy" and not (
-            has_gpu() and importlib.util.find_spec("liger_kernel")
-        ):
-            text = "needs a CUDA GPU and the package liger-kernel (`pip install liger-kernel`)"
-            yield ("model", "loss_fn"), f"liger_crossentropy {text}; fused_crossentropy takes the best that is here"
+    wants_liger = is_ours and recipe.get("model.loss_fn") == "liger_crossentropy"
+    if wants_liger and not (has_gpu() and importlib.util.find_spec("liger_kernel")):
+        text = "needs a CUDA GPU and the package liger-kernel (`pip install liger-kernel`)"
+        yield ("model", "loss_fn"), f"liger_crossentropy {text}; fused_crossentropy takes the best that is here"
     if recipe.get("compile") and not any(shutil.which(c) for c in (os.environ.get("CXX") or "g++", "clang++")):
         yield ("compile",), "needs a C++ compiler, and this machine has none: install g++, or leave compile out"
     if recipe.get("precision") == "amp_fp8" and has_gpu():
@@ -82,7 +81,7 @@ def device_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     if recipe.get("precision", "amp_bf16") != "fp32":
         text = f"no GPU here, and Composer trains in {recipe.get('precision', 'amp_bf16')} on one alone"
         yield ("precision",), f"{text}: set precision: fp32 on a CPU"
-    if not is_mpt:
+    if not is_ours:
         return
     import psutil
 
@@ -114,7 +113,7 @@ def disk_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     if not can_be_made(existing):
         yield ("save_folder",), f"checkpoints cannot be written to {folder}: {existing} is not a writable folder"
         return
-    if recipe.get("model.name") == "mpt_causal_lm":
+    if recipe.get("model.name") in OURS:
         each = WEIGHT_BYTES if recipe.get("model.peft_config") else CHECKPOINT_BYTES_PER_PARAMETER
         needed = _parameters(recipe) * each
         free = shutil.disk_usage(existing).free

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from recipes.config.load import Recipe
+from recipes.cost.parameters import OURS, RWKV
 from recipes.screen import is_first_of_machine, is_first_rank
 from recipes.training.checkpoints import FILENAME, SHARDED, find_checkpoints
 from recipes.training.lora import Merged, has_adapters, scaling
 from recipes.training.startup import light_imports
-from recipes.weights.trained import Trained, find_trained, folder_config_of, is_hf_folder
+from recipes.weights.trained import LENGTHS, Trained, find_trained, folder_config_of, is_hf_folder
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def _from_folder(path: Path, tokenizer: str | None) -> Loaded:
     if len(words) > model.config.vocab_size:
         text = f"its tokenizer has {len(words):,} tokens, the model {model.config.vocab_size:,} embeddings"
         raise ValueError(f"{path}: {text}: ids beyond them mean nothing")
-    length = config.get("max_seq_len") or config.get("max_position_embeddings")
+    length = next(config[name] for name in LENGTHS if config.get(name))
     return Loaded(path.name, model, words, int(length))
 
 
@@ -90,13 +91,15 @@ def _first_of(tensors: Sequence[str]) -> str:
 
 
 def model_of_folder(folder: Path) -> Any:
-    """transformers' own model of a folder.
+    """transformers' own model of a folder; ours for RWKV, which transformers gets wrong for several rows at a time.
 
     Raises ValueError where the folder has other tensors than the model: transformers makes up those that are missing.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     written = folder_config_of(folder)
+    if written.get("model_type") == "rwkv":
+        return _rwkv_of_folder(folder, written)
     rope = {key: written[key] for key in ("rope_theta", "rope_scaling", "partial_rotary_factor") if key in written}
     config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, **rope)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -119,33 +122,61 @@ def _from_checkpoint(trained: Trained, path: Path, tokenizer: str | None) -> Loa
     return Loaded(path.name, build_for_generation(trained), words, int(trained.recipe["max_seq_len"]))
 
 
+def _rwkv_of_folder(folder: Path, written: dict[str, Any]) -> Any:
+    from recipes.weights.hf_architecture import architecture_of_folder
+    from recipes.weights.tensor_files import safetensors_folder
+
+    section = {**architecture_of_folder(written), "max_seq_len": written.get("context_length", 1024)}
+    model = _empty({"name": RWKV, **{key: value for key, value in section.items() if key != "family"}})
+    with safetensors_folder(folder) as files:
+        _fill(
+            model,
+            {name: files.rows(name) for name in files.shapes()},
+            f"{folder / 'config.json'} is not of its weights",
+        )
+    return model
+
+
+def _empty(section: Mapping[str, Any]) -> Any:
+    """The language model of a `model:` section, on the meta device."""
+    keys = {k: v for k, v in section.items() if k not in ("name", "peft_config", "init_device")}
+    if section["name"] == RWKV:
+        from recipes.models.rwkv import RwkvConfig, RwkvForCausalLM
+
+        return RwkvForCausalLM(RwkvConfig(**json.loads(json.dumps(keys)), init_device="meta"))
+    from recipes.models.mpt import MPTConfig, MPTForCausalLM
+
+    # the same mathematics on whatever kernel this device has: the one it was trained with may be elsewhere
+    if (keys.get("attn_config") or {}).get("attn_impl") not in ("torch", "sdpa"):  # which run everywhere
+        keys["attn_config"] = {**(keys.get("attn_config") or {}), "attn_impl": "flash"}
+    return MPTForCausalLM(MPTConfig(**json.loads(json.dumps(keys)), init_device="meta"))
+
+
+def _fill(model: Any, state: dict[str, Any], otherwise: str) -> None:
+    """Puts tensors in an empty model's places. Raises ValueError, beginning with `otherwise`, where they do not fit."""
+    wrong = [n for n, p in model.named_parameters() if n not in state or state[n].shape != p.shape]
+    if wrong:
+        text = f"{wrong[0]} is missing or of another shape, and so are {len(wrong) - 1} more tensors"
+        raise ValueError(f"{otherwise}: {text}")
+    unknown = model.load_state_dict(state, strict=False, assign=True).unexpected_keys
+    if unknown:
+        raise ValueError(f"{otherwise}: the model has no place for {_first_of(unknown)}")
+
+
 def build_for_generation(trained: Trained) -> Any:
     """The language model of a checkpoint, its tensors put in place without initialising any first.
 
     Raises ValueError where the checkpoint is not one of its recipe.
     """
-    from recipes.models.mpt import MPTConfig, MPTForCausalLM
-
-    if trained.model["name"] != "mpt_causal_lm":
-        raise ValueError(f"{trained.checkpoint} is of {trained.model['name']}: only mpt_causal_lm is loaded here")
-    section = {k: v for k, v in trained.model.items() if k not in ("name", "peft_config", "init_device")}
-    # the same mathematics on whatever kernel this device has: the one it was trained with may be elsewhere
-    if (section.get("attn_config") or {}).get("attn_impl") not in ("torch", "sdpa"):  # which run everywhere
-        section["attn_config"] = {**(section.get("attn_config") or {}), "attn_impl": "flash"}
+    if trained.model["name"] not in OURS:
+        raise ValueError(f"{trained.checkpoint} is of {trained.model['name']}: only {' and '.join(OURS)} load here")
     if is_first_of_machine():
         trained.verify()
-    model = MPTForCausalLM(MPTConfig(**json.loads(json.dumps(section)), init_device="meta"))
+    model = _empty(trained.model)
     with trained.tensors() as files:
         source = files
         if has_adapters(files):
             source = Merged(files, scaling(trained.model.get("peft_config") or {}))
         state = {name: source.rows(name) for name in source.shapes()}
-    wrong = [n for n, p in model.named_parameters() if n not in state or state[n].shape != p.shape]
-    if wrong:
-        text = f"{wrong[0]} is missing or of another shape, and so are {len(wrong) - 1} more tensors"
-        raise ValueError(f"{trained.checkpoint} is not a checkpoint of {trained.recipe.path}: {text}")
-    unknown = model.load_state_dict(state, strict=False, assign=True).unexpected_keys
-    if unknown:
-        text = f"the model has no place for {_first_of(unknown)}"
-        raise ValueError(f"{trained.checkpoint} is not a checkpoint of {trained.recipe.path}: {text}")
+    _fill(model, state, f"{trained.checkpoint} is not a checkpoint of {trained.recipe.path}")
     return model

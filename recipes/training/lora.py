@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from recipes.models.sharded import local_rows
 from recipes.weights.tensor_files import Buffers, TensorFiles
 
 ADAPTED = (
@@ -82,19 +83,6 @@ def reset_lora(model: Any, seed: int) -> None:
                 local, first = local_rows(low)
                 local.copy_(whole[first : first + local.shape[0]])
                 local_rows(high)[0].zero_()
-
-
-def local_rows(parameter: Any) -> tuple[Any, int]:
-    """This process's part of a parameter, and the row that it begins with."""
-    from torch.distributed.tensor import DTensor
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-    if not isinstance(parameter, DTensor):
-        return parameter.data, 0
-    placed = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
-    offset = placed[1]
-    assert not any(offset[1:]), "FSDP2 shards rows"
-    return parameter.to_local(), int(offset[0]) if offset else 0
 
 
 class Merged(TensorFiles):

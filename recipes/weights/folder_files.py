@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.weights.hf_architecture import folder_config
+from recipes.weights.hf_rwkv import RESCALED_EVERY
 from recipes.weights.trained import Trained
 
 INPUTS = {"model_input_names": ["input_ids", "attention_mask"]}  # of generate(); these classes know no token types
@@ -52,7 +53,10 @@ def write_configs(model: Mapping[str, Any], words: Mapping[str, int | None], fol
 
     known = {key: value for key, value in words.items() if value is not None}
     version = {"transformers_version": transformers.__version__}
-    write_json(folder / "config.json", {**folder_config(model), **known, "torch_dtype": TORCH_NAMES[dtype], **version})
+    config = folder_config(model)
+    if "rescale_every" in config and dtype == "F16":
+        config["rescale_every"] = RESCALED_EVERY
+    write_json(folder / "config.json", {**config, **known, "torch_dtype": TORCH_NAMES[dtype], **version})
     write_json(folder / "generation_config.json", {"_from_model_config": False, **known, **version})
 
 

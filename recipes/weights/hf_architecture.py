@@ -1,8 +1,9 @@
 """One architecture, two spellings: the recipe's `model:` keys, and the config.json of transformers' own classes.
 
-Two families can be spelled in transformers without remote code: MPT with ALiBi (`MptForCausalLM`) and LLaMA
-(`LlamaForCausalLM`). `architecture` and `architecture_of_folder` describe a model by the same dotted keys, so that two
-can be compared; `refusals` names what cannot be said. The tensors are in hf_names.py. Pure Python.
+Three families can be spelled in transformers without remote code: MPT with ALiBi (`MptForCausalLM`), LLaMA
+(`LlamaForCausalLM`) and RWKV-4 (`RwkvForCausalLM`, in hf_rwkv.py). `architecture` and `architecture_of_folder`
+describe a model by the same dotted keys, so that two can be compared; `refusals` names what cannot be said. The
+tensors are in hf_names.py. Pure Python.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from recipes.cost.parameters import ModelShape, model_shape
+from recipes.cost.parameters import OURS, RWKV, ModelShape, model_shape
+from recipes.weights import hf_rwkv
 
-CLASSES = {"mpt": "MptForCausalLM", "llama": "LlamaForCausalLM"}
+CLASSES = {"mpt": "MptForCausalLM", "llama": "LlamaForCausalLM", "rwkv": hf_rwkv.CLASS}
 ACTIVATIONS = {"gelu": "gelu", "silu": "silu", "relu": "relu"}  # torch.nn.functional's names and transformers'
 ROPE_TYPES = {"no_scaling": None, "linear": "linear", "dynamic": "dynamic", "llama3": "llama3"}
 SCALED_BY = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
@@ -66,7 +68,9 @@ def _get(model: Mapping[str, Any], key: str, default: Any = None) -> Any:
 
 
 def family_of(model: Mapping[str, Any]) -> str:
-    """`llama` for what only LLaMA has (RoPE, RMSNorm, a gated feed-forward part), else `mpt`."""
+    """`rwkv` by its name, `llama` for what only LLaMA has (RoPE, RMSNorm, a gated feed-forward part), else `mpt`."""
+    if model.get("name") == RWKV:
+        return "rwkv"
     is_llama = (
         _get(model, "attn_config.rope")
         or "rms" in str(_get(model, "norm_type", "")).lower()
@@ -80,9 +84,11 @@ def family_of(model: Mapping[str, Any]) -> str:
 
 def refusals(model: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(key, why) for everything in a `model:` section that transformers' class of its family does not compute."""
-    if model.get("name") not in (None, "mpt_causal_lm"):
-        return [("model.name", f"got {model['name']}: only mpt_causal_lm has a class in transformers to go to")]
+    if model.get("name") not in (None, *OURS):
+        return [("model.name", f"got {model['name']}: only {' and '.join(OURS)} have a class in transformers to go to")]
     family = family_of(model)
+    if family == "rwkv":
+        return []
     said = CLASSES[family]
     found = [
         (f"model.{key}", f"got {value!r}, which {said} does not compute") for key, value in computed_more(model).items()
@@ -168,6 +174,8 @@ def _activation(model: Mapping[str, Any]) -> str | None:
 def architecture(model: Mapping[str, Any]) -> dict[str, Any]:
     """What decides a model's numbers, by dotted keys of the recipe, defaults filled in, for what is not refused."""
     shape, family = model_shape(model), family_of(model)
+    if family == "rwkv":
+        return hf_rwkv.architecture(model)
     found: dict[str, Any] = {
         "family": family,
         "d_model": shape.d_model,
@@ -215,7 +223,7 @@ def architecture_of_folder(config: Mapping[str, Any]) -> dict[str, Any]:
             f"a model of type {kind!r}; expected {' or '.join(CLASSES)}, which are the families known here"
         )
     try:
-        return _read_mpt(config) if kind == "mpt" else _read_llama(config)
+        return _READERS[kind](config)
     except KeyError as error:
         raise ValueError(f"a config.json without {error.args[0]}") from None
     except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
@@ -271,8 +279,13 @@ def _read_llama(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+_READERS = {"mpt": _read_mpt, "llama": _read_llama, "rwkv": hf_rwkv.architecture_of_folder}
+
+
 def folder_config(model: Mapping[str, Any]) -> dict[str, Any]:
     """The architecture keys of config.json for a `model:` section that `refusals` lets through."""
+    if family_of(model) == "rwkv":
+        return hf_rwkv.folder_config(model)
     what = architecture(model)
     length = model_shape(model).max_seq_len
     if what["family"] == "mpt":

@@ -1,4 +1,4 @@
-"""Which rows of which tensor are which: the model's own names, and those of transformers' two classes. Pure Python."""
+"""Which rows of which tensor are which: the model's own names, and those of transformers' classes. Pure Python."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recipes.cost.parameters import ModelShape, model_shape
+from recipes.weights import hf_rwkv
 from recipes.weights.hf_architecture import family_of
 
 
@@ -24,6 +25,8 @@ class Link:
 def links(model: Mapping[str, Any]) -> list[Link]:
     """Every tensor of the model, row by row, in the order of the layers."""
     shape, family = model_shape(model), family_of(model)
+    if family == "rwkv":
+        return [Link(name, name, size) for name, size in hf_rwkv.tensors(model)]
     fused = (model.get("attn_config") or {}).get("fused_qkv", True)
     d, vocab = shape.d_model, shape.vocab_size
     embedding = "transformer.wte.weight" if family == "mpt" else "model.embed_tokens.weight"

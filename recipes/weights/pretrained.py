@@ -1,4 +1,4 @@
-"""Starting from weights that are there, `pretrained: PATH`: a Hugging Face folder (MPT or LLaMA), a run, a checkpoint.
+"""Starting from weights that are there, `pretrained: PATH`: a Hugging Face folder (MPT, LLaMA, RWKV), run, checkpoint.
 
 Its architecture has to be the recipe's. A key that differs on purpose is listed in `pretrained_changes`, so that
 nothing is resized or reinterpreted by accident; `vocab_size` there makes the embeddings longer (new rows are the mean
@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from recipes.config.keys import RecipeError
-from recipes.training.lora import BASE, Merged, has_adapters, local_rows, scaling
+from recipes.models.sharded import local_rows
+from recipes.training.lora import BASE, Merged, has_adapters, scaling
 from recipes.weights.checkpoint_tensors import plain_name
 from recipes.weights.hf_architecture import architecture, architecture_of_folder, computed_more
 from recipes.weights.hf_names import Link, links
 from recipes.weights.tensor_files import TensorFiles, safetensors_folder
 from recipes.weights.trained import RECIPE, find_trained, folder_config_of, is_hf_folder
 
-VOCABULARY = ("transformer.wte.weight", "lm_head.weight")
+VOCABULARY = ("transformer.wte.weight", "lm_head.weight", "rwkv.embeddings.weight", "head.weight")
 
 
 def problems(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -72,7 +73,15 @@ def differences(model: Mapping[str, Any], path: Path, changes: set[str]) -> Iter
         text = f"the recipe has {here.get(key)}, the weights in {path} have {there.get(key)}"
         if key == "vocab_size":
             yield key, f"{text}: to resize the vocabulary on purpose, set pretrained_changes: [vocab_size]"
-        elif key in ("family", "d_model", "n_heads", "n_layers", "ffn_config.ffn_hidden_size", "head_dim"):
+        elif key in (
+            "family",
+            "d_model",
+            "n_heads",
+            "n_layers",
+            "ffn_config.ffn_hidden_size",
+            "expansion_ratio",
+            "head_dim",
+        ):
             yield "name" if key == "family" else key, f"{text}: that is another model"
         else:
             yield key, f"{text}; if that is on purpose, add it to pretrained_changes"

@@ -17,6 +17,7 @@ from recipes.weights.hf_architecture import with_plain_rope
 from recipes.weights.tensor_files import TensorFiles
 
 RECIPE = "recipe.yaml"
+LENGTHS = ("max_seq_len", "max_position_embeddings", "n_positions", "context_length")  # of a model or config.json
 NEEDED = ("model", "tokenizer", "max_seq_len")  # of a recipe, to know what its checkpoint is
 
 

@@ -24,7 +24,7 @@ from recipes.weights.tensor_files import safetensors_folder
 from recipes.weights.trained import find_trained
 
 from ..conftest import ROOT, Command
-from ..tiny import LLAMA, MPT, VOCAB, build, with_changes, write_run
+from ..tiny import LLAMA, MPT, RWKV, VOCAB, build, with_changes, write_run
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -40,6 +40,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "llama-biases": with_changes(LLAMA, no_bias=False),
     "llama-tied": with_changes(LLAMA, tie_word_embeddings=True, attn_config__rope_impl="dail"),
     "llama-linear-rope": with_changes(LLAMA, attn_config__rope_hf_config={"type": "linear", "factor": 2.0}),
+    "rwkv": RWKV,
+    "rwkv-wide": {**RWKV, "expansion_ratio": 3, "norm_eps": 1e-3},
 }
 
 

@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM, MptConfig, MptForCausalLM
+from transformers import (
+    GPT2Config,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MptConfig,
+    MptForCausalLM,
+    RwkvConfig,
+    RwkvForCausalLM,
+)
 
 from recipes.talking.loading import model_of_folder
 from recipes.weights.export import export
@@ -19,7 +27,7 @@ from recipes.weights.pretrained import load_pretrained, problems
 from recipes.weights.tensor_files import safetensors_folder
 from recipes.weights.trained import folder_config_of
 
-from ..tiny import LLAMA, MPT, build, with_changes, write_run
+from ..tiny import LLAMA, MPT, RWKV, build, with_changes, write_run
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -32,6 +40,8 @@ def folder_of(path: Path, family: str, dtype: torch.dtype = torch.float32) -> Pa
     if family == "mpt":
         config = MptConfig(d_model=32, n_heads=4, n_layers=2, max_seq_len=32, vocab_size=512)
         model = MptForCausalLM(config)
+    elif family == "rwkv":
+        model = RwkvForCausalLM(RwkvConfig(hidden_size=32, num_hidden_layers=2, context_length=32, vocab_size=512))
     else:
         llama = LlamaConfig(
             hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
@@ -43,7 +53,9 @@ def folder_of(path: Path, family: str, dtype: torch.dtype = torch.float32) -> Pa
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize(("family", "section"), [("mpt", MPT), ("llama", GQA)], ids=["mpt", "llama"])
+@pytest.mark.parametrize(
+    ("family", "section"), [("mpt", MPT), ("llama", GQA), ("rwkv", RWKV)], ids=["mpt", "llama", "rwkv"]
+)
 def test_in_and_out_is_bit_exact(
     family: str, section: dict[str, Any], dtype: torch.dtype, shards: Path, tmp_path: Path
 ) -> None:
