@@ -111,8 +111,9 @@ def flex(
     blocks = batch.once(
         ("blocks", layer.window, S, T, rows), lambda: block_mask(batch, layer.window, S, T, q.device, rows)
     )
-    if kernel_options is None and S < BLOCK and q.shape[1] != k.shape[1]:
-        # torch's kernel for few queries finds no block size for grouped heads
+    if kernel_options is None and S < BLOCK:
+        # torch's kernel for few queries finds no block size for grouped heads, and has two warps hold all queries of a
+        # head: more than 64 of them spill 45 kB of registers a thread
         kernel_options = {"FORCE_USE_FLEX_ATTENTION": True}
     score_mod = None
     if slopes is not None or layer.softcap is not None:

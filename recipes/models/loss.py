@@ -198,6 +198,8 @@ def liger(hidden: Tensor, weight: Tensor, targets: Tensor, terms: Terms = Terms(
     )
     if terms.scale != 1.0:
         flat = flat * terms.scale
+    if torch.is_grad_enabled() and weight.requires_grad and not flat.requires_grad:
+        flat = flat.detach().requires_grad_()  # Liger gives a weight no gradient where hidden states want none
     with torch.autocast(flat.device.type, enabled=False):
         loss = function(weight.to(dtype), flat.to(dtype), targets)
     return Sums(loss, loss.detach(), torch.zeros_like(targets[0]), (targets != IGNORE).sum())

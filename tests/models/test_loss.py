@@ -281,6 +281,9 @@ def check_liger(name: str, device: str) -> None:
     wanted = torch.autograd.grad(want, exact)
     for ours, plain in zip(torch.autograd.grad(got, (hidden, weight)), wanted, strict=True):
         assert (ours.double() - plain).norm() <= 2e-3 * plain.norm()
+    alone = losses.liger(hidden.detach(), weight, targets, TERMS[name]).mean  # nothing below the head is trained
+    (ours,) = torch.autograd.grad(alone, weight)
+    assert (ours.double() - wanted[1]).norm() <= 2e-3 * wanted[1].norm()
 
 
 @needs_liger
