@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 log = logging.getLogger("recipes")
 
 _WAIT_S = 120  # for others, whose data may lie far away
+SHARED_MEMORY = Path("/dev/shm")
 
 
 @contextlib.contextmanager
@@ -21,11 +22,13 @@ def taking_turns(file: Path | None = None) -> Iterator[None]:
     """Let no other run of this machine build its loaders in this block; all ranks enter it.
 
     Streaming looks for a free name in shared memory and takes it a moment later, so that of runs that look in the same
-    moment all but one fail ("File exists"). Where a lock cannot be had, no turn is taken.
+    moment all but one fail ("File exists"). The lock lies in that memory: a container may have one to itself. Where a
+    lock cannot be had, no turn is taken.
     """
     with contextlib.ExitStack() as held:
         if dist.get_local_rank() == 0:
-            lock = FileLock(file or Path(tempfile.gettempdir()) / "recipes-loaders.lock", timeout=_WAIT_S, mode=0o666)
+            folder = SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())
+            lock = FileLock(file or folder / "recipes-loaders.lock", timeout=_WAIT_S, mode=0o666)
             try:
                 held.enter_context(lock)
             except Timeout:
