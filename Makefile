@@ -48,8 +48,9 @@ finetune: train ## the quickstart model learns to answer questions; its answers 
 eval: setup ## evaluate the quickstart run again
 	$(PYTHON) -m recipes.launch eval/evaluate.py yamls/eval/quickstart.yaml
 
+# One thread a process: two processes of two threads on two cores wait for each other most of the time.
 test: setup ## all tests, offline, on a CPU
-	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-gpu: setup ## the kernels on a GPU, against the float64 reference
 	HF_HUB_OFFLINE=1 TESTED_ON=cuda $(PYTHON) -m pytest -m cuda tests/models
