@@ -10,7 +10,7 @@ python -m recipes export MODEL OUT               a folder that transformers open
 python -m recipes chat MODEL                     talk to a model in the terminal
 python -m recipes generate MODEL … --prompts F   what models write behind the prompts of a file
 
-MODEL is a run folder, a checkpoint, or (for chat and generate) a Hugging Face folder of MPT or LLaMA.
+MODEL is a run folder, a checkpoint, or (for chat and generate) a Hugging Face folder of MPT, LLaMA or RWKV.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from recipes.cost.parameters import OURS, count_parameters
 from recipes.planning.budget import EXIT_BUDGET
 from recipes.preflight.machine import has_gpu
 from recipes.reports.runs import run_folder, run_name
-from recipes.training.batches import Batches, sequences_per_epoch
+from recipes.training.batches import Batches, longest_sample, sequences_per_epoch
 
 FIRST_RANK_SPEAKS_S = 20  # within this long of another rank, on a loaded machine
 
@@ -84,6 +84,9 @@ def print_plan(recipe: Recipe, batches: Batches, missing: Sequence[Problem]) -> 
             packed = recipe.get("train_loader.dataset.packing_ratio")
             of = f" ({packed:g} examples each)" if packed else ""
             rows.append(("data", f"{sequences:,} sequences{of}, so {epochs:,.3g} epochs"))
+            there, read = longest_sample(recipe.get("train_loader.dataset", {})), int(recipe["max_seq_len"])
+            if there is not None and there > read:
+                rows.append(("", f"of each the first {read:,} tokens; the other {there - read:,} are never read"))
     rows.append(("device", "GPU" if has_gpu() else "CPU (no GPU on this machine)"))
     rows.append(("files", str(run_folder(recipe))))
     for name, text in rows:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data_prep.manifest import load_manifest
 from recipes.config.contradictions import world_size
 from recipes.config.load import Recipe
 from recipes.cost.setup import sequences_per_item, steps_of_run, tokens_per_step
@@ -112,6 +113,19 @@ def samples_per_epoch(dataset: Mapping[str, Any]) -> int | None:
         except (OSError, ValueError, KeyError, TypeError):
             return None
     return total or None
+
+
+def longest_sample(dataset: Mapping[str, Any]) -> int | None:
+    """Tokens of a sample in the text shards that a `dataset:` section names, the most; None where that is not known."""
+    found = []
+    for folder in shard_folders(dataset):
+        try:
+            manifest = load_manifest(folder)
+        except ValueError:  # preflight says of a damaged one
+            continue
+        if manifest is not None and manifest.loss_tokens is None:
+            found.append(manifest.seq_len)
+    return max(found, default=None)
 
 
 def shard_folders(dataset: Mapping[str, Any]) -> list[Path]:

@@ -18,6 +18,7 @@ from eval.questions import Prompt, Request, ScoringError
 from eval.scoring import score
 from eval.vocabulary import BLOCK, answers_at
 
+from ..tiny import RWKV, build
 from .twins import CONTEXT, Twins
 
 TOLERANCE = 1e-4  # of a log-likelihood, in float32
@@ -63,9 +64,9 @@ def with_a_sliding_window() -> Any:
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
-@pytest.mark.parametrize("family", ["composer", "mpt", "llama", "sliding"])
+@pytest.mark.parametrize("family", ["composer", "mpt", "llama", "sliding", "rwkv"])
 def test_answers_are_those_of_one_pass_a_request(twins: Twins, family: str, batch_size: int) -> None:
-    makers = {"llama": llama, "sliding": with_a_sliding_window}
+    makers = {"llama": llama, "sliding": with_a_sliding_window, "rwkv": lambda: build(RWKV)}
     model = makers[family]() if family in makers else {"composer": twins.composer, "mpt": twins.transformers}[family]
     backbone = Backbone(model, 128)
     requests = requests_like_a_task()
@@ -75,7 +76,7 @@ def test_answers_are_those_of_one_pass_a_request(twins: Twins, family: str, batc
         assert answer.logprobs == pytest.approx(wanted, abs=TOLERANCE)
         assert answer.greedy == greedy
         assert answer.confidence == pytest.approx(confidence, abs=TOLERANCE)
-    assert backbone.shares == (family != "sliding")
+    assert backbone.shares == (family not in ("sliding", "rwkv"))
 
 
 def test_long_answers_are_as_exact_as_short_ones(twins: Twins) -> None:

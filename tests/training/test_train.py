@@ -166,6 +166,18 @@ def test_preflight_finds_what_would_stop_a_run(
     assert "Traceback" not in result.stderr
 
 
+def test_what_is_cut_from_longer_shards_is_said(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import train
+
+    monkeypatch.chdir(ROOT)
+    for length, said in ((16, True), (32, False)):
+        assert train.main([*recipe_arguments(shards, tmp_path, f"max_seq_len={length}", "dry_run=true")]) == 0
+        printed = capsys.readouterr().out
+        assert ("of each the first 16 tokens; the other 16 are never read" in printed) == said
+
+
 def test_damaged_shards_and_another_tokenizer_are_found_before_the_run(
     shards: Path, tmp_path: Path, run_command: Command
 ) -> None:
