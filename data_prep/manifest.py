@@ -81,6 +81,19 @@ class Manifest:
         """The split that this one belongs to: itself, unless it is held out."""
         return self.splits[-1]
 
+    def was_made_with(self, tokenizer: Path) -> bool:
+        """Whether a tokenizer.json is the one of these ids, perhaps saved anew by transformers."""
+        if sha256_of_file(tokenizer) == self.tokenizer.sha256:
+            return True
+        original = Path(self.tokenizer.path)
+        if not original.is_file() or sha256_of_file(original) != self.tokenizer.sha256:
+            return False
+        try:
+            one, other = (json.loads(file.read_text(encoding="utf-8")) for file in (tokenizer, original))
+        except (OSError, ValueError):
+            return False
+        return all(one.get(name) == other.get(name) for name in ("model", "added_tokens", "normalizer"))
+
     def to_json(self) -> str:
         value = dataclasses.asdict(self)
         if not self.left_out:

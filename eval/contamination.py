@@ -21,7 +21,6 @@ import numpy as np
 from data_prep.errors import PrepError
 from data_prep.manifest import load_manifest
 from data_prep.mds import ShardEntry, read_index, token_stream
-from data_prep.sources import sha256_of_file
 from data_prep.tokenizer_files import locate_tokenizer
 from eval.results import contamination_line
 from eval.tasks.icl import Task
@@ -95,7 +94,7 @@ def check_shards(folder: Path, tokenizer: Any) -> list[ShardEntry]:
         raise TaskError(f"{folder} holds no shards: its index.json lists no samples; {made}")
     name = str(tokenizer.name_or_path)
     with contextlib.suppress(PrepError):  # without a tokenizer.json of its own nothing tells them apart
-        if manifest is not None and sha256_of_file(locate_tokenizer(name)) != manifest.tokenizer.sha256:
+        if manifest is not None and not manifest.was_made_with(Path(locate_tokenizer(name))):
             text = f"{folder} was made with another tokenizer ({manifest.tokenizer.path}) than {name}"
             raise OtherTokenizer(f"{text}, so that nothing would be found in it; give the tokenizer of the shards")
     return entries

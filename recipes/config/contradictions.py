@@ -12,7 +12,7 @@ from typing import Any
 from recipes.config.file_names import names_of_files
 from recipes.config.keys import KeyPath, Place, Problem, RecipeError
 from recipes.cost.hardware import find_gpu
-from recipes.cost.parameters import MODEL_DEFAULTS, MPT, OURS, count_parameters
+from recipes.cost.parameters import MODEL_DEFAULTS, MPT, OURS, RWKV, count_parameters
 from recipes.cost.run_length import read_duration
 from recipes.models.backends import CHOICES, features, precision_refusals, refusals
 from recipes.training.lora import target_problems
@@ -346,7 +346,10 @@ def _lora(model: Mapping[str, Any]) -> Iterator[Finding]:
 def _preferences(recipe: Mapping[str, Any]) -> Iterator[Finding]:
     has_pairs = any(loader.get("name") == "preferences" for _, loader in _loaders(recipe))
     if recipe.get("dpo"):
-        if not _section(recipe, "model").get("peft_config"):
+        model = _section(recipe, "model")
+        if model.get("name") == RWKV:
+            yield ("dpo",), f"compares with the model without its adapters (LoRA), which {RWKV} does not have"
+        elif not model.get("peft_config"):
             yield ("model", "peft_config"), "missing; dpo compares with the model without its adapters (LoRA)"
         for key, loader in _loaders(recipe):
             if loader.get("name") != "preferences":

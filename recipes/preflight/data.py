@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.manifest import Manifest, digest_problems, load_manifest, shard_problems
-from data_prep.sources import sha256_of_file
 from recipes.config.keys import KeyPath
 from recipes.config.load import Recipe
 from recipes.preflight.hub import in_hub_cache, not_from_hub
@@ -104,7 +103,7 @@ def _shards(key: KeyPath, folder: Path, loader: Mapping[str, Any], recipe: Recip
 def _strangers(folder: Path, manifest: Manifest, model: Mapping[str, Any]) -> Iterator[str]:
     """What keeps a model, with its tokenizer, from reading the ids of shards."""
     used = Path(str((model.get("tokenizer") or {}).get("name"))) / "tokenizer.json"
-    if used.is_file() and is_json(used) and not _is_tokenizer_of(used, manifest):
+    if used.is_file() and is_json(used) and not manifest.was_made_with(used):
         text = f"the shards in {folder} were made with another tokenizer ({manifest.tokenizer.path}) than {used.parent}"
         yield f"{text}: the ids would mean other words; prepare the shards again, or name their tokenizer"
     section = model.get("model") or {}
@@ -116,17 +115,6 @@ def _strangers(folder: Path, manifest: Manifest, model: Mapping[str, Any]) -> It
         largest = manifest.tokenizer.vocab_size - 1
         text = f"the shards in {folder} hold ids up to {largest}, the model has {vocabulary} embeddings"
         yield f"{text}: set model.vocab_size to at least {manifest.tokenizer.vocab_size}"
-
-
-def _is_tokenizer_of(path: Path, manifest: Manifest) -> bool:
-    """Whether a tokenizer.json is the one that shards were made with, perhaps saved anew by transformers."""
-    if sha256_of_file(path) == manifest.tokenizer.sha256:
-        return True
-    made_with = Path(manifest.tokenizer.path)
-    if not made_with.is_file() or sha256_of_file(made_with) != manifest.tokenizer.sha256:
-        return False
-    ours, theirs = (json.loads(file.read_text(encoding="utf-8")) for file in (path, made_with))
-    return all(ours.get(name) == theirs.get(name) for name in ("model", "added_tokens", "normalizer"))
 
 
 def local_data_files(dataset: Mapping[str, Any]) -> list[Path]:

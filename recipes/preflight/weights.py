@@ -42,11 +42,16 @@ def weight_problems(settings: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]
     path = settings.get("load_path")
     if path and "://" in path:
         yield from scheme_problems(("load_path",), path)
-    elif path and "{" not in path and Path(path).is_file() and not zipfile.is_zipfile(path):
+    elif path and "{" not in path:  # a name with a placeholder is another one on each process
+        yield from _checkpoint_problems(Path(path))
+
+
+def _checkpoint_problems(path: Path) -> Iterator[tuple[KeyPath, str]]:
+    if path.is_file() and not zipfile.is_zipfile(path):
         yield ("load_path",), f"{path} is no checkpoint, or not a whole one"
-    elif path and "{" not in path and Path(path).is_dir() and not (Path(path) / ".metadata").is_file():
+    elif path.is_dir() and not (path / ".metadata").is_file():
         yield ("load_path",), f"{path} is a folder, and no sharded checkpoint (no .metadata in it): name a file in it"
-    elif path and "{" not in path and not Path(path).exists():
+    elif not path.exists():
         yield ("load_path",), f"no checkpoint: {path} does not exist"
 
 

@@ -175,6 +175,9 @@ def test_shards_in_which_nothing_could_be_found_are_refused(shards: Path, tmp_pa
     assert check_shards(shards / "train", Named())
     with (tmp_path / "tokenizer.json").open("a") as file:
         file.write("\n")
+    assert check_shards(shards / "train", Named())  # the same words, saved anew
+    text = (tmp_path / "tokenizer.json").read_text()
+    (tmp_path / "tokenizer.json").write_text(text.replace('"\u0120the"', '"\u0120thé"', 1))
     with pytest.raises(TaskError, match="made with another tokenizer"):
         check_shards(shards / "train", Named())
     with pytest.raises(TaskError, match="holds no shards: it has no index"):

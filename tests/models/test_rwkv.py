@@ -204,6 +204,7 @@ def test_the_plan_counts_what_a_block_keeps(expansion_ratio: int) -> None:
         ("model.attn_config.alibi=true", "attn_config.alibi"),
         ("model.loss_fn=crossentropy", "loss_fn"),
         ("model.peft_config.r=4", "peft_config"),
+        ("dpo.beta=0.1", "adapters (LoRA), which rwkv_causal_lm does not have"),
     ],
     ids=lambda value: value.partition("=")[0],
 )
