@@ -297,6 +297,7 @@ class RwkvForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         use_cache = bool(kwargs.get("use_cache"))
         return {"input_ids": input_ids, "attention_mask": attention_mask, "state": state, "use_cache": use_cache}
 
+    @torch.no_grad()
     def param_init_fn(self, module: nn.Module) -> None:
         """Fills a module's own parameters with the values they begin with; sharded ones too.
 

@@ -19,7 +19,7 @@ from recipes.cost.setup import read_setup
 from recipes.models import compiling
 from recipes.models.rwkv import ComposerRwkvCausalLM, RwkvBlock, RwkvConfig, RwkvForCausalLM
 
-from ..conftest import ROOT
+from ..conftest import ROOT, Command
 from ..tiny import RWKV, VOCAB, build
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -115,6 +115,42 @@ def test_first_weights_are_those_of_the_authors() -> None:
     assert float(model.rwkv.blocks[0].feed_forward.key.weight.detach().std()) == pytest.approx(1 / 16, rel=0.05)
     assert float(model.head.weight.detach().std()) == pytest.approx(0.5 / 16, rel=0.05)
     assert model.rwkv.embeddings.weight.abs().max() <= 1e-4
+
+
+# As the second of two processes would: what Composer does where it shards a model that was built on no device.
+SHARDED = """
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from recipes.models.rwkv import RwkvConfig, RwkvForCausalLM
+torch.distributed.init_process_group("fake", rank=1, world_size=2, store=FakeStore())
+torch.manual_seed(0)
+sizes = {"d_model": 32, "n_layers": 2, "vocab_size": 64}
+whole, model = (RwkvForCausalLM(RwkvConfig(**sizes, init_device=device)) for device in ("cpu", "meta"))
+for name, module in model.named_modules():
+    if model.fsdp_wrap_fn(module):
+        fully_shard(module, mesh=init_device_mesh("cpu", (2,)))
+fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+for module in model.modules():
+    if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
+        module.to_empty(device="cpu", recurse=False)
+        model.param_init_fn(module)
+for (name, here), there in zip(model.named_parameters(), whole.parameters(), strict=True):
+    local, half = here.to_local(), there.chunk(2)[1:]
+    if "time_" in name or "ln" in name:
+        assert torch.equal(local, half[0] if half else there[:0]), name
+    elif there.any():
+        assert abs(float(local.std() / there.std()) - 1) < 0.2, name
+    else:
+        assert not local.any(), name
+print("as whole")
+"""
+
+
+def test_first_weights_of_a_shard_are_its_rows_of_the_whole(run_command: Command) -> None:
+    done = run_command("python", "-W", "ignore", "-c", SHARDED)
+    assert done.stdout.splitlines()[-1:] == ["as whole"], done.stderr[-2000:]
 
 
 def composer_model(**changes: Any) -> ComposerRwkvCausalLM:
