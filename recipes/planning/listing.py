@@ -166,7 +166,7 @@ def table_text() -> str:
         "Made by `python -m recipes.planning.listing`; `make check` says when it is out of date. One recipe, with",
         "other GPUs and prices: `python -m recipes plan RECIPE --gpu a100-80gb --gpus 64`.",
         "",
-        "FLOPs are LLM Foundry's count, 6 N + 12 n_layers d_model S a token. GPU-hours, dollars and memory are",
+        "FLOPs are LLM Foundry's count, 6 N + 12 n_layers d_model S a token (RWKV: 6 N). GPU-hours, dollars, memory are",
         f"estimates (recipes/cost/README.md) on {GPU}s at the list price, the middle of a range, at the recipe's",
         "micro-batch, on as few GPUs as divide the batch and hold the model, from a node of eight up. More take less",
         "time and about as much money.",

@@ -90,7 +90,9 @@ def _grid(rows: Sequence[Row]) -> Table:
 
 def _model(plan: Plan) -> list[Row]:
     e, f = plan.estimate, plan.flops
-    p = e.setup.parameters
+    p, attends = e.setup.parameters, e.setup.shape.attends
+    counted = "6 N + 12 L d S" if attends else "6 N"
+    causal = f"; with the causal half of attention {plan.flops_causal_per_token:.4g}" if attends else ""
     rows = [
         (
             "parameters",
@@ -98,14 +100,13 @@ def _model(plan: Plan) -> list[Row]:
         ),
         (
             "FLOPs/token",
-            f"{e.flops_per_token:.4g} = 6 N + 12 L d S, N active parameters (LLM Foundry's flops_per_batch; PaLM, "
+            f"{e.flops_per_token:.4g} = {counted}, N active parameters (LLM Foundry's flops_per_batch; PaLM, "
             "arXiv 2204.02311, appendix B)",
         ),
         (
             "  by part",
             f"matrix products {3 * f.matrix:.3g}, attention {3 * f.attention_full:.3g}, head {3 * f.head:.3g}: "
-            "forward and backward, 2 FLOPs a multiply-add; "
-            f"with the causal half of attention {plan.flops_causal_per_token:.4g}",
+            f"forward and backward, 2 FLOPs a multiply-add{causal}",
         ),
     ]
     if e.tokens is None:
