@@ -35,6 +35,23 @@ def written_out(keys: Tensor, values: Tensor, decay: Tensor, bonus: Tensor, star
     return (weights * values[:, None]).sum(2)
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_on_a_gpu(dtype: torch.dtype) -> None:
+    exact = make(700)
+    on_gpu = tuple(x.detach().to("cuda", dtype).requires_grad_() for x in exact)
+    same = tuple(x.detach().double().cpu().requires_grad_() for x in on_gpu)  # with the digits that the type has
+    starts = torch.rand(2, 700, generator=torch.Generator().manual_seed(1)) < 0.01
+    out, want = wkv(*on_gpu, starts.cuda()), written_out(*same, starts)
+    assert (out.cpu() - want).abs().max() < 5e-6
+    sent = torch.ones_like(want)
+    wanted = torch.autograd.grad(want, same, sent)
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-2
+    for got, gradient in zip(torch.autograd.grad(out, on_gpu, sent.float().cuda()), wanted, strict=True):
+        assert (got.cpu() - gradient).abs().max() < tolerance * gradient.abs().max()
+
+
 @pytest.mark.parametrize("documents", [False, True], ids=["one document", "documents"])
 @pytest.mark.parametrize("S", LENGTHS)
 def test_values_and_gradients_are_the_definitions(S: int, documents: bool) -> None:
