@@ -103,7 +103,9 @@ class Backbone:
 
         Keys and values are kept where that changes nothing, whatever the model's config says: MPT's says no.
         """
-        arguments.setdefault("use_cache", self._goes_on)
+        is_stateful = getattr(self.causal, "_is_stateful", False)
+        # of beams transformers puts keys and values in a new order, but not a state
+        arguments.setdefault("use_cache", self._goes_on and not (is_stateful and arguments.get("num_beams", 1) > 1))
         with torch.no_grad(), self.autocast():
             return self._whole_pass(lambda: self.causal.generate(**arguments))
 

@@ -255,7 +255,7 @@ def _rwkv_shape(model: Mapping[str, Any]) -> ModelShape:
         vocab_size=positive_integer("model.vocab_size", values["vocab_size"]),
         kv_n_heads=1,
         kv_dim=d_model,
-        ffn_hidden_size=_ffn_hidden_size(None, values["expansion_ratio"], d_model),
+        ffn_hidden_size=_ffn_hidden_size(None, values["expansion_ratio"], d_model, tolerance=1e-6),
         ffn_matrices=2,
         norm_has_bias=True,
         learned_pos_emb=False,
@@ -284,16 +284,16 @@ def _kv_heads(attn: Mapping[str, Any], n_heads: int) -> int:
     return kv_n_heads
 
 
-def _ffn_hidden_size(hidden_size: Any, expansion_ratio: Any, d_model: int) -> int:
+def _ffn_hidden_size(hidden_size: Any, expansion_ratio: Any, d_model: int, tolerance: float = 0.0) -> int:
     if hidden_size is not None:
         return positive_integer("model.ffn_config.ffn_hidden_size", hidden_size)
     product = d_model * expansion_ratio
-    if product != int(product) or product <= 0:
+    if abs(product - round(product)) > tolerance or product <= 0:
         raise ValueError(
             f"model.expansion_ratio: {expansion_ratio} times d_model={d_model} is {product}, expected a positive "
             "integer; change it or state ffn_config.ffn_hidden_size."
         )
-    return int(product)
+    return round(product)
 
 
 def _attn_overrides(block_overrides: Mapping[str, Any] | None, n_layers: int) -> list[Mapping[str, Any] | None]:

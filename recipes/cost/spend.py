@@ -20,6 +20,7 @@ from typing import Any
 from recipes.cost.estimate import WHOLE_RUN_MID
 from recipes.cost.hardware import Gpu
 from recipes.cost.memory import largest_microbatch
+from recipes.cost.parameters import RWKV
 from recipes.cost.scaling import DEFAULT_LAW, scaling_law
 from recipes.cost.setup import Setup, read_setup
 from recipes.cost.throughput import step_time
@@ -131,6 +132,8 @@ def _shape(model: Mapping[str, Any], layers: int) -> dict[str, Any] | None:
     """Keys that give a model this many layers; None where its key-value heads do not divide so many heads."""
     width = HEAD_DIM * layers
     keys: dict[str, Any] = {"model.d_model": width, "model.n_heads": layers, "model.n_layers": layers}
+    if model.get("name") == RWKV:
+        del keys["model.n_heads"]
     if model.get("head_dim") is not None:
         keys["model.head_dim"] = HEAD_DIM
     kv_heads = (model.get("attn_config") or {}).get("kv_n_heads")

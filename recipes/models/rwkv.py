@@ -14,10 +14,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import transformers
+from composer.utils import dist
 from llmfoundry import registry
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
@@ -60,12 +61,14 @@ class RwkvConfig(transformers.RwkvConfig):
         init_device: str = "cpu",
         **kwargs: Any,
     ) -> None:
+        for name in ("bos_token_id", "eos_token_id"):  # transformers' default is 0, in many a vocabulary a word
+            kwargs.setdefault(name, None)
         super().__init__(
             hidden_size=d_model,
             num_hidden_layers=n_layers,
             vocab_size=vocab_size,
             context_length=max_seq_len,
-            intermediate_size=int(d_model * expansion_ratio),
+            intermediate_size=round(d_model * expansion_ratio),
             layer_norm_epsilon=norm_eps,
             rescale_every=0,  # transformers halves weights in place every so many layers; only fp16 needs that
             **kwargs,
@@ -75,12 +78,14 @@ class RwkvConfig(transformers.RwkvConfig):
         self.attn_config = {"attn_uses_sequence_id": False, **(attn_config or {})}
 
 
-class LayerState(NamedTuple):
-    """What a block keeps of the tokens before: its two inputs at the last one, (B, D), and what ``wkv`` has seen."""
+class LayerState:
+    """What a block keeps of the tokens before: its two inputs at the last one, (B, D), and what ``wkv`` has seen.
 
-    time_input: Tensor
-    channel_input: Tensor
-    seen: Seen
+    A plain class: of tuples and data classes FSDP would cast the tensors to the type that the block computes in.
+    """
+
+    def __init__(self, time_input: Tensor, channel_input: Tensor, seen: Seen) -> None:
+        self.time_input, self.channel_input, self.seen = time_input, channel_input, seen
 
 
 class Matrix(nn.Linear):
@@ -126,7 +131,7 @@ class TimeMixing(nn.Module):
         rest = 1 - self.layer / self.n_layers  # 1 to nearly 0
         share = channel / D
         return {
-            "time_decay": -5 + 8 * (channel / (D - 1)) ** (0.7 + 1.3 * depth),
+            "time_decay": -5 + 8 * (channel / max(1, D - 1)) ** (0.7 + 1.3 * depth),
             "time_first": math.log(0.3) + 0.5 * ((channel + 1) % 3 - 1),
             "time_mix_key": share**rest,
             "time_mix_value": share**rest + 0.3 * depth,
@@ -178,7 +183,8 @@ class RwkvBlock(nn.Module):
         mixed, time = self.attention(self.ln1(x), starts, None if past is None else (past.time_input, past.seen), keep)
         x = x + mixed
         mixed, channel = self.feed_forward(self.ln2(x), starts, None if past is None else past.channel_input, keep)
-        return x + mixed, None if time is None else LayerState(time[0], channel, time[1])
+        kept = LayerState(time[0], channel, time[1]) if time is not None and channel is not None else None
+        return x + mixed, kept
 
 
 @dataclass
@@ -244,14 +250,20 @@ class RwkvForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     base_model_prefix = "rwkv"
     _is_stateful = True  # says to ``generate`` that what is kept of the past is no list of keys and values
     logit_scale = None
-    takes_linear_loss = True
 
     def __init__(self, config: RwkvConfig) -> None:
         super().__init__(config)
+        if config.init_device == "mixed":  # the first process of a machine holds the weights and sends them
+            config.init_device = "cpu" if dist.get_local_rank() == 0 else "meta"
         self.rwkv = RwkvModel(config)
         self.head = losses.Head(config.d_model, config.vocab_size, bias=False, device=config.init_device)
         if config.init_device != "meta":
             self.apply(self.param_init_fn)
+
+    @property
+    def takes_linear_loss(self) -> bool:
+        """Whether the output embedding is still ours: resizing the vocabulary puts another module there."""
+        return isinstance(self.head, losses.Head)
 
     @property
     def transformer(self) -> RwkvModel:

@@ -16,7 +16,7 @@ from recipes.screen import is_first_of_machine, is_first_rank
 from recipes.training.checkpoints import FILENAME, SHARDED, find_checkpoints
 from recipes.training.lora import Merged, has_adapters, scaling
 from recipes.training.startup import light_imports
-from recipes.weights.trained import LENGTHS, Trained, find_trained, folder_config_of, is_hf_folder
+from recipes.weights.trained import LENGTHS, RWKV_LENGTH, Trained, find_trained, folder_config_of, is_hf_folder
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def _from_folder(path: Path, tokenizer: str | None) -> Loaded:
     if len(words) > model.config.vocab_size:
         text = f"its tokenizer has {len(words):,} tokens, the model {model.config.vocab_size:,} embeddings"
         raise ValueError(f"{path}: {text}: ids beyond them mean nothing")
-    length = next(config[name] for name in LENGTHS if config.get(name))
+    length = next((config[name] for name in LENGTHS if config.get(name)), RWKV_LENGTH)
     return Loaded(path.name, model, words, int(length))
 
 
@@ -123,17 +123,24 @@ def _from_checkpoint(trained: Trained, path: Path, tokenizer: str | None) -> Loa
 
 
 def _rwkv_of_folder(folder: Path, written: dict[str, Any]) -> Any:
+    from transformers import GenerationConfig
+
     from recipes.weights.hf_architecture import architecture_of_folder
     from recipes.weights.tensor_files import safetensors_folder
 
-    section = {**architecture_of_folder(written), "max_seq_len": written.get("context_length", 1024)}
-    model = _empty({"name": RWKV, **{key: value for key, value in section.items() if key != "family"}})
+    try:
+        section = architecture_of_folder(written)
+    except ValueError as error:
+        raise ValueError(f"{folder} holds {error}") from None
+    del section["family"]
+    ends = {name: written.get(name) for name in ("bos_token_id", "eos_token_id")}
+    length = written.get("context_length") or RWKV_LENGTH
+    model = _empty({"name": RWKV, "max_seq_len": length, **section, **ends})
     with safetensors_folder(folder) as files:
-        _fill(
-            model,
-            {name: files.rows(name) for name in files.shapes()},
-            f"{folder / 'config.json'} is not of its weights",
-        )
+        state = {name: files.rows(name).float() for name in files.shapes()}  # as transformers 4 loads any folder
+    _fill(model, state, f"{folder / 'config.json'} is not of its weights")
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(str(folder))
     return model
 
 

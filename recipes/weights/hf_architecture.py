@@ -226,6 +226,8 @@ def architecture_of_folder(config: Mapping[str, Any]) -> dict[str, Any]:
         return _READERS[kind](config)
     except KeyError as error:
         raise ValueError(f"a config.json without {error.args[0]}") from None
+    except hf_rwkv.NotSaid as error:
+        raise ValueError(f"an RWKV model with {error}, which is not known here") from None
     except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise ValueError(f"a config.json with a value of another kind than expected ({error})") from None
 

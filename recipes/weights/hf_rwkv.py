@@ -12,6 +12,10 @@ EPSILON = 1e-5  # of the norms, where config.json has none
 RESCALED_EVERY = 6  # layers after which transformers halves activations, its default: in fp16 large models overflow
 
 
+class NotSaid(ValueError):
+    """Something in a config.json that the recipe's keys cannot express."""
+
+
 def architecture(model: Mapping[str, Any]) -> dict[str, Any]:
     """What decides the model's numbers, by keys of the recipe."""
     shape = model_shape(model)
@@ -26,12 +30,14 @@ def architecture(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def architecture_of_folder(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The same keys, from config.json. Raises KeyError for one that is missing, ValueError for what no recipe says."""
+    """The same keys, from config.json. Raises KeyError for one that is missing, NotSaid for what no recipe can say."""
     width = config["hidden_size"]
+    if not isinstance(width, int):
+        raise TypeError(f"hidden_size {width!r}")
     if (config.get("attention_hidden_size") or width) != width:
-        raise ValueError(f"attention_hidden_size {config['attention_hidden_size']} beside hidden_size {width}")
+        raise NotSaid(f"attention_hidden_size {config['attention_hidden_size']} beside hidden_size {width}")
     if config.get("tie_word_embeddings"):
-        raise ValueError("tie_word_embeddings: true")
+        raise NotSaid("tie_word_embeddings: true")
     return {
         "family": "rwkv",
         "d_model": width,

@@ -67,6 +67,8 @@ def differences(model: Mapping[str, Any], path: Path, changes: set[str]) -> Iter
     here = {**architecture(model), **computed_more(model)}
     there = architecture_of_folder(section) if is_hf_folder(path) else architecture(section)
     there |= computed_more(section)
+    if here["family"] != there["family"]:  # their other keys say nothing of each other
+        here, there = {"family": here["family"]}, {"family": there["family"]}
     for key in sorted(here.keys() | there.keys()):
         if here.get(key) == there.get(key) or key in changes:
             continue

@@ -18,6 +18,7 @@ from recipes.weights.tensor_files import TensorFiles
 
 RECIPE = "recipe.yaml"
 LENGTHS = ("max_seq_len", "max_position_embeddings", "n_positions", "context_length")  # of a model or config.json
+RWKV_LENGTH = 1024  # tokens, where an RWKV folder has no context_length: transformers' default
 NEEDED = ("model", "tokenizer", "max_seq_len")  # of a recipe, to know what its checkpoint is
 
 

@@ -9,12 +9,13 @@ import torch
 import transformers
 from torch import Tensor
 
+from eval.backbone import Backbone
 from recipes.build import build_model, register_components
 from recipes.config.check import check
 from recipes.config.load import load
 from recipes.cost.flops import flops_per_token, llm_foundry_flops_per_batch
 from recipes.cost.memory import _saved_numbers_per_token
-from recipes.cost.parameters import count_parameters
+from recipes.cost.parameters import count_parameters, model_shape
 from recipes.cost.setup import read_setup
 from recipes.models import compiling
 from recipes.models.rwkv import ComposerRwkvCausalLM, RwkvBlock, RwkvConfig, RwkvForCausalLM
@@ -153,6 +154,71 @@ def test_first_weights_of_a_shard_are_its_rows_of_the_whole(run_command: Command
     assert done.stdout.splitlines()[-1:] == ["as whole"], done.stderr[-2000:]
 
 
+# What FSDP casts on its way into a block must not be what was seen: in bf16 it would lose what it is the sum of.
+GENERATING = """
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from tests.tiny import RWKV, VOCAB, build
+torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+plain, model = build(RWKV), build(RWKV)
+for name, module in model.named_modules():
+    if model.fsdp_wrap_fn(module):
+        fully_shard(module, mesh=init_device_mesh("cpu", (1,)), mp_policy=MixedPrecisionPolicy(torch.bfloat16))
+fully_shard(model, mesh=init_device_mesh("cpu", (1,)), mp_policy=MixedPrecisionPolicy(torch.bfloat16))
+ids = torch.arange(2, 22)[None]
+with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    want, state = plain(ids).logits.float(), None
+    for token in ids[0]:
+        out = model(token.view(1, 1), state=state, use_cache=True)
+        state = out.state
+    assert state[0].seen.weight.dtype == torch.float32
+    difference = float((out.logits[:, -1].float() - want[:, -1]).abs().max() / want.std())
+assert difference < 0.05, difference
+print("in fp32")
+"""
+
+
+def test_fsdp_leaves_what_was_seen_in_fp32(run_command: Command) -> None:
+    done = run_command("python", "-W", "ignore", "-c", GENERATING)
+    assert done.stdout.splitlines()[-1:] == ["in fp32"], done.stderr[-2000:]
+
+
+def test_beams_are_searched_without_a_state() -> None:
+    model = build(RWKV)
+    settings = {"max_new_tokens": 6, "do_sample": False, "num_beams": 3, "pad_token_id": 1}
+    mask = torch.ones(2, 9, dtype=torch.long)
+    want = model.generate(ids(2, 9), attention_mask=mask, use_cache=False, **settings)
+    assert torch.equal(Backbone(model, 32).generate(input_ids=ids(2, 9), attention_mask=mask, **settings), want)
+
+
+def test_no_word_is_an_end_unless_it_is_said() -> None:
+    model = RwkvForCausalLM(RwkvConfig(d_model=8, n_layers=1, vocab_size=16))  # zeros: token 0 is the likeliest
+    with torch.no_grad():
+        model.head.weight.zero_()
+    written = model.generate(torch.tensor([[3]]), max_new_tokens=5, do_sample=False, pad_token_id=1)
+    assert written.tolist() == [[3, 0, 0, 0, 0, 0]]
+
+
+def test_sizes_at_the_edges() -> None:
+    assert RwkvConfig(d_model=152, expansion_ratio=1000 / 152).intermediate_size == 1000
+    assert model_shape({**RWKV, "d_model": 152, "expansion_ratio": 1000 / 152}).ffn_hidden_size == 1000
+    tiny = RwkvForCausalLM(RwkvConfig(d_model=1, n_layers=1, vocab_size=4))
+    assert all(p.isfinite().all() for p in tiny.parameters())
+    first_of_machine = RwkvForCausalLM(RwkvConfig(d_model=8, n_layers=1, vocab_size=4, init_device="mixed"))
+    assert first_of_machine.head.weight.device.type == "cpu"
+
+
+def test_another_head_takes_no_loss() -> None:
+    """As after LLM Foundry has made the vocabulary longer for a tokenizer."""
+    model = composer_model().train()
+    model.model.resize_token_embeddings(VOCAB + 64)
+    batch = {"input_ids": ids() + 64, "labels": ids() + 64}
+    out = model(batch)
+    assert out.logits.shape[-1] == VOCAB + 64
+    assert model.loss(out, batch).isfinite()
+
+
 def composer_model(**changes: Any) -> ComposerRwkvCausalLM:
     register_components()
     made = build_model({**RWKV, **changes}, None, None, None)
@@ -240,6 +306,7 @@ def test_the_plan_counts_what_a_block_keeps(expansion_ratio: int) -> None:
         ("model.attn_config.alibi=true", "attn_config.alibi"),
         ("model.loss_fn=crossentropy", "loss_fn"),
         ("model.peft_config.r=4", "peft_config"),
+        ("precision=amp_fp8", "rwkv_causal_lm has none"),
         ("dpo.beta=0.1", "adapters (LoRA), which rwkv_causal_lm does not have"),
     ],
     ids=lambda value: value.partition("=")[0],

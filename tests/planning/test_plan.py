@@ -14,7 +14,7 @@ from recipes.cost.hardware import find_gpu
 from recipes.cost.scaling import scaling_law
 from recipes.cost.spend import best_for
 
-from ..conftest import Command
+from ..conftest import ROOT, Command
 
 SEVEN_B = "yamls/pretrain/mpt-7b.yaml"
 LONG = "yamls/pretrain/mpt-7b-8k.yaml"
@@ -127,6 +127,16 @@ def test_a_budget_alone_buys_the_best_model_and_its_recipe_is_sound(run_command:
     assert again["params_total"] == best["params_total"]
     assert again["usd"] == pytest.approx(20_000, rel=0.01)
     assert again["predicted_loss"] == best["loss"]
+
+
+def test_a_budget_for_rwkv_names_keys_that_it_has(run_command: Command) -> None:
+    from recipes.config.check import check
+    from recipes.config.load import load
+
+    asked = "yamls/pretrain/rwkv-169m.yaml"
+    best = plan(run_command, asked, "--budget", "500", "--gpu", "h100", "--gpus", "8")["best_for_budget"]
+    assert any(override.startswith("model.d_model=") for override in best["overrides"])
+    assert check(load(ROOT / asked, best["overrides"])) == []
 
 
 def test_more_money_is_never_worse_and_a_deadline_limits_it() -> None:

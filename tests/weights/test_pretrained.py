@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoTokenizer,
     GPT2Config,
     LlamaConfig,
     LlamaForCausalLM,
@@ -20,7 +22,7 @@ from transformers import (
     RwkvForCausalLM,
 )
 
-from recipes.talking.loading import model_of_folder
+from recipes.talking.loading import load_model, model_of_folder
 from recipes.weights.export import export
 from recipes.weights.hf_architecture import architecture_of_folder
 from recipes.weights.pretrained import load_pretrained, problems
@@ -71,6 +73,39 @@ def test_in_and_out_is_bit_exact(
         for name in before.shapes():
             assert before.entries[name].dtype == after.entries[name].dtype
             assert torch.equal(before.rows(name), after.rows(name)), name
+
+
+def test_rwkv_folders_as_others_write_them(shards: Path, tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "hf", "rwkv")
+    AutoTokenizer.from_pretrained(shards / "tokenizer").save_pretrained(source)
+    state = load_file(source / "model.safetensors")
+    halves = {name: tensor if "time_" in name else tensor.bfloat16() for name, tensor in state.items()}
+    save_file(halves, source / "model.safetensors", {"format": "pt"})
+    config = json.loads((source / "config.json").read_text())
+    (source / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 7]}))
+
+    def written(**changes: Any) -> Path:
+        kept = {key: value for key, value in {**config, **changes}.items() if value is not None}
+        (source / "config.json").write_text(json.dumps(kept))
+        return source
+
+    loaded = load_model(written(context_length=None))
+    assert loaded.max_seq_len == 1024
+    assert {p.dtype for p in loaded.model.parameters()} == {torch.float32}
+    assert loaded.model.generation_config.eos_token_id == [5, 7]
+    for changes, words in (
+        ({"attention_hidden_size": 64}, "an RWKV model with attention_hidden_size 64 beside hidden_size 32"),
+        ({"tie_word_embeddings": True}, "an RWKV model with tie_word_embeddings: true"),
+        ({"hidden_size": "32"}, "of another kind than expected (hidden_size '32')"),
+    ):
+        written(**changes)
+        for load in (load_model, model_of_folder):
+            with pytest.raises(ValueError, match=re.escape(f"{source} holds ")) as error:
+                load(source)
+            assert words in str(error.value)
+    written()
+    found = list(problems({"pretrained": str(source), "model": {"name": "mpt_causal_lm", **MPT}, "max_seq_len": 32}))
+    assert [key for key, _ in found if key != "pretrained"] == ["model.name"]
 
 
 def recipe_for(source: Path, section: dict[str, Any], **more: Any) -> dict[str, Any]:
