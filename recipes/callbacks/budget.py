@@ -88,6 +88,7 @@ class BudgetGuard(Callback):
         self._begun = (time.time(), time.monotonic())
         self._warned = 0.0
         self._evaluations: list[tuple[float, float]] = []  # (dollars, loss)
+        self._losses: list[float] = []  # of the evaluation that goes on, a loader each
         self._too_dear = 0  # evaluations in a row
         self._group: Any = None
         self._pending: tuple[Any, torch.Tensor] | None = None
@@ -147,13 +148,17 @@ class BudgetGuard(Callback):
             self.stopped = self._words(reason)
             raise BudgetReached(self.stopped)
 
+    def eval_end(self, state: State, logger: Logger) -> None:
+        if LOSS in state.eval_metrics.get(state.dataloader_label or "", {}):
+            self._losses.append(float(state.eval_metric_values[LOSS]))
+
     def eval_after_all(self, state: State, logger: Logger) -> None:
         self._training_data = None
-        loss = state.eval_metric_values.get(LOSS)
+        losses, self._losses = self._losses, []
         assert self._cost is not None
         usd = self._cost.usd
-        if loss is not None and usd is not None and self._is_first:
-            self._judge(usd, float(loss), logger)
+        if losses and usd is not None and self._is_first:
+            self._judge(usd, sum(losses) / len(losses), logger)  # of several loaders the mean, as in reports
         if self._group is not None:  # the evaluation may have been the one too many: the next step is the last
             agreed, _ = self._settle()
             self._say(agreed or self._reason(usd or 0.0), usd or 0.0)

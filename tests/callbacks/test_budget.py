@@ -15,6 +15,7 @@ import torch
 from composer import Trainer
 from composer.core import Event
 from composer.loggers import InMemoryLogger
+from composer.metrics import LanguageCrossEntropy
 from torch.utils.data import DataLoader
 
 from recipes.callbacks.budget import BudgetGuard, BudgetReached, usd_per_hundredth_loss
@@ -148,9 +149,14 @@ def test_marginal_value_stops_after_two_dear_evaluations(tmp_path: Path) -> None
     trainer, _ = guarded(tmp_path, guard)
     state = trainer.state
     for usd, loss, dear in ((1, 3.0, 0), (2, 2.9, 0), (12, 2.89, 1), (22, 2.6, 0), (32, 2.59, 1), (42, 2.58, 2)):
-        state.eval_metric_values = {"LanguageCrossEntropy": loss}
         monkey = pytest.MonkeyPatch()
         monkey.setattr(CostMonitor, "usd", usd)
+        state.eval_metrics = {label: {"LanguageCrossEntropy": LanguageCrossEntropy()} for label in ("a", "b")}
+        state.eval_metrics["tasks"] = {}  # has no loss: the one of the loader before it still stands there
+        for label, value in (("a", loss - 0.5), ("b", loss + 0.5), ("tasks", loss + 0.5)):
+            monkey.setattr(state, "_dataloader_label", label)
+            state.eval_metric_values = {"LanguageCrossEntropy": value}
+            guard.run_event(Event.EVAL_END, state, trainer.logger)
         guard.run_event(Event.EVAL_AFTER_ALL, state, trainer.logger)
         monkey.undo()
         assert guard._too_dear == dear
