@@ -304,6 +304,9 @@ def _sharding(recipe: Mapping[str, Any]) -> Iterator[Finding]:
     model, fsdp = _section(recipe, "model"), recipe.get("fsdp_config")
     if model.get("init_device") == "mixed" and fsdp is None:
         yield ("model", "init_device"), "mixed needs fsdp_config: rank 0 holds the weights and sends the others theirs"
+    for planner in ("load_planner", "save_planner"):
+        if _section(recipe, "fsdp_config").get(planner):
+            yield ("fsdp_config", planner), "is of FSDP1, and Composer's FSDP2 asks for none: leave it out"
     if recipe.get("precision") == "amp_fp8" and model.get("name") == RWKV:
         yield ("precision",), f"amp_fp8 works on Transformer Engine layers only, and {RWKV} has none: use amp_bf16"
     elif recipe.get("precision") == "amp_fp8" and "te" not in (

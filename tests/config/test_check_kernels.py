@@ -47,6 +47,7 @@ QUICKSTART = ROOT / "yamls" / "pretrain" / "mpt-quickstart.yaml"
             "recomputes whole blocks",
         ),
         (["precision=amp_fp8"], "precision", "Transformer Engine layers only"),
+        (["fsdp_config.load_planner={name: dedup}"], "fsdp_config.load_planner", "is of FSDP1"),
     ],
 )
 def test_contradictions(overrides: list[str], key: str, words: str) -> None:
