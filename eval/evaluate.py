@@ -133,6 +133,7 @@ def _evaluate(
     from eval.suite import gauntlet_scores, logged, run_tasks, tasks_of
     from eval.validation import validation_loss
     from recipes import build
+    from recipes.training.turns import taking_turns
 
     settings = _settings(recipe, entry)
     start = time.monotonic()
@@ -154,11 +155,9 @@ def _evaluate(
     numbers: dict[str, float] = {}
     loaders = settings["eval_loader"]
     for loader in loaders if isinstance(loaders, list) else [loaders] if loaders else []:
-        with build.reporting(recipe, "eval_loader"):
-            label, built = (
-                loader.pop("label", ""),
-                build_dataloader(build.complete_loader(loader, settings), tokenizer, batch),
-            )
+        label = loader.pop("label", "")
+        with build.reporting(recipe, "eval_loader"), taking_turns():
+            built = build_dataloader(build.complete_loader(loader, settings), tokenizer, batch)
         loss = validation_loss(loaded().backbone, built.dataloader, batch, settings["eval_subset_num_batches"])
         result.setdefault("losses", {})[label or "eval"] = loss
         numbers[f"metrics/eval/{label + '/' if label else ''}LanguageCrossEntropy"] = loss
