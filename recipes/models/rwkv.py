@@ -218,7 +218,6 @@ class RwkvModel(nn.Module):
         inputs_embeds: Tensor | None = None,
         state: list[LayerState] | None = None,
         use_cache: bool = False,
-        **_: Any,
     ) -> RwkvOutput:
         """attention_mask: (B, S), True for a token. sequence_id: (B, S), equal within a document."""
         x = self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds  # (B, S, D)
@@ -288,7 +287,6 @@ class RwkvForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         attention_mask: Tensor | None = None,
         sequence_id: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        position_ids: Tensor | None = None,
         state: list[LayerState] | None = None,
         use_cache: bool = False,
         linear_loss: Callable[..., losses.Sums] | None = None,
