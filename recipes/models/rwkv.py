@@ -28,7 +28,7 @@ from recipes.cost.parameters import RWKV
 from recipes.models import loss as losses
 from recipes.models.mpt import ComposerMPTCausalLM, LossOutput
 from recipes.models.sharded import local_rows
-from recipes.models.wkv import Seen, after, wkv
+from recipes.models.wkv import Seen, wkv
 
 EMBEDDING_LIMIT = (
     1e-4  # RWKV's SmallInit: embeddings begin uniform in ± this, and the norm behind them makes them large
@@ -119,8 +119,8 @@ class TimeMixing(nn.Module):
         values = self.value(before + change * self.time_mix_value)
         receptance = torch.sigmoid(self.receptance(before + change * self.time_mix_receptance))
         decay, seen = torch.exp(self.time_decay.float()), None if past is None else past[1]
-        out = wkv(keys, values, decay, self.time_first, starts, seen)
-        kept = (x[:, -1], after(keys, values, decay, starts, seen)) if keep else None
+        out, seen = wkv(keys, values, decay, self.time_first, starts, seen)
+        kept = (x[:, -1], seen) if keep else None
         return self.output(receptance * out.to(keys.dtype)), kept
 
     def initial(self) -> dict[str, Tensor]:

@@ -38,26 +38,17 @@ def wkv(
     bonus: Tensor,
     starts: Tensor | None = None,
     seen: Seen | None = None,
-) -> Tensor:
+) -> tuple[Tensor, Seen]:
     """The weighted means of keys and values (B, S, C), in fp32, with a gradient for all four tensors.
 
     decay, bonus: (C,), decay >= 0. starts: (B, S), True where a document begins, which sees nothing before it.
-    seen: what goes before the first token, (B, C) each, as ``after`` gives it.
+    seen: what goes before the first token, (B, C) each. The second result is what is known behind the last token,
+    without a gradient: give it with the tokens that come next.
     """
     exact = torch.promote_types(keys.dtype, torch.float32)
     with torch.autocast(keys.device.type, enabled=False):
-        return _Wkv.apply(*(x.to(exact) for x in (keys, values, decay, bonus)), starts, seen)
-
-
-@torch.compiler.disable
-def after(keys: Tensor, values: Tensor, decay: Tensor, starts: Tensor | None = None, seen: Seen | None = None) -> Seen:
-    """What is known behind the last token, (B, C) each: give it to ``wkv`` with the tokens that come next."""
-    exact = torch.promote_types(keys.dtype, torch.float32)
-    keys, values, decay = keys.to(exact), values.to(exact), decay.to(exact)
-    cut = _cut(starts, exact)
-    before = scan(keys, (values,), decay, cut, seen)
-    last = Seen(before.weight[:, -1], (before.means[0][:, -1],))
-    return _passed(last, keys[:, -1], (values[:, -1],), decay, None if cut is None else cut[:, -1])
+        out, weight, mean = _Wkv.apply(*(x.to(exact) for x in (keys, values, decay, bonus)), starts, seen)
+    return out, Seen(weight, (mean,))
 
 
 def scan(
@@ -135,14 +126,18 @@ class _Wkv(torch.autograd.Function):
         bonus: Tensor,
         starts: Tensor | None,
         seen: Seen | None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         cut = _cut(starts, keys.dtype)
         weight, (mean,) = _before(keys, (values,), decay, cut, seen)
         ctx.save_for_backward(keys, values, decay, bonus, cut, weight, mean)
-        return torch.lerp(mean, values, torch.sigmoid(keys + bonus - weight))
+        out = torch.lerp(mean, values, torch.sigmoid(keys + bonus - weight))
+        before_last = Seen(weight[:, -1], (mean[:, -1],))
+        known, (behind,) = _passed(before_last, keys[:, -1], (values[:, -1],), decay, None)
+        ctx.mark_non_differentiable(known, behind)
+        return out, known, behind
 
     @staticmethod
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_out: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         """With p the share of token i in token t: d value_i is Σ p·d_out_t, d key_i Σ p·d_out_t·(value_i - out_t).
 
         The decay shares in every step from a token to the next: what the sum at such a step is multiplied with.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from recipes.models.wkv import GROUP, after, wkv
+from recipes.models.wkv import GROUP, wkv
 
 C = 6
 LENGTHS = [1, GROUP - 1, GROUP, GROUP + 1, GROUP * GROUP + 3, 700]  # one token, one group, groups, groups of groups
@@ -43,7 +43,7 @@ def test_on_a_gpu(dtype: torch.dtype) -> None:
     on_gpu = tuple(x.detach().to("cuda", dtype).requires_grad_() for x in exact)
     same = tuple(x.detach().double().cpu().requires_grad_() for x in on_gpu)  # with the digits that the type has
     starts = torch.rand(2, 700, generator=torch.Generator().manual_seed(1)) < 0.01
-    out, want = wkv(*on_gpu, starts.cuda()), written_out(*same, starts)
+    out, want = wkv(*on_gpu, starts.cuda())[0], written_out(*same, starts)
     assert (out.cpu() - want).abs().max() < 5e-6
     sent = torch.ones_like(want)
     wanted = torch.autograd.grad(want, same, sent)
@@ -57,7 +57,7 @@ def test_on_a_gpu(dtype: torch.dtype) -> None:
 def test_values_and_gradients_are_the_definitions(S: int, documents: bool) -> None:
     inputs = make(S)
     starts = torch.rand(2, S, generator=torch.Generator().manual_seed(1)) < 0.1 if documents else None
-    out, want = wkv(*inputs, starts), written_out(*inputs, starts)
+    out, want = wkv(*inputs, starts)[0], written_out(*inputs, starts)
     torch.testing.assert_close(out, want, rtol=1e-10, atol=1e-12)
     sent = torch.randn(out.shape, generator=torch.Generator().manual_seed(2), dtype=out.dtype)
     wanted = torch.autograd.grad(want, inputs, sent)
@@ -68,7 +68,7 @@ def test_values_and_gradients_are_the_definitions(S: int, documents: bool) -> No
 def test_fp32_is_as_good_as_fp32_can_be() -> None:
     exact = make(700)
     single = tuple(x.detach().float().requires_grad_() for x in exact)
-    out, want = wkv(*single), written_out(*exact)
+    out, want = wkv(*single)[0], written_out(*exact)
     assert out.dtype == torch.float32
     assert (out - want).abs().max() < 5e-6
     sent = torch.ones_like(want)
@@ -80,7 +80,7 @@ def test_fp32_is_as_good_as_fp32_can_be() -> None:
 def test_half_precision_and_autocast_compute_in_fp32() -> None:
     keys, values, decay, bonus = make(40)
     with torch.autocast("cpu", torch.bfloat16):
-        out = wkv(keys.bfloat16(), values.bfloat16(), decay, bonus)
+        out, _ = wkv(keys.bfloat16(), values.bfloat16(), decay, bonus)
     assert out.dtype == torch.float32
     want = written_out(keys.bfloat16().double(), values.bfloat16().double(), decay, bonus)
     assert (out - want).abs().max() < 2e-6
@@ -89,9 +89,9 @@ def test_half_precision_and_autocast_compute_in_fp32() -> None:
 @pytest.mark.parametrize("size", [80.0, -80.0, 1e4])
 def test_keys_whose_exponentials_overflow_are_no_matter(size: float) -> None:
     keys, values, decay, bonus = make(100, torch.float32)
-    out = wkv(keys + size, values, decay, bonus)
+    out, _ = wkv(keys + size, values, decay, bonus)
     assert out.isfinite().all()
-    assert (out - wkv(keys, values, decay, bonus)).abs().max() < 1e-5 * max(1, abs(size) / 10)
+    assert (out - wkv(keys, values, decay, bonus)[0]).abs().max() < 1e-5 * max(1, abs(size) / 10)
     for gradient in torch.autograd.grad(out.sum(), (keys, values, decay, bonus)):
         assert gradient.isfinite().all()
 
@@ -99,11 +99,10 @@ def test_keys_whose_exponentials_overflow_are_no_matter(size: float) -> None:
 @pytest.mark.parametrize("cut", [1, 7, GROUP, 50])
 def test_going_on_from_what_was_seen_is_one_pass(cut: int) -> None:
     keys, values, decay, bonus = make(90)
-    whole = wkv(keys, values, decay, bonus)
-    seen = after(keys[:, :cut], values[:, :cut], decay)
-    torch.testing.assert_close(wkv(keys[:, cut:], values[:, cut:], decay, bonus, None, seen), whole[:, cut:])
-    twice = after(keys[:, cut:], values[:, cut:], decay, None, seen)
-    once = after(keys, values, decay)
+    whole, once = wkv(keys, values, decay, bonus)
+    _, seen = wkv(keys[:, :cut], values[:, :cut], decay, bonus)
+    rest, twice = wkv(keys[:, cut:], values[:, cut:], decay, bonus, None, seen)
+    torch.testing.assert_close(rest, whole[:, cut:])
     torch.testing.assert_close(twice.weight, once.weight)
     torch.testing.assert_close(twice.means[0], once.means[0])
 
@@ -112,8 +111,8 @@ def test_a_document_computes_what_it_computes_alone() -> None:
     keys, values, decay, bonus = make(30)
     starts = torch.zeros(2, 30, dtype=torch.bool)
     starts[:, 13] = True
-    out = wkv(keys, values, decay, bonus, starts)
-    torch.testing.assert_close(out[:, 13:], wkv(keys[:, 13:], values[:, 13:], decay, bonus))
+    out, _ = wkv(keys, values, decay, bonus, starts)
+    torch.testing.assert_close(out[:, 13:], wkv(keys[:, 13:], values[:, 13:], decay, bonus)[0])
     (gradient,) = torch.autograd.grad(out[:, 13:].sum(), values)
     assert (gradient[:, :13] == 0).all()
 
@@ -130,5 +129,5 @@ def test_memory_is_linear_in_the_tokens() -> None:
 
         inputs = make(S, torch.float32)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            kept.append((wkv(*inputs), sum(seen.values()))[1])
+            kept.append((wkv(*inputs)[0], sum(seen.values()))[1])
     assert kept[1] - kept[0] == 4 * 64 * 2 * C * 4  # four tensors, 64 more tokens of two sequences, 4 bytes
