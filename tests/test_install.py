@@ -21,9 +21,8 @@ from .conftest import ROOT, Command
 MAKEFILE = (ROOT / "Makefile").read_text()
 
 
-@pytest.mark.parametrize("package", ["composer", "llmfoundry", "streaming"])
-def test_packages_import_without_a_word(run_command: Command, package: str) -> None:
-    result = run_command("python", "-c", f"import {package}", env={"PYTHONWARNINGS": ""})
+def test_packages_import_without_a_word(run_command: Command) -> None:
+    result = run_command("python", "-c", "import streaming, composer, llmfoundry", env={"PYTHONWARNINGS": ""})
     assert result.returncode == 0
     assert result.stdout + result.stderr == ""
 

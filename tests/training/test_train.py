@@ -98,16 +98,20 @@ def test_a_longer_run_goes_on_from_the_last_checkpoint_that_is_whole(
 
 
 @pytest.mark.parametrize(
-    ("more", "resumed"),
-    [(["fsdp_config=null"], False), ([], False), (["fsdp_config.state_dict_type=sharded"], True)],
+    ("launcher", "more", "resumed"),
+    [
+        ("composer", ["fsdp_config=null"], False),
+        ("launch", [], False),
+        ("launch", ["fsdp_config.state_dict_type=sharded"], True),
+    ],
     ids=["ddp", "fsdp2", "fsdp2-sharded-and-resumed"],
 )
 def test_two_processes_learn_what_one_does(
-    whole: Path, shards: Path, tmp_path: Path, run_command: Command, more: list[str], resumed: bool
+    whole: Path, shards: Path, tmp_path: Path, run_command: Command, launcher: str, more: list[str], resumed: bool
 ) -> None:
     for steps in (6, 13) if resumed else (6,):
         length = [f"max_duration={steps}ba", f"scheduler.t_max={STEPS}ba"]
-        result = run_command("composer", "-n", "2", "train.py", *recipe_arguments(shards, tmp_path, *more, *length))
+        result = run_command(launcher, "-n", "2", "train.py", *recipe_arguments(shards, tmp_path, *more, *length))
         assert result.returncode == 0, result.stdout + result.stderr
         assert "2 devices × 1 micro-batches × 4" in result.stdout
         assert ("autoresume: going on from" in result.stdout) == (steps == 13)
@@ -127,7 +131,7 @@ def test_a_batch_that_two_processes_cannot_share_is_said_once(
     shards: Path, tmp_path: Path, run_command: Command
 ) -> None:
     result = run_command(
-        "composer", "-n", "2", "train.py", *recipe_arguments(shards, tmp_path, "global_train_batch_size=9")
+        "launch", "-n", "2", "train.py", *recipe_arguments(shards, tmp_path, "global_train_batch_size=9")
     )
     assert result.returncode != 0
     assert result.stderr.count("9 sequences cannot be shared by 2 devices; 8 or 10 can") == 1
@@ -212,13 +216,23 @@ def can_unshare() -> bool:
 
 @pytest.mark.skipif(not can_unshare(), reason="needs the right to make a mount namespace")
 def test_two_nodes_train_in_a_folder_that_they_share(shards: Path, tmp_path: Path) -> None:
-    launcher = str(Path(sys.executable).with_name("composer"))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = ["--master_addr", "127.0.0.1", "--master_port", str(free.getsockname()[1])]
     nodes = []
     for rank in (0, 1):
-        launch = [launcher, "-n", "1", "--world_size", "2", "--node_rank", str(rank), *address]
+        launch = [
+            sys.executable,
+            "-m",
+            "recipes.launch",
+            "-n",
+            "1",
+            "--world_size",
+            "2",
+            "--node_rank",
+            str(rank),
+            *address,
+        ]
         command = ["unshare", "--mount", "bash", "-c", NODE, "node", *launch, "train.py"]
         arguments = recipe_arguments(shards, tmp_path, "max_duration=12ba")
         nodes.append(
