@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recipes.config.file_names import is_remote
+
 PIECE = 2**24  # bytes read at once
 
 
@@ -22,7 +24,7 @@ def digest_of(
     """
     name = entry["model"].get("pretrained_model_name_or_path")
     path = first_rank_path(str(entry["load_path"]), run_name) if entry.get("load_path") else name
-    local = None if path is None or "://" in str(path) else Path(str(path))
+    local = None if path is None or is_remote(path) else Path(str(path))
     tokenizer = Path(str(entry["tokenizer"]["name"]))
     model = {k: v for k, v in entry["model"].items() if k != "pretrained_model_name_or_path"}
     configuration = {"model": model, "tokenizer": entry["tokenizer"], "precision": precision, "path": None}

@@ -33,6 +33,7 @@ from eval.questions import ScoringError
 from eval.refusals import refusals
 from eval.tasks.rows import TaskError
 from recipes.config.check import check
+from recipes.config.file_names import is_remote
 from recipes.config.keys import Place, Problem, RecipeError
 from recipes.config.load import Recipe, load
 from recipes.config.named_files import with_named_files
@@ -86,12 +87,13 @@ def main(arguments: list[str]) -> int:
         return 0
 
     with light_imports():
-        import recipes.build  # noqa: F401 (what comes next imports it piece by piece)
+        from recipes import build
         from recipes.training.processes import quiet
 
     quiet()
     try:
-        _import_code(recipe)
+        build.register_components()
+        build.import_code(recipe)
         if only_prompts:
             return _show_prompts(recipe, path.parent / "tasks")
         entries, examples = evaluate(recipe, models, path.parent)
@@ -202,18 +204,6 @@ def _show_prompts(recipe: Recipe, scratch: Path) -> int:
     return 0
 
 
-def _import_code(recipe: Recipe) -> None:
-    """`code_paths`: the user's own code registers what the recipe names, as it does for training."""
-    from llmfoundry.utils.registry_utils import import_file
-
-    from recipes import build
-
-    build.register_components()
-    for path in recipe.get("code_paths") or []:
-        with build.reporting(recipe, "code_paths"):
-            import_file(path)
-
-
 def _settings(recipe: Recipe, entry: Mapping[str, Any]) -> dict[str, Any]:
     from recipes import build
     from recipes.training.processes import prepare_process
@@ -253,14 +243,14 @@ def _files(recipe: Recipe) -> list[Path]:
 def _files_of_task(task: Mapping[str, Any]) -> list[Path]:
     uri = str(task["dataset_uri"])
     if not uri.startswith("hf://"):
-        return [] if "://" in uri else [Path(uri)]
+        return [] if is_remote(uri) else [Path(uri)]
     return local_data_files({"hf_name": uri.removeprefix("hf://"), "hf_kwargs": task.get("hf_loading_vars") or {}})
 
 
 def _is_elsewhere(recipe: Recipe) -> bool:
     """Whether the file of a task is not on this machine, so that only reading it tells whether it is still the same."""
     tasks = recipe.get("icl_tasks") or []
-    return any("://" in str(task["dataset_uri"]) and not _files_of_task(task) for task in tasks)
+    return any(is_remote(task["dataset_uri"]) and not _files_of_task(task) for task in tasks)
 
 
 def _files_of_shards(folder: Path) -> list[Path]:

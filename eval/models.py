@@ -14,11 +14,13 @@ A recipe may also have `model`, `tokenizer` and `load_path` at the top, as for t
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from recipes.config.check import check
+from recipes.config.file_names import is_remote
 from recipes.config.keys import KeyPath, Place, Problem, RecipeError
 from recipes.config.load import Recipe, load, merge
 from recipes.talking.loading import say_what_is_ignored
@@ -77,7 +79,7 @@ def _spelled_out(entry: Mapping[str, Any], place: Place, key: KeyPath) -> Mappin
 
 def _from_folder(entry: Mapping[str, Any], place: Place, key: KeyPath) -> dict[str, Any]:
     folder = Path(str(entry["folder"]))
-    if not (folder / "config.json").is_file():
+    if not os.path.isfile(folder / "config.json"):
         text = f"{folder} is no Hugging Face folder: it has no config.json; make one with `python -m recipes export`"
         raise RecipeError([Problem(place, (*key, "folder"), text)])
     try:
@@ -114,7 +116,7 @@ def longest(entry: Mapping[str, Any], wanted: int) -> int:
 
 def _from_run(entry: Mapping[str, Any], place: Place, key: KeyPath) -> dict[str, Any]:
     folder = Path(str(entry["run"]))
-    if not (folder / "recipe.yaml").is_file():
+    if not os.path.isfile(folder / "recipe.yaml"):
         text = f"{folder} is not a run folder: it has no recipe.yaml; train it first with `composer train.py RECIPE`"
         raise RecipeError([Problem(place, (*key, "run"), text)])
     trained = load(folder / "recipe.yaml")
@@ -131,7 +133,7 @@ def _from_run(entry: Mapping[str, Any], place: Place, key: KeyPath) -> dict[str,
 
 def _latest(trained: Recipe, folder: Path) -> Path | None:
     save_folder = trained.get("save_folder", "checkpoints")
-    if "://" in save_folder:
+    if is_remote(save_folder):
         return None
     inside = folder / "checkpoints" if save_folder.rstrip("/").endswith("checkpoints") else folder
     filename = trained.get("save_filename", FILENAME)

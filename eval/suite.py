@@ -15,6 +15,7 @@ from eval.results import task_result
 from eval.scoring import Model, Progress, score
 from eval.tasks.icl import Outcome, Task, Tokens, build_tasks, judge
 from eval.tasks.rows import TaskError
+from recipes.config.file_names import is_remote
 
 
 @dataclass(frozen=True)
@@ -147,11 +148,11 @@ def gauntlet_scores(gauntlet: Mapping[str, Any], judged: Sequence[Judged]) -> di
 
 def fetch(uri: str, scratch: Path) -> Path:
     """A task's file: itself where it is local, else a copy in `scratch`. Raises TaskError."""
-    if "://" not in uri:
+    if not is_remote(uri):
         return Path(uri)
     from composer.utils import get_file
 
-    copy = scratch / uri.partition("://")[2].replace("/", "_")
+    copy = scratch / uri.partition(":/")[2].strip("/").replace("/", "_")
     scratch.mkdir(parents=True, exist_ok=True)
     try:
         get_file(uri, str(copy), overwrite=True)
@@ -170,7 +171,7 @@ class _Value(float):
 
 
 def _choices(entry: Mapping[str, Any], scratch: Path) -> int:
-    if entry.get("icl_task_type") not in ("multiple_choice", "schema") or "://" in str(entry.get("dataset_uri")):
+    if entry.get("icl_task_type") not in ("multiple_choice", "schema") or is_remote(entry.get("dataset_uri")):
         return 1
     from eval.tasks.rows import read_rows
 

@@ -135,9 +135,7 @@ def build(recipe: Recipe) -> Run:
     log_from(recipe.get("python_log_level"))
     settings = {**DEFAULTS, **{k: v for k, v in copy.deepcopy(dict(recipe.values)).items() if v is not None}}
     name, folder = run_name(recipe), run_folder(recipe)
-    for path in settings["code_paths"] or []:
-        with reporting(recipe, "code_paths"):
-            import_file(path)
+    import_code(recipe)
     with reporting(recipe, "seed"):
         prepare_process(settings)
 
@@ -241,6 +239,22 @@ def build(recipe: Recipe) -> Run:
         flattened = (settings["metadata"] or {}) if settings["flatten_metadata"] else {}
         trainer.logger.log_hyperparameters({**flattened, **recipe.values})
     return Run(recipe, name, folder, trainer, cost, str(found) if found is not None else how_it_starts(settings))
+
+
+def import_code(recipe: Recipe) -> None:
+    """`code_paths`: the user's own code registers what the recipe names.
+
+    Raises RecipeError: a file that cannot be imported, or that would change the recipe after it was judged.
+    """
+    known = set(registry.config_transforms.get_all())
+    for path in recipe.get("code_paths") or []:
+        with reporting(recipe, "code_paths"):
+            import_file(path)
+    own = sorted(set(registry.config_transforms.get_all()) - known)
+    if own:
+        text = f"registers the config transform {', '.join(own)}: recipes are not changed after they are checked; write"
+        where = ("code_paths",)
+        raise RecipeError([Problem(recipe.place(where), where, f"{text} into the recipe what it sets")])
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from recipes.config.keys import Problem
 from recipes.config.load import Recipe
 from recipes.cost.parameters import OURS, count_parameters
+from recipes.cost.run_length import read_duration
 from recipes.planning.budget import EXIT_BUDGET
 from recipes.preflight.machine import has_gpu
 from recipes.reports.runs import run_folder, run_name
@@ -87,6 +88,10 @@ def print_plan(recipe: Recipe, batches: Batches, missing: Sequence[Problem]) -> 
             there, read = longest_sample(recipe.get("train_loader.dataset", {})), int(recipe["max_seq_len"])
             if there is not None and there > read:
                 rows.append(("", f"of each the first {read:,} tokens; the other {there - read:,} are never read"))
+    warmup, length = read_duration(recipe.get("scheduler.t_warmup")), read_duration(recipe["max_duration"])
+    if warmup and length and warmup.unit == length.unit and warmup.amount > length.amount:
+        text = f"the warm-up of {recipe['scheduler']['t_warmup']} is longer: the learning rate stays below optimizer.lr"
+        rows.append(("", text))
     rows.append(("device", "GPU" if has_gpu() else "CPU (no GPU on this machine)"))
     rows.append(("files", str(run_folder(recipe))))
     for name, text in rows:

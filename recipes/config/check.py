@@ -5,6 +5,7 @@ The grammar is schema.json (see schema.py); what one key demands of another stan
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 import json
@@ -41,26 +42,48 @@ def load_checked(path: str | Path, overrides: Iterable[str] = (), kind: str = "t
     problems = check(recipe, kind)
     if problems:
         raise RecipeError(problems)
-    return recipe
+    return _variables_together(recipe, kind)
 
 
 def check(recipe: Recipe, kind: str = "train") -> list[Problem]:
     """Everything wrong with a loaded recipe; empty when it is sound."""
     own_code = bool(recipe.get("code_paths"))  # it may register names that the schema cannot know
     found: dict[tuple[KeyPath, str], Problem] = {}
-    validator = _validator(kind)
-    holders = recipe.variables - set(validator.schema["properties"])
-    for error in validator.iter_errors({k: v for k, v in recipe.values.items() if k not in holders}):
+    impossible = [Problem(recipe.place(key), key, text) for key, text in _beyond_numbers(recipe.values)]
+    if impossible:
+        return impossible
+    holders = _holders(recipe, kind)
+    for error in _validator(kind).iter_errors({k: v for k, v in recipe.values.items() if k not in holders}):
         for key, text in _explain(error, own_code):
             found.setdefault((key, text), Problem(recipe.place(key), key, text))
-    for key, value in walk(recipe.values):
-        if isinstance(value, float) and not math.isfinite(value):
-            found[key, ""] = Problem(recipe.place(key), key, f"got {value}, expected a finite number")
     broken = {p.key for p in found.values()}
     for key, text in contradictions(recipe.values, kind):
         if not any(key[: len(b)] == b and b for b in broken):
             found.setdefault((key, text), Problem(recipe.place(key), key, text))
     return list(found.values())
+
+
+def _beyond_numbers(values: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
+    for key, value in walk(values):
+        if isinstance(value, float) and not math.isfinite(value):
+            yield key, f"got {value}, expected a finite number"
+        elif isinstance(value, int) and value.bit_length() > 63:
+            yield key, f"got a whole number of {value.bit_length():,} bits, expected one that has room in 64"
+
+
+def _holders(recipe: Recipe, kind: str) -> set[str]:
+    """The keys at the top that only hold a value for others."""
+    return set(recipe.variables - set(_validator(kind).schema["properties"]))
+
+
+def _variables_together(recipe: Recipe, kind: str) -> Recipe:
+    """The recipe with its holders under `variables:`: where it is saved, nothing refers to them any more."""
+    holders = _holders(recipe, kind) & set(recipe.values)
+    if not holders:
+        return recipe
+    values = {key: value for key, value in recipe.values.items() if key not in holders}
+    values["variables"] = {**(values.get("variables") or {}), **{key: recipe.values[key] for key in sorted(holders)}}
+    return dataclasses.replace(recipe, values=values)
 
 
 @functools.cache

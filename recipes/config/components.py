@@ -239,7 +239,10 @@ def _models() -> dict[str, Schema]:
         schema["properties"]["master_weights_dtype"] = MASTER_WEIGHTS
     hf = from_signature(ComposerHFCausalLM, without={"tokenizer"})
     hf["properties"]["master_weights_dtype"] = MASTER_WEIGHTS
-    return {**others, "hf_causal_lm": hf, MPT: _mpt(), RWKV: _rwkv()}
+    mpt = _mpt()
+    embedding = others["contrastive_lm"]  # gives what it does not know itself to MPT's configuration
+    embedding = section({**mpt["properties"], **embedding["properties"], "contrastive_config": FREE})
+    return {**others, "contrastive_lm": embedding, "hf_causal_lm": hf, MPT: mpt, RWKV: _rwkv()}
 
 
 def _rwkv() -> Schema:
@@ -358,6 +361,7 @@ def _loaders() -> dict[str, Schema]:
         preprocessing_fn={"type": ["string", "object", "null"]},
         decoder_only_format={"type": "boolean"},
     )
+    hub["properties"]["split"] = {"type": ["string", "null"]}  # of streams, none may be named
     tuning = section({**streamed["properties"], **hub["properties"], **more, **length})
     pairs = section({"path": {"type": "string"}, "shuffle": {"type": "boolean"}, **length}, ["path"])
     datasets = {"text": text, "finetuning": tuning, "preferences": pairs}
@@ -377,6 +381,7 @@ def _eval_loader() -> Schema:
 
 def _icl_tasks() -> dict[str, Schema]:
     given_by_runner = {"tokenizer", "pad_tok_id", "num_fewshot", "destination_path", "max_seq_len"}
+    given_by_runner |= {"padding_size", "static_keys", "tokenize_labels", "batch_mapping"}  # how LLM Foundry's own work
     own: Schema = {
         "label": {"type": "string"},
         "num_fewshot": {"type": "array", "items": {"type": "integer"}},

@@ -9,11 +9,11 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from recipes.config.file_names import names_of_files
+from recipes.config.file_names import is_remote, names_of_files
 from recipes.config.keys import KeyPath, Place, Problem, RecipeError
 from recipes.cost.hardware import find_gpu
 from recipes.cost.parameters import MODEL_DEFAULTS, MPT, OURS, RWKV, count_parameters
-from recipes.cost.run_length import read_duration
+from recipes.cost.run_length import Duration, read_duration
 from recipes.models.backends import CHOICES, features, precision_refusals, refusals
 from recipes.training.lora import target_problems
 
@@ -40,7 +40,7 @@ def _findings(rule: Rule, section: Mapping[str, Any]) -> list[Finding]:
     """A rule that meets a value of a shape it does not know finds nothing: the grammar reports the shape."""
     try:
         return list(rule(section))
-    except (TypeError, ValueError, KeyError, AttributeError, IndexError):
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError, ArithmeticError):
         return []
 
 
@@ -86,6 +86,8 @@ def _heads(model: Mapping[str, Any]) -> Iterator[Finding]:
     elif kv_heads is not None:
         text = f"{kind} sets the number of key-value heads itself: remove kv_n_heads"
         yield ("attn_config", "kv_n_heads"), f"{text}, or set attn_type: grouped_query_attention"
+    if attention.get("kv_dim") is not None and attention.get("fused_qkv", True):
+        yield ("attn_config", "kv_dim"), "needs projections of their own: set attn_config.fused_qkv: false"
     head_dim = model.get("head_dim")
     if (
         _is_number(head_dim, d_model, n_heads)
@@ -102,11 +104,6 @@ def _positions(model: Mapping[str, Any]) -> Iterator[Finding]:
     alibi, rope = attention.get("alibi"), attention.get("rope")
     if alibi and rope:
         yield ("attn_config", "rope"), "alibi and rope are both on: a model has one kind of positions, turn one off"
-    if (alibi or rope) and model.get("learned_pos_emb") is True:
-        yield (
-            ("learned_pos_emb",),
-            f"{'alibi' if alibi else 'rope'} replaces learned positions: set learned_pos_emb: false",
-        )
     if attention.get("qk_ln") and attention.get("qk_gn"):
         yield ("attn_config", "qk_gn"), "qk_ln and qk_gn are both on: turn one off"
     if _section(attention, "attn_temperature_tuning").get("attn_scale") and attention.get("attn_uses_sequence_id"):
@@ -229,8 +226,6 @@ def _schedule(recipe: Mapping[str, Any]) -> Iterator[Finding]:
     warmup, duration = read_duration(written), read_duration(whole)
     if duration and duration.amount % 1:
         yield ("max_duration",), f"got {whole}, expected a whole number of {duration.unit}"
-    if warmup and duration and warmup.unit == duration.unit and warmup.amount > duration.amount:
-        yield ("scheduler", "t_warmup"), f"the warm-up of {written} is longer than the run of {whole}"
     if warmup and warmup.unit == "dur" and warmup.amount > 1:
         yield ("scheduler", "t_warmup"), f"{written} is more than the whole run"
     decay = read_duration(scheduler.get("t_max"))
@@ -241,12 +236,25 @@ def _schedule(recipe: Mapping[str, Any]) -> Iterator[Finding]:
         share = read_duration(recipe.get(key))
         if share and share.unit == "dur" and share.amount == 0:
             yield (key,), f"got {recipe[key]}, expected a part of the run, such as 0.1dur"
+    for key, value in scheduler.items():
+        part = read_duration(value) if str(key).startswith("t_") and key != "t_max" else None
+        fall = decay or duration
+        if part and fall and duration and _counted_in(part, duration) != _counted_in(fall, duration):
+            length = f"t_max of {scheduler['t_max']}" if decay else f"run of {whole}"
+            text = f"got {value}, expected it in {_counted_in(fall, duration)}, in which the {length} is counted"
+            yield ("scheduler", key), text
     learning_rate: Any = _section(recipe, "optimizer").get("lr")
     if _is_number(learning_rate) and learning_rate <= 0 and _section(recipe, "optimizer").get("name") != "no_op":
         yield ("optimizer", "lr"), f"got {learning_rate}, expected more than 0"
     betas = _section(recipe, "optimizer").get("betas")
     if isinstance(betas, list) and (len(betas) != 2 or not all(_is_number(b) and 0 <= b < 1 for b in betas)):
         yield ("optimizer", "betas"), f"got {betas}, expected two numbers from 0 up to 1"
+
+
+def _counted_in(part: Duration, run: Duration) -> str:
+    """The unit in which Composer's schedulers count: parts of the run in the run's own, epochs in batches."""
+    unit = run.unit if part.unit == "dur" else part.unit
+    return "ba" if unit == "ep" else unit
 
 
 def _checkpoints(recipe: Mapping[str, Any]) -> Iterator[Finding]:
@@ -266,7 +274,7 @@ def _checkpoints(recipe: Mapping[str, Any]) -> Iterator[Finding]:
     if (
         recipe.get("save_num_checkpoints_to_keep") == 0
         and recipe.get("save_folder")
-        and "://" not in recipe["save_folder"]
+        and not is_remote(recipe["save_folder"])
     ):
         yield (
             ("save_num_checkpoints_to_keep",),

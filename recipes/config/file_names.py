@@ -15,19 +15,28 @@ CHECKPOINT_SCHEMES = ("s3", "gs", "oci", "azure", "dbfs", "mlflow", "wandb")
 PATHS = {
     *("cache_dir", "data_dir", "dataset_uri", "local", "load_path", "prices_file", "pretrained_model_name_or_path"),
     *("remote", "results", "run_name", "save_folder", "save_filename", "save_latest_filename", "split"),
+    *("code_paths", "data_files", "hf_name", "pretrained", "shards", "icl_tasks", "eval_gauntlet"),
 }
 # Those that Composer knows when it looks for files that a run would write over, where it may not.
 _RANKS = {"rank", "local_rank", "world_size", "local_world_size", "node_rank"}
+_MLFLOW = {"mlflow_experiment_id", "mlflow_run_id"}  # filled in where that logger runs
 _COUNTS = {"epoch", "batch", "sample", "token", "batch_in_epoch", "sample_in_epoch", "token_in_epoch"}
 _PLACEHOLDERS = {"run_name", "rank", "local_rank", "world_size", "local_world_size", "node_rank"}
 _TIMES = {"epoch", "batch", "sample", "token", "iteration", "total_wct", "epoch_wct", "batch_wct"}
 _TIMES |= {f"{name}_in_epoch" for name in ("batch", "sample", "token")}
 
 
+def is_remote(path: Any) -> bool:
+    """Whether a path leads into an object store; Databricks' own form, dbfs:/Volumes/…, has one slash."""
+    text = str(path)
+    return "://" in text or text.startswith("dbfs:/")
+
+
 def names_of_files(recipe: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
     """Names that no file can have, and places that no checkpoint can be put in."""
     for key, value in walk(recipe):
-        if isinstance(value, str) and (key[-1] in PATHS or key[-2:] == ("tokenizer", "name")):
+        name = key[-2] if isinstance(key[-1], int) and len(key) > 1 else key[-1]  # of a list, the list's
+        if isinstance(value, str) and (name in PATHS or key[-2:] == ("tokenizer", "name")):
             yield from ((key, text) for text in _impossible(value))
     for name in ("save_folder", "load_path"):
         scheme, is_uri, rest = str(recipe.get(name) or "").partition(":/")
@@ -37,7 +46,8 @@ def names_of_files(recipe: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
     if ".." in str(recipe.get("run_name")).split("/"):
         yield ("run_name",), f"got {recipe['run_name']!r}, which would leave the folder of the runs"
     of_files = _PLACEHOLDERS | _TIMES if recipe.get("save_overwrite") else _RANKS | _COUNTS
-    for name, known in (("save_folder", _PLACEHOLDERS), ("save_filename", of_files)):
+    ids = _MLFLOW if "mlflow" in (recipe.get("loggers") or {}) else set()
+    for name, known in (("save_folder", _PLACEHOLDERS | ids), ("save_filename", of_files)):
         if isinstance(recipe.get(name), str):
             yield from (((name,), text) for text in _placeholders(recipe[name], known))
 

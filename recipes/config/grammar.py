@@ -13,11 +13,11 @@ Schema = dict[str, Any]
 # `description` is what an error message says was expected.
 _UNITS = "(ep|ba|sp|tok|iter|sec)"
 _WHOLE = r"\d+(_\d+)*"
-_MANY = r"0*[1-9]\d*(_\d+)*|0*[1-9]\d*(\.\d+)?e\d+"  # 2000000, 2_000_000 or 2e6
+_MANY = r"0*[1-9]\d*(_\d+)*(\.0+)?|0*[1-9]\d*(\.\d+)?e\d+"  # 2000000, 2_000_000, 2000000.0 or 2e6
 # An interval or a part of a run: a whole number with a unit, a fraction of the whole run, or a bare whole number.
 TIME: Schema = {
     "type": ["integer", "string"],
-    "pattern": rf"^({_WHOLE}{_UNITS}|\d*\.?\d+dur)$",
+    "pattern": rf"(?i)^(({_WHOLE}|{_MANY}){_UNITS}|\d*\.?\d+dur)$",
     "minimum": 0,
     "description": "a whole number with a unit, such as 100ba, 1ep, 2000000tok or 0.1dur",
 }
@@ -31,7 +31,7 @@ STEPS: Schema = {
 # The length of a run.
 DURATION: Schema = {
     "type": ["integer", "string"],
-    "pattern": rf"^({_MANY})(ep|ba|sp|tok|iter)$",  # Composer takes no seconds here
+    "pattern": rf"(?i)^({_MANY})(ep|ba|sp|tok|iter)$",  # Composer takes no seconds here
     "minimum": 1,
     "description": "more than nothing, as a whole number with a unit, such as 100ba, 1ep, 2000000tok or 2e9tok",
 }
@@ -66,6 +66,7 @@ RANGES: dict[str, Schema] = {
         ("alibi_bias_max", "clip_qkv", "clipping_threshold", "dist_timeout", "download_timeout"), _POSITIVE
     ),
     **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping", "rope_theta", "softmax_scale"), _POSITIVE),
+    "embedding_fraction": {"exclusiveMinimum": 0, "maximum": 1},
     "label_smoothing": {"minimum": 0, "exclusiveMaximum": 1},
     "z_loss": _NOT_NEGATIVE,
     "save_num_checkpoints_to_keep": {"minimum": -1},
@@ -150,7 +151,7 @@ def from_signature(constructor: Callable[..., Any], without: Iterable[str] = (),
     layers = inspect.getmro(constructor) if inspect.isclass(constructor) else (constructor,)
     is_open = True
     for layer in layers:
-        function = layer.__init__ if inspect.isclass(layer) else layer
+        function = _behind_a_warning(layer.__init__) if inspect.isclass(layer) else layer
         if inspect.isclass(layer) and "__init__" not in vars(layer):
             continue
         parameters = _parameters(function)
@@ -166,6 +167,13 @@ def from_signature(constructor: Callable[..., Any], without: Iterable[str] = (),
         if not is_open or layer is object:
             break
     return section({**properties, **extra}, [r for r in required if r not in extra], closed=not is_open)
+
+
+def _behind_a_warning(constructor: Callable[..., Any]) -> Callable[..., Any]:
+    """The constructor itself, where LLM Foundry's `experimental_class` has put one before it that only warns."""
+    if not inspect.isfunction(constructor):
+        return constructor
+    return inspect.getclosurevars(constructor).nonlocals.get("original_init", constructor)
 
 
 def _parameters(function: Callable[..., Any]) -> list[tuple[inspect.Parameter, Any]]:

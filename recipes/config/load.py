@@ -9,18 +9,16 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from recipes.config.keys import COMMAND_LINE, KeyPath, Place, Problem, RecipeError, walk
-from recipes.config.yaml_files import Dumper, Layer, Loader, read_layer, refuse_bombs
-
-DEEPEST = 20  # sections in sections
+from recipes.config.yaml_files import DEEPEST, Dumper, Layer, Loader, read_layer, refuse_bombs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +70,9 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     places: dict[KeyPath, Place] = {}
     merged: dict[str, Any] = {}
     for layer in layers:
-        merged = merge(merged, layer.values)
+        merged = merge(merged, layer.values, merged)
         places.update(layer.places)
-    referred = {name.split(".")[0] for _, value in walk(merged) for name in _names_in(value)}
+    referred = {name for layer in layers for _, value in walk(layer.values) for name in _referred(value)}
     variables = frozenset(referred.union(*(layer.anchored for layer in layers)))
     return Recipe(path, _resolve(merged, places, path), places, variables)
 
@@ -91,7 +89,7 @@ def _layers(path: Path) -> tuple[list[Layer], list[Problem]]:
         names = []
     for name in names:
         fragment = Path(os.path.normpath(path.parent / str(name)))
-        if not fragment.is_file():
+        if not os.path.isfile(fragment):
             problems.append(
                 Problem(where, ("include",), f"no such file: {fragment} (paths are relative to the recipe)")
             )
@@ -114,6 +112,9 @@ def _overrides(arguments: Iterable[str]) -> tuple[Layer, list[Problem]]:
     places: dict[KeyPath, Place] = {}
     problems: list[Problem] = []
     for argument in arguments:
+        if not argument.isascii() and any(0xD800 <= ord(letter) < 0xE000 for letter in argument):
+            problems.append(Problem(COMMAND_LINE, (), f"got {argument!r}, whose bytes are no UTF-8"))
+            continue
         name, equals, text = argument.partition("=")
         keys = tuple(name.strip().lstrip("-").split("."))
         if not equals or not all(keys) or len(keys) > DEEPEST:
@@ -160,68 +161,91 @@ def _value(text: str) -> Any:
     return value
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, Any], over: Mapping[str, Any], root: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Mappings are merged key by key; anything else replaces what was there.
 
-    A list is replaced whole, unless every key over it is an index: `models.0.run=…` changes one entry.
+    A list is replaced whole, unless every key over it is one of its numbers: `models.0.run=…` changes one entry.
+    root: where the section is looked up for which a `${key}` stands that a mapping is merged with.
     """
     merged = dict(base)
     for key, value in over.items():
         below = merged.get(key)
+        if isinstance(value, Mapping) and root is not None:
+            below = _section_named(below, root)
         if (
             isinstance(below, list)
             and isinstance(value, Mapping)
             and value
-            and all(i.isdigit() for i in map(str, value))
+            and all(i.isdigit() and int(i) < len(below) for i in map(str, value))
         ):
-            by_index = merge({str(i): entry for i, entry in enumerate(below)}, value)
+            by_index = merge({str(i): entry for i, entry in enumerate(below)}, value, root)
             merged[key] = list(by_index.values())
         elif isinstance(below, Mapping) and isinstance(value, Mapping):
-            merged[key] = merge(below, value)
+            merged[key] = merge(below, value, root)
         else:
             merged[key] = value
     return merged
 
 
+def _section_named(value: Any, root: Mapping[str, Any]) -> Any:
+    """The section or list for which `${key.of.it}` stands; anything else as it is."""
+    for _ in range(DEEPEST):
+        whole = _WHOLE.fullmatch(value) if isinstance(value, str) else None
+        if not whole:
+            return value
+        found: Any = root
+        for part in whole[1].split("."):
+            found = found.get(part) if isinstance(found, Mapping) else None
+        value = found
+    return value
+
+
 OUTSIDE = "which would be saved with it: write the value, or give it on the command line"
-_INTERPOLATION = re.compile(r"\$\{([^{}]*)\}")
+_WHOLE = re.compile(r"\$\{\s*([\w-]+(?:\.[\w-]+)*)\s*\}")
 
 
 def _resolve(merged: Mapping[str, Any], places: Mapping[KeyPath, Place], path: Path) -> dict[str, Any]:
-    """Replace every `${key}` by its value; raise RecipeError naming all that cannot be."""
-
-    def problem(key: KeyPath, text: str) -> Problem:
-        return Problem(places.get(key, Place(str(path), 1)), key, text)
-
-    problems = []
-    for key, value in walk(merged):
-        if value == "???":
-            problems.append(problem(key, "missing: ??? stands for a value that must be given"))
-        if isinstance(value, str) and value.count("${") != len(_names_in(value)):
-            problems.append(problem(key, f"got {value!r}, expected ${{key}} wherever ${{ stands"))
-        outside = [name for name in _names_in(value) if ":" in name]
-        problems += [problem(key, f"${{{name}}} reads something outside the recipe, {OUTSIDE}") for name in outside]
-    try:
+    """Replace every `${key}` by its value, as OmegaConf does; raise RecipeError naming all that cannot be."""
+    problems = [
+        (key, "missing: ??? stands for a value that must be given") for key, value in walk(merged) if value == "???"
+    ]
+    references = [(key, value) for key, value in walk(merged) if isinstance(value, str) and "${" in value]
+    ill_written = [(key, text) for key, value in references for text in _ill_written(value)]
+    problems += ill_written
+    if not ill_written:
         config = OmegaConf.create(dict(merged))
-        for key, value in walk(merged):
-            for name in _names_in(value):
-                found, reason = (True, "") if ":" in name else _lookup(config, name)
-                if not found:
-                    problems.append(problem(key, f"${{{name}}} {reason}"))
-        if not problems:
-            return dict(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
-    except OmegaConfBaseException as error:
-        problems = problems or [Problem(Place(str(path), 1), (), str(error).splitlines()[0])]
-    raise RecipeError(problems)
+        problems += [(key, text) for key, value in references for text in _leads_nowhere(config, key, value)]
+    if problems:
+        where = Place(str(path), 1)
+        raise RecipeError([Problem(places.get(key, where), key, text) for key, text in problems])
+    return dict(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
 
 
-def _names_in(value: Any) -> list[str]:
-    return _INTERPOLATION.findall(value) if isinstance(value, str) else []
+def _ill_written(value: str) -> Iterator[str]:
+    if "\\${" in value:
+        yield f"got {value!r}, whose ${{ would be read as a reference where the recipe is saved: leave it out"
+    else:
+        try:
+            OmegaConf.create({"value": value})
+        except OmegaConfBaseException:
+            yield f"got {value!r}, expected ${{key}} wherever ${{ stands"
 
 
-def _lookup(config: Any, name: str) -> tuple[bool, str]:
-    missing = object()
+def _leads_nowhere(config: Any, key: KeyPath, value: str) -> Iterator[str]:
+    if re.search(r"\$\{\s*oc\.env\s*:", value):
+        yield f"{value} reads something outside the recipe, {OUTSIDE}"
+        return
     try:
-        return OmegaConf.select(config, name, default=missing) is not missing, "is not a key of this recipe"
-    except OmegaConfBaseException as error:
-        return False, f"cannot be resolved: {str(error).splitlines()[0]}"
+        found = config
+        for part in key:
+            found = found[part]
+    except InterpolationKeyError as error:
+        name = re.search(r"'(.*)'", str(error).splitlines()[0])
+        yield f"${{{name[1]}}} is not a key of this recipe" if name else str(error).splitlines()[0]
+    except (OmegaConfBaseException, RecursionError) as error:
+        yield f"{value} cannot be resolved: {(str(error).splitlines() or ['it leads to itself'])[0]}"
+
+
+def _referred(value: Any) -> list[str]:
+    """The keys at the top of a recipe to which a value's references may lead."""
+    return re.findall(r"\$\{\s*(?:oc\.\w+\s*:\s*)?([\w-]+)", value) if isinstance(value, str) else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
+import os
 
 from recipes.config.keys import Problem, RecipeError
 from recipes.config.load import Recipe, load
@@ -20,7 +20,7 @@ def with_named_files(recipe: Recipe) -> Recipe:
     values, places = dict(recipe.values), dict(recipe.places)
     for key, (shape, words) in _SHAPES.items():
         path = values.get(key)
-        if not isinstance(path, str) or not Path(path).is_file():
+        if not isinstance(path, str) or not os.path.isfile(path):
             continue
         file = load(path)
         if not isinstance(file.get(key), shape):

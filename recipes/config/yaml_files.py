@@ -14,19 +14,42 @@ from recipes.config.keys import KeyPath, Place, Problem, RecipeError, walk
 
 LARGEST_FILE = 1_000_000  # bytes
 MOST_KEYS = 20_000  # with every alias spelled out
+DEEPEST = 20  # sections in sections
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One file, or the command line: its keys, where they stand, and top-level keys that only hold a YAML anchor."""
+    """One file, or the command line: its keys, where they stand, and top-level keys whose YAML anchor others use."""
 
     values: dict[str, Any]
     places: dict[KeyPath, Place]
     anchored: frozenset[str] = frozenset()
 
 
+MERGE = "tag:yaml.org,2002:merge"
+
+
 class Loader(yaml.SafeLoader):
     """YAML as its users mean it: `1e-4` is a number, and a date stays text."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Puts what `<<` names before a mapping's own keys, of which the last counts.
+
+        PyYAML 6.0.4 takes keys for the same where their text is one object, as all of one letter are, such as `r`.
+        """
+        merged: list[Any] = []
+        for key, value in node.value:
+            if key.tag == MERGE:
+                sources = value.value if isinstance(value, yaml.SequenceNode) else [value]
+                for source in reversed(sources):  # of several, the first counts
+                    if not isinstance(source, yaml.MappingNode):
+                        words = f"<< merges mappings, got {source.id}"
+                        raise yaml.constructor.ConstructorError(None, None, words, source.start_mark)
+                    self.flatten_mapping(source)
+                    merged += source.value
+            elif key.tag == "tag:yaml.org,2002:value":  # a key named =
+                key.tag = "tag:yaml.org,2002:str"
+        node.value = merged + [pair for pair in node.value if pair[0].tag != MERGE]
 
 
 class Dumper(yaml.SafeDumper):
@@ -89,22 +112,26 @@ def read_layer(path: Path) -> Layer:
         raise RecipeError(
             [Problem(Place(str(path), 1), (), f"a recipe is a mapping of keys, got {type(values).__name__}")]
         )
-    anchored = frozenset(re.findall(r"^([\w-]+):[ \t]*&", text, re.MULTILINE))
+    used = {event.anchor for event in yaml.parse(text, Loader) if isinstance(event, yaml.AliasEvent)}
+    anchors = re.findall(r"^([\w-]+):[ \t]*&([^\s,\[\]{}]+)", text, re.MULTILINE)
+    anchored = frozenset(key for key, anchor in anchors if anchor in used)
     return Layer(values, {(): Place(str(path), 1), **dict(_marks(node, (), str(path)))}, anchored)
 
 
 def refuse_bombs(node: yaml.Node | None) -> None:
-    """Raise ValueError where aliases stand for more than MOST_KEYS keys."""
-    waiting, seen = [node], 0
+    """Raise ValueError where aliases stand for more than MOST_KEYS keys, or sections lie deeper than DEEPEST."""
+    waiting, seen = [(node, 0)], 0
     while waiting:
-        current = waiting.pop()
+        current, depth = waiting.pop()
         seen += 1
         if seen > MOST_KEYS:
             raise ValueError(f"more than {MOST_KEYS:,} keys and values, aliases spelled out")
+        if depth > DEEPEST:
+            raise ValueError(f"more than {DEEPEST} sections in each other")
         if isinstance(current, yaml.MappingNode):
-            waiting += [inner for pair in current.value for inner in pair]
+            waiting += [(inner, depth + 1) for pair in current.value for inner in pair]
         elif isinstance(current, yaml.SequenceNode):
-            waiting += current.value
+            waiting += [(inner, depth + 1) for inner in current.value]
 
 
 def _duplicates(node: yaml.Node | None, prefix: KeyPath, file: str) -> Iterator[Problem]:
@@ -113,7 +140,7 @@ def _duplicates(node: yaml.Node | None, prefix: KeyPath, file: str) -> Iterator[
         first: dict[Any, int] = {}
         for key, value in node.value:
             line = key.start_mark.line + 1
-            if key.value in first and key.tag != "tag:yaml.org,2002:merge":
+            if key.value in first and key.tag != MERGE:
                 yield Problem(
                     Place(file, line), (*prefix, key.value), f"stands twice, first on line {first[key.value]}"
                 )

@@ -302,14 +302,16 @@ def _attn_overrides(block_overrides: Mapping[str, Any] | None, n_layers: int) ->
         return [None] * n_layers
     overrides = block_overrides.get("overrides", {})
 
-    def expand(order: Iterable[Mapping[str, Any]]) -> list[str]:
-        names: list[str] = []
-        for item in order:
-            part = [item["name"]] if "name" in item else expand(item["order"])
-            names += part * item.get("repeat", 1)
-        return names
+    def expand(section: Mapping[str, Any]) -> list[str]:
+        names = (
+            [section["name"]] if "name" in section else [n for item in section.get("order", []) for n in expand(item)]
+        )
+        repeat = section.get("repeat", 1)
+        if len(names) * repeat > n_layers:
+            raise ValueError(f"model.block_overrides: order names more layers than n_layers={n_layers}.")
+        return names * repeat
 
-    names = expand(block_overrides.get("order", [])) * block_overrides.get("repeat", 1)
+    names = expand(block_overrides)
     if len(names) != n_layers:
         raise ValueError(f"model.block_overrides: order names {len(names)} layers, expected n_layers={n_layers}.")
     for name in names:

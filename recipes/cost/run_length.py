@@ -19,6 +19,6 @@ def read_duration(value: Any) -> Duration | None:
     """The duration that a recipe's value says; None where it says none."""
     if isinstance(value, bool):
         return None
-    text = f"{value}ep" if isinstance(value, int) else str(value).replace("_", "").strip()
+    text = f"{value}ep" if isinstance(value, int) else str(value).replace("_", "").strip().lower()
     match = _WRITTEN.fullmatch(text)
     return Duration(float(match[1]), match[2]) if match else None

@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from recipes.config.file_names import is_remote
 from recipes.config.keys import Problem, RecipeError
 from recipes.config.load import Recipe
 from recipes.cost.duration import hours_of, in_words
@@ -102,7 +103,7 @@ def _refusal(recipe: Recipe, guard: Mapping[str, Any], folder: Path, devices: in
 
 def _steps_done(recipe: Recipe, folder: Path) -> int:
     """Steps that the run need not do: those before the checkpoint that it goes on from."""
-    if "://" in str(recipe.get("save_folder")):  # which is not looked into: the last step that was logged
+    if is_remote(recipe.get("save_folder")):  # which is not looked into: the last step that was logged
         return last_step(folder / METRICS)
     found = to_go_on_from(recipe)
     if found is None or found.newest is None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.manifest import Manifest, digest_problems, load_manifest, shard_problems
+from recipes.config.file_names import is_remote
 from recipes.config.keys import KeyPath
 from recipes.config.load import Recipe
 from recipes.preflight.hub import in_hub_cache, not_from_hub
@@ -41,7 +42,7 @@ def data_problems(key: KeyPath, loader: Mapping[str, Any], recipe: Recipe) -> It
         inner = (*where, "streams", name) if streams else where
         remote, local = stream.get("remote"), stream.get("local")
         split = stream.get("split") or dataset.get("split")
-        if remote and "://" in str(remote):
+        if remote and is_remote(remote):
             yield from scheme_problems((*inner, "remote"), str(remote))
             continue
         root = remote or local
@@ -149,12 +150,12 @@ def _hub_dataset_problems(where: KeyPath, dataset: Mapping[str, Any]) -> Iterato
     if name in ("json", "csv", "parquet", "text"):
         options = dataset.get("hf_kwargs") or {}
         folder = options.get("data_dir")
-        if folder and "://" not in str(folder) and not Path(str(folder)).is_dir():
+        if folder and not is_remote(folder) and not Path(str(folder)).is_dir():
             yield (*where, "hf_kwargs", "data_dir"), f"no data: there is no folder {folder}"
         for file in _names_in(options.get("data_files")):
-            if "://" not in file and "*" not in file and not Path(file).exists():
+            if not is_remote(file) and "*" not in file and not Path(file).exists():
                 yield (*where, "hf_kwargs", "data_files"), f"no data: there is no file {file}"
-    elif "://" in name:
+    elif is_remote(name):
         yield from scheme_problems((*where, "hf_name"), name)
     elif not Path(name).exists() and not in_hub_cache("datasets", name):
         yield from not_from_hub((*where, "hf_name"), f"data set {name}", "datasets", name)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from recipes.config.file_names import is_remote
 from recipes.config.keys import KeyPath, Problem
 from recipes.config.load import Recipe
 from recipes.cost.parameters import MPT
@@ -26,8 +27,9 @@ def evaluation_problems(recipe: Recipe) -> list[Problem]:
 def preflight_evaluation(recipe: Recipe) -> list[Problem]:
     """Everything that an evaluation of this recipe would stop at on this machine."""
     found: list[tuple[KeyPath, str]] = []
+    own_code = bool(recipe.get("code_paths"))
     for index, model in enumerate(recipe["models"]):
-        found += [(("models", index, *key), text) for key, text in tokenizer_problems(model["tokenizer"])]
+        found += [(("models", index, *key), text) for key, text in tokenizer_problems(model["tokenizer"], own_code)]
         found += [(("models", index, *key), text) for key, text in weight_problems(model)]
         found += [(("models", index, *key), text) for key, text in _kernel_problems(model["model"], recipe)]
     for key, loader in loaders(recipe):
@@ -71,7 +73,7 @@ def task_file_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     tasks = recipe.get("icl_tasks", [])
     for index, task in enumerate(tasks if isinstance(tasks, list) else []):
         uri = str(task.get("dataset_uri"))
-        if "://" in uri:
+        if is_remote(uri):
             yield from scheme_problems(("icl_tasks", index, "dataset_uri"), uri)
         elif not Path(uri).is_file():
             yield ("icl_tasks", index, "dataset_uri"), f"no task: there is no file {uri}"

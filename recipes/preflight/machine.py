@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.config.contradictions import world_size
+from recipes.config.file_names import is_remote
 from recipes.config.keys import KeyPath
 from recipes.config.load import Recipe
 from recipes.cost.parameters import MPT, OURS, count_parameters
@@ -106,7 +107,7 @@ def disk_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     folder = recipe.get("save_folder")
     if not folder:
         return
-    if "://" in folder:
+    if is_remote(folder):
         yield from scheme_problems(("save_folder",), folder)
         return
     existing = _existing(Path(folder.partition("{")[0] or ".").absolute())

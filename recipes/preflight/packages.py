@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -50,12 +51,12 @@ def package_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     if prices and not Path(prices).is_file():
         yield ("cost", "prices_file"), f"there is no file {prices}"
     for name in recipe.get("code_paths", []):
-        if not Path(name).exists():
+        if not os.path.exists(name):
             yield ("code_paths",), f"there is no file {name}"
 
 
 def scheme_problems(key: KeyPath, uri: str) -> Iterator[tuple[KeyPath, str]]:
-    package = PACKAGE_FOR_SCHEME.get(uri.partition("://")[0])
+    package = PACKAGE_FOR_SCHEME.get(uri.partition(":/")[0])
     if package:
         yield from missing_package(key, package)
 

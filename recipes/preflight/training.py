@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from recipes.config.file_names import is_remote
 from recipes.config.keys import KeyPath, Problem, RecipeError, walk
 from recipes.config.load import Recipe, load
 from recipes.preflight.data import data_problems, loaders
-from recipes.preflight.evaluation import shot_problems, task_file_problems
+from recipes.preflight.evaluation import gauntlet_problems, shot_problems, task_file_problems
 from recipes.preflight.machine import device_problems, disk_problems
 from recipes.preflight.packages import package_problems
 from recipes.preflight.weights import pretrained_problems, tokenizer_problems, weight_problems
@@ -21,13 +22,14 @@ def preflight(recipe: Recipe) -> list[Problem]:
     found: list[tuple[KeyPath, str]] = []
     for key, loader in loaders(recipe):
         found += data_problems(key, loader, recipe)
-    found += tokenizer_problems(recipe.get("tokenizer", {}))
+    found += tokenizer_problems(recipe.get("tokenizer", {}), bool(recipe.get("code_paths")))
     found += weight_problems(recipe.values)
     found += pretrained_problems(recipe)
     found += device_problems(recipe)
     found += disk_problems(recipe)
     found += resume_problems(recipe)
     found += shot_problems(recipe)
+    found += gauntlet_problems(recipe)
     found += task_file_problems(recipe)
     found += package_problems(recipe)
     return [Problem(recipe.place(key), key, text) for key, text in found]
@@ -44,7 +46,8 @@ def resume_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
         kinds = ("a full", "a sharded") if other.is_dir() else ("a sharded", "a full")
         text = f"{other} is {kinds[1]} checkpoint, and on these devices this recipe looks for {kinds[0]} one"
         yield ("save_folder",), f"{text}: start it as before (state_dict_type, devices), or choose another run_name"
-    if found is None and "://" not in str(recipe.get("save_folder") or "://") and not recipe.get("save_overwrite"):
+    is_here = bool(recipe.get("save_folder")) and not is_remote(recipe["save_folder"])
+    if found is None and is_here and not recipe.get("save_overwrite"):
         left = [path for sharded in (False, True) if (path := in_save_folder(recipe, sharded).newest)]
         if left:
             mend = "choose another run_name, set save_overwrite: true, or let it go on (autoresume: true)"

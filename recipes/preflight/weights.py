@@ -8,13 +8,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from recipes.config.file_names import is_remote
 from recipes.config.keys import KeyPath
 from recipes.config.load import Recipe
 from recipes.preflight.hub import in_hub_cache, not_from_hub
 from recipes.preflight.packages import missing_package, scheme_problems
 
 
-def tokenizer_problems(tokenizer: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
+def tokenizer_problems(tokenizer: Mapping[str, Any], own_code: bool = False) -> Iterator[tuple[KeyPath, str]]:
+    """own_code: the recipe has code_paths, which may register tokenizers by a name."""
     name = str(tokenizer.get("name"))
     if name == "tiktoken":
         yield from missing_package(("tokenizer", "name"), "tiktoken")
@@ -31,7 +33,7 @@ def tokenizer_problems(tokenizer: Mapping[str, Any]) -> Iterator[tuple[KeyPath, 
     elif name.startswith((".", "/")) or name.count("/") > 1:
         command = f"python -m data_prep.tokenizer YOUR.jsonl --out {name} --vocab-size N"
         yield ("tokenizer", "name"), f"no tokenizer: {name} does not exist; train one with `{command}`"
-    elif not in_hub_cache("models", name):
+    elif not own_code and not in_hub_cache("models", name):
         yield from not_from_hub(("tokenizer", "name"), f"tokenizer {name}", "models", name)
 
 
@@ -40,7 +42,7 @@ def weight_problems(settings: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]
     if name and not Path(str(name)).exists() and not in_hub_cache("models", str(name)):
         yield from not_from_hub(("model", "pretrained_model_name_or_path"), f"model {name}", "models", str(name))
     path = settings.get("load_path")
-    if path and "://" in path:
+    if path and is_remote(path):
         yield from scheme_problems(("load_path",), path)
     elif path and "{" not in path:  # a name with a placeholder is another one on each process
         yield from _checkpoint_problems(Path(path))

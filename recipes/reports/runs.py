@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from recipes.config.file_names import is_remote
 from recipes.config.load import Recipe
 
 RUNS = Path("runs")
@@ -34,7 +35,7 @@ def run_name(recipe: Recipe) -> str:
 def run_folder(recipe: Recipe) -> Path:
     """The folder around a local `save_folder` called checkpoints, else that folder, else runs/<run name>."""
     save_folder = recipe.get("save_folder")
-    if not save_folder or "://" in save_folder:
+    if not save_folder or is_remote(save_folder):
         return RUNS / run_name(recipe)
     folder = Path(save_folder.replace("{run_name}", run_name(recipe)))
     return folder.parent if folder.name == "checkpoints" else folder

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from recipes.config.file_names import is_remote
 from recipes.config.load import Recipe
 from recipes.reports.runs import METRICS, metrics_by_step, validation_loss, write_whole
 from recipes.reports.scores import score_with_interval
@@ -35,7 +36,7 @@ def is_finished(folder: Path, recipe: Recipe) -> bool:
     if summary.get("recipe_sha256") != recipe_digest(recipe) or summary.get("stopped"):
         return False
     checkpoint = summary.get("checkpoint")
-    return checkpoint is None or (isinstance(checkpoint, str) and ("://" in checkpoint or Path(checkpoint).exists()))
+    return checkpoint is None or (isinstance(checkpoint, str) and (is_remote(checkpoint) or Path(checkpoint).exists()))
 
 
 def write_summary(

@@ -12,6 +12,7 @@ from typing import Any
 
 from data_prep.manifest import load_manifest
 from recipes.config.contradictions import world_size
+from recipes.config.file_names import is_remote
 from recipes.config.load import Recipe
 from recipes.cost.setup import sequences_per_item, steps_of_run, tokens_per_step
 
@@ -138,7 +139,7 @@ def _streams(dataset: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], Path]]
     found = []
     for stream in (dataset.get("streams") or {"": dataset}).values():
         remote = stream.get("remote")
-        root = remote if remote and "://" not in str(remote) else stream.get("local")
+        root = remote if remote and not is_remote(remote) else stream.get("local")
         split = stream.get("split") or dataset.get("split")
         if root:
             found.append((stream, Path(str(root)) / str(split) if split else Path(str(root))))

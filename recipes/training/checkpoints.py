@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.config.contradictions import world_size
+from recipes.config.file_names import is_remote
 from recipes.config.load import Recipe
 from recipes.reports.runs import run_name
 
@@ -63,7 +64,7 @@ def find_checkpoints(folder: Path, filename: str, sharded: bool) -> Found:
 def to_go_on_from(recipe: Recipe) -> Found | None:
     """What a run of a recipe would find in its save folder; None where it starts anew, or the folder is elsewhere."""
     save_folder = recipe.get("save_folder")
-    if not save_folder or "://" in save_folder or not resumes(recipe.values):
+    if not save_folder or is_remote(save_folder) or not resumes(recipe.values):
         return None
     return in_save_folder(recipe, _writes_sharded(recipe))
 

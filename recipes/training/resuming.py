@@ -8,6 +8,7 @@ from typing import Any
 
 from composer.utils import dist
 
+from recipes.config.file_names import is_remote
 from recipes.training.checkpoints import (
     FILENAME,
     SHARDED,
@@ -39,7 +40,7 @@ def resume_point(settings: Mapping[str, Any], name: str) -> Found | None:
     """Look for the checkpoint to go on from, and make a local save folder safe to write to."""
     write_whole_files()
     save_folder = settings["save_folder"]
-    if not save_folder or "://" in save_folder or not resumes(settings):
+    if not save_folder or is_remote(save_folder) or not resumes(settings):
         return None
     folder = Path(save_folder.replace("{run_name}", name))
     sharded = _is_sharded(settings)

@@ -109,12 +109,17 @@ def test_the_evaluation_recipe_is_sound_once_its_run_is_there(recipe_file: Write
         # contradictions
         ("model.n_heads=5", "model.n_heads", "d_model 192 must be a multiple of n_heads"),
         ("model.attn_config.rope=true", "model.attn_config.rope", "alibi and rope are both on"),
-        ("model.learned_pos_emb=true", "model.learned_pos_emb", "alibi replaces learned positions"),
+        ("model.attn_config.kv_dim=64", "model.attn_config.kv_dim", "fused_qkv: false"),
+        ("model.embedding_fraction=2", "model.embedding_fraction", "at most 1"),
         ("model.attn_config.kv_n_heads=2", "model.attn_config.kv_n_heads", "set attn_type: grouped_query_attention"),
         ("model.attn_config.attn_type=grouped_query_attention", "model.attn_config.kv_n_heads", "missing"),
         ("model.max_seq_len=64", "model.max_seq_len", "reads 64 tokens at most"),
         ("train_loader.dataset.max_seq_len=512", "train_loader.dataset.max_seq_len", "do not fit"),
-        ("scheduler.t_warmup=2000ba", "scheduler.t_warmup", "longer than the run"),
+        ("scheduler.t_warmup=2000tok", "scheduler.t_warmup", "expected it in ba, in which the run of"),
+        ("max_duration=2e6tok", "scheduler.t_warmup", "expected it in tok, in which the run of 2e6tok"),
+        ("scheduler.t_max=1000sp", "scheduler.t_warmup", "expected it in sp, in which the t_max of 1000sp"),
+        ("model.n_layers=.inf", "model.n_layers", "a finite number"),
+        ("model.vocab_size=1" + "0" * 300, "model.vocab_size", "expected one that has room in 64"),
         ("optimizer.lr=0", "optimizer.lr", "more than 0"),
         ("optimizer.betas=[0.9]", "optimizer.betas", "two numbers"),
         ("model.attn_config.attn_uses_sequence_id=true", "train_loader.dataset.eos_token_id", "missing"),
@@ -206,6 +211,11 @@ def test_a_launcher_that_sets_nonsense_is_said_so(monkeypatch: pytest.MonkeyPatc
         ["tokenizer.kwargs=null"],
         ["model.ffn_config={ffn_type: torch_dmoe, moe_num_experts: 4}"],
         ["model.norm_type=mynorm", "code_paths=[mine.py]"],
+        ["scheduler.t_warmup=2000ba"],  # longer than the run: said in the plan
+        ["model.learned_pos_emb=true"],
+        ["eval_interval=1e5tok", "save_interval=5.0ba", "max_duration=1EP"],
+        ["model={name: contrastive_lm, d_model: 64, n_heads: 2, n_layers: 2, contrastive_config: {temperature: 1}}"],
+        ["save_folder=dbfs:/x/{mlflow_experiment_id}/{mlflow_run_id}/checkpoints", "loggers.mlflow={}"],
         ["profiler={schedule: {wait: 1}}", "metadata={a: 1}"],
         ["callbacks.hf_checkpointer={save_folder: x, save_interval: 1ba}", "only_hf_checkpoint=true"],
     ],
@@ -213,6 +223,23 @@ def test_a_launcher_that_sets_nonsense_is_said_so(monkeypatch: pytest.MonkeyPatc
 )
 def test_what_llm_foundry_takes_is_taken(overrides: list[str]) -> None:
     assert found(*overrides) == {}
+
+
+def test_a_warm_up_longer_than_the_run_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    import train
+
+    for warmup, said in (("2000ba", True), ("20ba", False)):
+        train.main([str(QUICKSTART), f"scheduler.t_warmup={warmup}", "dry_run=true"])
+        assert ("the learning rate stays below optimizer.lr" in capsys.readouterr().out) == said
+
+
+def test_variables_at_the_top_are_kept_where_the_recipe_is_saved(recipe_file: Callable[[str], Path]) -> None:
+    old = QUICKSTART.read_text().replace("../", f"{QUICKSTART.parent.parent}/")
+    old += "\nglobal_seed: 17\nseed: ${global_seed}\n"
+    recipe = load_checked(recipe_file(old))
+    assert recipe["seed"] == recipe["variables"]["global_seed"] == 17
+    again = load_checked(recipe_file(recipe.to_yaml()))
+    assert again.values == recipe.values
 
 
 def test_names_that_code_paths_may_register_are_let_through() -> None:

@@ -63,6 +63,30 @@ def test_interpolation_follows_overrides(recipe_file: Write) -> None:
     assert load(path, ["variables.length=16"])["model"]["max_seq_len"] == 16
 
 
+def test_interpolations_are_those_of_omegaconf(recipe_file: Write) -> None:
+    text = "a: {x: 1, y: '${.x}', z: '${..n}'}\nn: m\nv: {m: 8}\nb: ${v.${n}}\nc: '${oc.select:v.none,9}'\n"
+    recipe = load(recipe_file(text))
+    assert (recipe["a"], recipe["b"], recipe["c"]) == ({"x": 1, "y": 1, "z": "m"}, 8, 9)
+
+
+def test_an_override_into_a_section_that_is_referred_to_keeps_the_rest(recipe_file: Write) -> None:
+    path = recipe_file("variables: {c: {guard: {usd: 5}}}\ncallbacks: ${variables.c}\n")
+    assert load(path, ["callbacks.lr={}"])["callbacks"] == {"guard": {"usd": 5}, "lr": {}}
+    assert load(path, ["callbacks.guard.usd=6"])["variables"] == {"c": {"guard": {"usd": 5}}}
+
+
+def test_of_merged_keys_the_last_counts_whatever_their_length(recipe_file: Write) -> None:
+    """PyYAML 6.0.4 takes the first of two names of one letter."""
+    text = "v:\n  small: &small {r: 4, alpha: 8}\n  large: &large\n    <<: *small\n    r: 64\n"
+    recipe = load(recipe_file(text + "a:\n  <<: *large\nb: {<<: [*small, *large], alpha: 9}\n"))
+    assert recipe["a"] == {"r": 64, "alpha": 8}
+    assert recipe["b"] == {"r": 4, "alpha": 9}
+
+
+def test_a_key_holds_an_anchor_only_where_it_is_used(recipe_file: Write) -> None:
+    assert load(recipe_file("seeed: &s 17\nn: &n 3\nb: *n\n")).variables == {"n"}
+
+
 def test_all_bad_interpolations_are_named(recipe_file: Write) -> None:
     path = recipe_file("a: ${nowhere}\nb:\n  c: ${also.nowhere}\nd: ${oc.env:HOME}\n")
     with pytest.raises(RecipeError) as error:
@@ -83,6 +107,9 @@ def test_all_bad_interpolations_are_named(recipe_file: Write) -> None:
         ("a: ${a}\n", "a: ${a} cannot be resolved: Recursive"),
         ("include: [nothing.yaml]\n", "no such file"),
         ("include: other.yaml\n", "may not include others"),
+        (f"include: {'x' * 300}\n", "no such file"),
+        ("a: {<<: 3}\n", "<< merges mappings, got scalar"),
+        ("a: " + "{a: " * 30 + "1" + "}" * 30 + "\n", "more than 20 sections in each other"),
     ],
 )
 def test_files_that_cannot_be_read(recipe_file: Write, text: str, words: str) -> None:

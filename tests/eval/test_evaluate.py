@@ -7,11 +7,13 @@ import math
 import shutil
 from pathlib import Path
 
+import catalogue
 import pytest
 
 from eval import evaluate, harness, results
 from eval.models import spell_out_models
 from eval.results import examples_path
+from recipes.build import import_code
 from recipes.config.keys import RecipeError
 from recipes.config.load import Recipe, load
 from recipes.preflight.data import local_data_files
@@ -397,12 +399,23 @@ def test_results_are_not_taken_from_before_where_a_task_may_have_changed(shards:
 def test_code_of_ones_own_is_imported(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(f"open('{tmp_path}/imported', 'w').close()\n")
     recipe = load(RECIPE, [f"code_paths=[{tmp_path}/own.py]"])
-    evaluate._import_code(recipe)
+    import_code(recipe)
     assert (tmp_path / "imported").exists()
     assert tmp_path / "own.py" in evaluate._files(recipe)
     (tmp_path / "own.py").write_text("raise ValueError('nothing here')")
     with pytest.raises(RecipeError, match="Error executing"):
-        evaluate._import_code(recipe)
+        import_code(recipe)
+
+
+def test_code_that_would_change_a_checked_recipe_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "from llmfoundry import registry\nregistry.config_transforms.register('shorter', func=lambda config: config)\n"
+    )
+    try:
+        with pytest.raises(RecipeError, match="registers the config transform shorter"):
+            import_code(load(RECIPE, [f"code_paths=[{tmp_path}/own.py]"]))
+    finally:
+        catalogue.REGISTRY.pop(("llmfoundry", "config_transforms", "shorter"))
 
 
 def test_shards_of_another_tokenizer_cost_only_their_own_line(
