@@ -24,7 +24,7 @@ from recipes.config.file_names import is_remote
 from recipes.config.keys import KeyPath, Place, Problem, RecipeError
 from recipes.config.load import Recipe, load, merge
 from recipes.talking.loading import say_what_is_ignored
-from recipes.training.checkpoints import FILENAME, SHARDED, find_checkpoints
+from recipes.training.checkpoints import newest_in
 from recipes.weights.trained import LENGTHS, folder_config_of
 
 HF_MODEL = "hf_causal_lm"  # LLM Foundry's name for any causal model of transformers
@@ -136,10 +136,7 @@ def _latest(trained: Recipe, folder: Path) -> Path | None:
     if is_remote(save_folder):
         return None
     inside = folder / "checkpoints" if save_folder.rstrip("/").endswith("checkpoints") else folder
-    filename = trained.get("save_filename", FILENAME)
-    for pattern, sharded in ((filename, False), (SHARDED, True)):
-        newest = find_checkpoints(inside, pattern, sharded).newest
-        if newest is not None:
-            say_what_is_ignored(newest, trained)
-            return newest
-    return None
+    newest = newest_in(inside, trained)
+    if newest is not None:
+        say_what_is_ignored(newest, trained)
+    return newest

@@ -364,6 +364,10 @@ def _preferences(recipe: Mapping[str, Any]) -> Iterator[Finding]:
             yield ("dpo",), f"compares with the model without its adapters (LoRA), which {RWKV} does not have"
         elif not model.get("peft_config"):
             yield ("model", "peft_config"), "missing; dpo compares with the model without its adapters (LoRA)"
+        for name in (("resid_pdrop",), ("emb_pdrop",), ("attn_config", "attn_pdrop")):
+            if (_section(model, name[0]) if len(name) > 1 else model).get(name[-1]):
+                text = "dpo compares two readings of a text, in which dropout would drop different numbers: set it to 0"
+                yield ("model", *name), text
         for key, loader in _loaders(recipe):
             if loader.get("name") != "preferences":
                 yield (*key, "name"), f"got {loader.get('name')}, expected preferences: dpo learns from pairs"

@@ -46,8 +46,11 @@ def names_of_files(recipe: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
     if ".." in str(recipe.get("run_name")).split("/"):
         yield ("run_name",), f"got {recipe['run_name']!r}, which would leave the folder of the runs"
     of_files = _PLACEHOLDERS | _TIMES if recipe.get("save_overwrite") else _RANKS | _COUNTS
-    ids = _MLFLOW if "mlflow" in (recipe.get("loggers") or {}) else set()
-    for name, known in (("save_folder", _PLACEHOLDERS | ids), ("save_filename", of_files)):
+    of_folder = {"run_name"}  # in which a run looks for what it goes on from
+    if is_remote(recipe.get("save_folder")):
+        of_folder = _PLACEHOLDERS | (_MLFLOW if "mlflow" in (recipe.get("loggers") or {}) else set())
+    named = {"save_folder": of_folder, "save_filename": of_files, "save_latest_filename": _PLACEHOLDERS}
+    for name, known in named.items():
         if isinstance(recipe.get(name), str):
             yield from (((name,), text) for text in _placeholders(recipe[name], known))
 
@@ -73,4 +76,5 @@ def _placeholders(name: str, known: set[str]) -> Iterator[str]:
         if form or conversion:
             yield f"got {name!r}: {{{field}}} alone is known, without a format"
     for unknown in sorted(used - known):
-        yield f"{{{unknown}}} is no placeholder; {', '.join(f'{{{k}}}' for k in sorted(known))} are"
+        names = ", ".join(f"{{{k}}}" for k in sorted(known))
+        yield f"{{{unknown}}} is no placeholder; {names} {'are' if len(known) > 1 else 'is'}"

@@ -299,6 +299,13 @@ class RwkvForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         sums = self.head(out.last_hidden_state, loss=linear_loss)
         return LossOutput(sums.mean, sums.cross_entropy, sums.hits, sums.tokens)
 
+    def generate(self, *arguments: Any, **more: Any) -> Any:
+        """transformers' own. It puts keys and values of beams in a new order, but no state, so none is kept then."""
+        said = more.get("generation_config") or self.generation_config
+        if (more.get("num_beams") or getattr(said, "num_beams", None) or 1) > 1:
+            more["use_cache"] = False
+        return super().generate(*arguments, **more)
+
     def prepare_inputs_for_generation(self, input_ids: Any, *_: Any, **kwargs: Any) -> dict[str, Any]:
         """All tokens the first time, then the last one and what was kept of those before."""
         state, attention_mask = kwargs.get("state"), kwargs.get("attention_mask")

@@ -37,6 +37,8 @@ def preflight(recipe: Recipe) -> list[Problem]:
 
 # Keys of `model:` that say how to compute, not what: a checkpoint fits whatever they are.
 NOT_THE_MODEL = {"use_train_metrics", "additional_train_metrics", "loss_fn", "init_device", "master_weights_dtype"}
+NOT_THE_MODEL |= {"z_loss", "label_smoothing", "resid_pdrop", "emb_pdrop", "attn_config.attn_pdrop"}
+NOT_THE_MODEL |= {"attn_config.attn_impl"}
 
 
 def resume_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
@@ -76,7 +78,7 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def _architecture(model: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in _flat(model).items() if k not in NOT_THE_MODEL and k != "attn_config.attn_impl"}
+    return {k: v for k, v in _flat(model).items() if k not in NOT_THE_MODEL}
 
 
 def _flat(section: Mapping[str, Any]) -> dict[str, Any]:

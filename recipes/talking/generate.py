@@ -7,7 +7,8 @@ passes of one token each, after one over the prompt.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,9 @@ class Sampling:
 
     def checked(self) -> Sampling:
         """Itself. Raises ValueError for a number that cannot be right."""
+        seed = self.seed or 0
         for name, value, fits, expected in (
+            ("--seed", self.seed, -(2**63) <= seed < 2**64, "a whole number of 64 bits"),
             ("--max-new-tokens", self.max_new_tokens, self.max_new_tokens >= 1, "1 or more"),
             ("--temperature", self.temperature, 0 <= self.temperature < float("inf"), "0 (greedy) or more"),
             ("--top-p", self.top_p, 0 < self.top_p <= 1, "above 0, 1 at most"),
@@ -113,24 +116,46 @@ def complete(loaded: Loaded, ids: Sequence[int], sampling: Sampling, write: Call
         torch.manual_seed(sampling.seed)
     tokenizer = loaded.tokenizer
     prompt = torch.tensor([list(ids)], device=next(loaded.model.parameters()).device)  # (1, S)
-    end = tokenizer.eos_token_id
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
+    end = _ends(loaded)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end[0] if end else None
     is_text = END_OF_TURN in str(tokenizer.chat_template) and END_OF_TURN not in tokenizer.get_vocab()
     stop = END_OF_TURN if is_text else ""
     stops = {"stop_strings": [stop], "tokenizer": tokenizer} if stop else {}
-    with torch.inference_mode():
+    with _words_for_bad_probabilities(), torch.inference_mode():
         out = loaded.model.generate(
             input_ids=prompt,
             attention_mask=torch.ones_like(prompt),
             max_new_tokens=min(sampling.max_new_tokens, room),
             use_cache=goes_on_exactly(getattr(loaded.model.config, "attn_config", None)),
-            eos_token_id=end,
+            eos_token_id=end or None,
             pad_token_id=pad,
+            # whatever a folder's generation_config.json says: one answer, as it is made
+            num_beams=1,
+            num_return_sequences=1,
+            return_dict_in_generate=False,
             streamer=Streamer(tokenizer, write, stop) if write else None,
             **sampling.arguments(),
             **stops,
         )
     return until(str(tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)), stop)
+
+
+def _ends(loaded: Loaded) -> list[int]:
+    """The ids that end an answer: the tokenizer's, and those of generation_config.json, which may be several."""
+    said = getattr(loaded.model.generation_config, "eos_token_id", None)
+    ends = [loaded.tokenizer.eos_token_id, *(said if isinstance(said, (list, tuple)) else [said])]
+    return list(dict.fromkeys(int(end) for end in ends if end is not None))
+
+
+@contextmanager
+def _words_for_bad_probabilities() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if "probability tensor" not in str(error):
+            raise
+        text = "the model's scores are no probabilities (NaN or infinity): look at the weights, or raise --temperature"
+        raise ValueError(text) from None
 
 
 def chat_ids(loaded: Loaded, messages: Sequence[dict[str, str]]) -> list[int]:
@@ -140,14 +165,19 @@ def chat_ids(loaded: Loaded, messages: Sequence[dict[str, str]]) -> list[int]:
             f"{loaded.name} has no chat template: it was not tuned on conversations. Use `python -m recipes generate`, "
             "or give a tokenizer with a template by --tokenizer FOLDER"
         )
-    text = loaded.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    from jinja2 import TemplateError
+
+    try:
+        text = loaded.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:  # it may refuse roles, or be none
+        raise ValueError(f"the chat template of {loaded.name} does not take this conversation: {error}") from None
     return list(loaded.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def read_prompts(path: Path) -> list[str]:
     """Prompts of a file: one a line, or of `.jsonl` the text under "prompt". Raises ValueError naming file and line."""
     try:
-        lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")  # not at U+2028 and the like
+        lines = path.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")  # not at U+2028 and the like
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
     if path.suffix != ".jsonl":
@@ -156,7 +186,10 @@ def read_prompts(path: Path) -> list[str]:
         prompts = []
         for number, line in enumerate(lines, 1):
             try:
-                prompts.append(str(json.loads(line)["prompt"]))
+                prompt = json.loads(line)["prompt"]
+                if not isinstance(prompt, str):
+                    raise TypeError
+                prompts.append(prompt)
             except (ValueError, KeyError, TypeError):
                 raise ValueError(f'{path}:{number}: expected {{"prompt": "…"}}') from None
     if not prompts:
@@ -181,11 +214,20 @@ def generate(
     rows = []
     models = [load_model(path, tokenizer, recipe) for path in paths]
     width = max(len(loaded.name) for loaded in models) if len(models) > 1 else 0
+
+    def ids_of(loaded: Loaded, prompt: str) -> list[int]:
+        user = [{"role": "user", "content": prompt}]
+        return chat_ids(loaded, user) if chat else list(loaded.tokenizer(prompt)["input_ids"])
+
+    for number, prompt in enumerate(prompts, 1):  # all before the first answer: none is lost for one that is too long
+        for loaded in models:
+            if (length := len(ids_of(loaded, prompt))) >= loaded.max_seq_len:
+                text = f"prompt {number} has {length:,} tokens, {loaded.name} reads {loaded.max_seq_len:,}: shorten it"
+                raise ValueError(f"{text} ({prompt[:60]!r} …)")
     for prompt in prompts:
         print(f"\n{prompt}", flush=True)
         for loaded in models:
-            user = [{"role": "user", "content": prompt}]
-            ids = chat_ids(loaded, user) if chat else list(loaded.tokenizer(prompt)["input_ids"])
+            ids = ids_of(loaded, prompt)
             print(f"  {loaded.name:<{width}}  " if width else "  ", end="")
             text = complete(loaded, ids, sampling, lambda piece: print(piece.replace("\n", "\n  "), end="", flush=True))
             print()

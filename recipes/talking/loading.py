@@ -62,8 +62,7 @@ def say_what_is_ignored(newest: Path, recipe: Recipe) -> None:
 
 
 def _from_folder(path: Path, tokenizer: str | None) -> Loaded:
-    from transformers import AutoTokenizer
-
+    from recipes.weights.folder_files import open_tokenizer
     from recipes.weights.hf_architecture import architecture_of_folder
     from recipes.weights.tensor_files import safetensors_folder
 
@@ -75,7 +74,7 @@ def _from_folder(path: Path, tokenizer: str | None) -> Loaded:
     with safetensors_folder(path):  # whole, before transformers opens it
         pass
     try:
-        words = AutoTokenizer.from_pretrained(tokenizer or str(path))
+        words = open_tokenizer(tokenizer or str(path))
         model = model_of_folder(path)
     except Exception as error:  # transformers raises whatever its loaders raise
         raise ValueError(f"{path} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
@@ -83,7 +82,7 @@ def _from_folder(path: Path, tokenizer: str | None) -> Loaded:
         text = f"its tokenizer has {len(words):,} tokens, the model {model.config.vocab_size:,} embeddings"
         raise ValueError(f"{path}: {text}: ids beyond them mean nothing")
     length = next((config[name] for name in LENGTHS if config.get(name)), RWKV_LENGTH)
-    return Loaded(path.name, model, words, int(length))
+    return Loaded(path.resolve().name, model, words, int(length))
 
 
 def _first_of(tensors: Sequence[str]) -> str:
@@ -97,9 +96,15 @@ def model_of_folder(folder: Path) -> Any:
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from recipes.weights.hf_architecture import not_computed
+    from recipes.weights.tensor_files import safetensors_folder
+
     written = folder_config_of(folder)
     if written.get("model_type") == "rwkv":
         return _rwkv_of_folder(folder, written)
+    if written.get("model_type") == "mpt" and (more := not_computed(written)):
+        text = f"config.json has {', '.join(more)}, which transformers' own MPT class does not compute"
+        raise ValueError(f"{folder}: {text}: give the run or the checkpoint that the folder was made of")
     rope = {key: written[key] for key in ("rope_theta", "rope_scaling", "partial_rotary_factor") if key in written}
     config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, **rope)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -107,6 +112,9 @@ def model_of_folder(folder: Path) -> Any:
     )
     model, found = loaded
     missing, unknown = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
+    if written.get("model_type") == "mpt" and not written.get("tie_word_embeddings", True):
+        with safetensors_folder(folder) as files:  # transformers does not miss this one
+            missing += [name for name in ("lm_head.weight",) if name not in files.shapes()]
     if missing or unknown:
         said = [
             f"{what} {_first_of(names)}" for what, names in (("lacks", missing), ("has no place for", unknown)) if names
@@ -119,7 +127,7 @@ def _from_checkpoint(trained: Trained, path: Path, tokenizer: str | None) -> Loa
     from recipes.weights.folder_files import load_tokenizer
 
     words = load_tokenizer(trained, tokenizer)
-    return Loaded(path.name, build_for_generation(trained), words, int(trained.recipe["max_seq_len"]))
+    return Loaded(path.resolve().name, build_for_generation(trained), words, int(trained.recipe["max_seq_len"]))
 
 
 def _rwkv_of_folder(folder: Path, written: dict[str, Any]) -> Any:

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import os
 import re
+import shutil
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -89,6 +90,13 @@ def of_the_other_kind(recipe: Recipe) -> Path | None:
     return other if (step_of(recipe, other) or 0) > (step_of(recipe, own.newest) or 0) else None
 
 
+def newest_in(folder: Path, recipe: Recipe) -> Path | None:
+    """The newest whole checkpoint in a folder, full or sharded, of a run of the recipe."""
+    kinds = (find_checkpoints(folder, _filename(recipe), False), find_checkpoints(folder, SHARDED, True))
+    newest = [found.newest for found in kinds if found.newest]
+    return max(newest, key=lambda path: step_of(recipe, path) or 0, default=None)
+
+
 def resumes(settings: Mapping[str, Any]) -> bool:
     """Whether settings, of LLM Foundry's keys, let a run go on from its checkpoints.
 
@@ -127,10 +135,8 @@ def set_latest(folder: Path, latest: str, found: Found) -> None:
     A broken file must go: Composer refuses to start in a folder with checkpoints newer than the one it resumes from.
     """
     for path in found.broken:
-        if path.is_dir():
-            for inner in path.iterdir():
-                inner.unlink()
-            path.rmdir()
+        if path.is_dir() and not path.is_symlink():  # a link that was never put in its place leads to what is whole
+            shutil.rmtree(path)
         else:
             path.unlink()
     link = folder / latest
@@ -138,8 +144,10 @@ def set_latest(folder: Path, latest: str, found: Found) -> None:
         with contextlib.suppress(FileNotFoundError):
             link.unlink()
         return
-    temporary = folder / f"{PARTIAL}{latest}"
-    temporary.symlink_to(found.newest.relative_to(folder))
+    link.parent.mkdir(parents=True, exist_ok=True)
+    temporary = link.with_name(f"{PARTIAL}{link.name}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(os.path.relpath(found.newest, link.parent))
     temporary.replace(link)
 
 
@@ -186,6 +194,9 @@ def _pattern(filename: str) -> re.Pattern[str]:
             expressions.append("0")
         elif part.startswith("{") and part.endswith("}"):
             name = part[1:-1]
+            if name == "run_name" or name.endswith("wct"):
+                expressions.append(r"[^/]+?" if name == "run_name" else r"[\d.]+")
+                continue
             expressions.append(rf"(?P<{name}>\d+)" if f"(?P<{name}>" not in "".join(expressions) else r"\d+")
         else:
             expressions.append(re.escape(part))

@@ -13,19 +13,7 @@ from typing import Any
 from recipes.models.sharded import local_rows
 from recipes.weights.tensor_files import Buffers, TensorFiles
 
-ADAPTED = (
-    "attn.Wqkv",
-    "attn.Wq",
-    "attn.Wk",
-    "attn.Wv",
-    "attn.out_proj",
-    "ffn.up_proj",
-    "ffn.down_proj",
-    "ffn.gate_proj",
-)
 BASE, LOW, HIGH = "base_layer", "lora_A.default", "lora_B.default"
-# Keys of peft's LoraConfig that this project carries through training, merging and export.
-KEYS = {"peft_type", "task_type", "r", "lora_alpha", "lora_dropout", "target_modules", "bias", "use_rslora"}
 
 
 def scaling(config: Mapping[str, Any]) -> float:
@@ -94,6 +82,7 @@ class Merged(TensorFiles):
         super().__init__({})
         self._files, self._scale = files, scale
         self._low: tuple[str, Any] = ("", None)
+        self._high: tuple[str, Any] = ("", None)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         found = {}
@@ -123,8 +112,10 @@ class Merged(TensorFiles):
         if kind != "weight":
             return rows
         if self._low[0] != module:
+            # both kept: between rows of the base a sharded checkpoint would load a whole one anew
             self._low = (module, self._files.rows(f"{module}.{LOW}.weight").float())
-        high = self._files.rows(f"{module}.{HIGH}.weight", first, count).float()
+            self._high = (module, self._files.rows(f"{module}.{HIGH}.weight").float())
+        high = self._high[1][first:] if count is None else self._high[1][first : first + count]
         return (rows.float() + self._scale * (high @ self._low[1])).to(rows.dtype)  # (rows, in)
 
 

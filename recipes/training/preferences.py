@@ -57,8 +57,11 @@ class PreferenceModel(ComposerModel):
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """beta times the difference of the gains, (B,): positive where the chosen answer has gained more."""
         now = self._answers(batch)  # (B, 2)
+        was_training = self.model.training
+        self.model.eval()  # the model that it was: with dropout, two readings of the same weights differ
         with torch.no_grad(), adapters_off(self.model):
             before = self._answers(batch)
+        self.model.train(was_training)
         gain = now - before
         return self.beta * (gain[:, 0] - gain[:, 1])
 
@@ -155,7 +158,7 @@ def read_pairs(path: Path, tokenizer: Any, max_seq_len: int) -> list[dict[str, T
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     pairs = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")  # not at U+2028 and the like
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
     for number, line in enumerate(lines, 1):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from composer.utils import dist
+from composer.utils import dist, format_name_with_dist
 
 from recipes.config.file_names import is_remote
 from recipes.training.checkpoints import (
@@ -48,7 +48,7 @@ def resume_point(settings: Mapping[str, Any], name: str) -> Found | None:
     found = find_checkpoints(folder, filename, sharded)
     dist.barrier()  # every rank has looked before rank 0 clears away what is broken
     if dist.get_global_rank() == 0 and folder.is_dir():
-        set_latest(folder, latest_filename(settings).replace("{rank}", "0"), found)
+        set_latest(folder, format_name_with_dist(latest_filename(settings), name), found)
     dist.barrier()
     return found
 

@@ -19,7 +19,7 @@ def appearing(out: Path) -> Iterator[Path]:
     What a killed export left is cleared away by the next one. Raises ValueError where another is writing there now, or
     nothing can be written.
     """
-    out = out.absolute()
+    out = out.resolve()  # a link stays one, to the new folder
     folder, old = (out.with_name(f".{out.name}.{what}") for what in ("partial", "old"))
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -18,8 +18,23 @@ TORCH_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 def save_tokenizer(trained: Trained, folder: Path, other: str | None = None) -> Mapping[str, int | None]:
     """Write load_tokenizer's tokenizer into the folder; ids of its special tokens."""
     tokenizer = load_tokenizer(trained, other)
-    tokenizer.save_pretrained(str(folder))
+    try:
+        tokenizer.save_pretrained(str(folder))
+    except Exception as error:  # the tokenizers library has no kinds of errors: this one is of the disk
+        raise ValueError(f"the tokenizer cannot be written to {folder}: {error}") from None
     return {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
+
+
+def open_tokenizer(name: str, **options: Any) -> Any:
+    """A tokenizer of transformers; also one that transformers 5 saved, under the name of a class that 4 has not."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        return AutoTokenizer.from_pretrained(name, **options)
+    except ValueError as error:
+        if "TokenizersBackend" not in str(error):
+            raise
+        return PreTrainedTokenizerFast.from_pretrained(name, **options)
 
 
 def load_tokenizer(trained: Trained, other: str | None = None) -> Any:
@@ -28,11 +43,9 @@ def load_tokenizer(trained: Trained, other: str | None = None) -> Any:
     For a model that was tuned on conversations it has the chat template that they were written with. Raises ValueError
     where there is no tokenizer, or it has more tokens than the model has embeddings.
     """
-    from transformers import AutoTokenizer
-
     name = other or str(trained.recipe.get("tokenizer.name"))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **{**INPUTS, **(trained.recipe.get("tokenizer.kwargs") or {})})
+        tokenizer = open_tokenizer(name, **{**INPUTS, **(trained.recipe.get("tokenizer.kwargs") or {})})
     except Exception as error:  # transformers raises whatever its loaders raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"tokenizer {name} cannot be loaded ({reason}): name one with --tokenizer FOLDER") from None
@@ -40,7 +53,7 @@ def load_tokenizer(trained: Trained, other: str | None = None) -> Any:
     if len(tokenizer) > embeddings:
         text = f"tokenizer {name} has {len(tokenizer):,} tokens, the model {embeddings:,} embeddings"
         raise ValueError(f"{text}: ids beyond them mean nothing; name the tokenizer it was trained with")
-    if trained.recipe.get("train_loader.name") == "finetuning" and tokenizer.chat_template is None:
+    if trained.recipe.get("train_loader.name") in ("finetuning", "preferences") and tokenizer.chat_template is None:
         from data_prep.conversations import DEFAULT_TEMPLATE
 
         tokenizer.chat_template = DEFAULT_TEMPLATE

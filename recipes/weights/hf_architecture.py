@@ -157,7 +157,7 @@ def _llama_refusals(model: Mapping[str, Any], shape: ModelShape) -> Iterator[tup
         yield "model.attention_bias", f"got {str(shape.attention_bias).lower()} beside no_bias: {said} has both or none"
     if _get(model, "attn_config.clip_qkv"):
         yield "model.attn_config.clip_qkv", f"got {_get(model, 'attn_config.clip_qkv')}, but {said} does not clip"
-    scale = _get(model, "attn_config.softmax_scale") or (shape.d_model / shape.n_heads) ** -0.5
+    scale = _scale(model, shape.d_model, shape.n_heads)
     if abs(scale - shape.head_dim**-0.5) > 1e-12:
         yield "model.attn_config.softmax_scale", f"is {scale}, but {said} has head_dim ** -0.5 = {shape.head_dim**-0.5}"
 
@@ -190,16 +190,35 @@ def architecture(model: Mapping[str, Any]) -> dict[str, Any]:
         "attn_config.rope": bool(_get(model, "attn_config.rope")),
         "attn_config.kv_n_heads": shape.kv_n_heads,
         "ffn_config.ffn_hidden_size": shape.ffn_hidden_size,
-        "ffn_config.ffn_act_fn": _activation(model),
+        "norm_type": _norm(model),
+        "learned_pos_emb": _has_learned_positions(model),
+        "ffn_config.ffn_act_fn": _activation_said(model),
         "attn_config.clip_qkv": _get(model, "attn_config.clip_qkv"),
+        "attn_config.softmax_scale": _scale(model, shape.d_model, shape.n_heads),
     }
     if family == "mpt":
-        found["attn_config.softmax_scale"] = _get(model, "attn_config.softmax_scale")
         found["attn_config.alibi_bias_max"] = _get(model, "attn_config.alibi_bias_max", 8)
     else:
         found["attn_config.rope_theta"] = float(_get(model, "attn_config.rope_theta", 10000))
         found["attn_config.rope_hf_config"] = _rope_scaling(model)
     return found
+
+
+def _scale(model: Mapping[str, Any], d_model: int, n_heads: int) -> float:
+    return float(_get(model, "attn_config.softmax_scale") or (d_model / n_heads) ** -0.5)
+
+
+def _norm(model: Mapping[str, Any]) -> str:
+    return "rmsnorm" if "rms" in str(_get(model, "norm_type", "")).lower() else "layernorm"
+
+
+def _has_learned_positions(model: Mapping[str, Any], unless_said: bool = True) -> bool:
+    has_others = _get(model, "attn_config.alibi") or _get(model, "attn_config.rope")
+    return bool(_get(model, "learned_pos_emb", unless_said)) and not has_others
+
+
+def _activation_said(model: Mapping[str, Any]) -> str:
+    return _activation(model) or str(_get(model, "ffn_config.ffn_act_fn"))
 
 
 def _rope_scaling(model: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -233,31 +252,37 @@ def architecture_of_folder(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_mpt(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of transformers' own MPT, and of what LLM Foundry writes under the same name."""
     attention = config.get("attn_config") or {}
     hidden = config["d_model"] * config.get("expansion_ratio", 4)
+    kv_heads = {"multiquery_attention": 1, "grouped_query_attention": attention.get("kv_n_heads")}
+    said = {**config, "attn_config": {"alibi": True, **attention}}
     return {
         "family": "mpt",
         "d_model": config["d_model"],
         "n_heads": config["n_heads"],
         "n_layers": config["n_layers"],
         "vocab_size": config["vocab_size"],
-        "norm_eps": float(config.get("layer_norm_epsilon", 1e-5)),
+        "norm_eps": float(config.get("norm_eps", config.get("layer_norm_epsilon", 1e-5))),
         "tie_word_embeddings": config.get("tie_word_embeddings", True),
         "no_bias": config.get("no_bias", True),
         "head_dim": config["d_model"] // config["n_heads"],
         "attn_config.alibi": attention.get("alibi", True),
-        "attn_config.rope": False,
-        "attn_config.kv_n_heads": config["n_heads"],
+        "attn_config.rope": bool(attention.get("rope")),
+        "attn_config.kv_n_heads": kv_heads.get(str(attention.get("attn_type"))) or config["n_heads"],
+        "norm_type": _norm(config),
+        "learned_pos_emb": _has_learned_positions(said, unless_said=False),
         "ffn_config.ffn_hidden_size": int(hidden),
-        "ffn_config.ffn_act_fn": "gelu",
+        "ffn_config.ffn_act_fn": _activation_said(config),
         "attn_config.clip_qkv": attention.get("clip_qkv"),
-        "attn_config.softmax_scale": attention.get("softmax_scale"),
+        "attn_config.softmax_scale": _scale(config, config["d_model"], config["n_heads"]),
         "attn_config.alibi_bias_max": attention.get("alibi_bias_max", 8),
     }
 
 
 def _read_llama(config: Mapping[str, Any]) -> dict[str, Any]:
     heads = config["num_attention_heads"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
     scaling = dict(config.get("rope_scaling") or {})
     kind = scaling.pop("rope_type", scaling.pop("type", None))
     return {
@@ -269,10 +294,13 @@ def _read_llama(config: Mapping[str, Any]) -> dict[str, Any]:
         "norm_eps": float(config.get("rms_norm_eps", 1e-6)),
         "tie_word_embeddings": config.get("tie_word_embeddings", False),
         "no_bias": not config.get("attention_bias", False),
-        "head_dim": config.get("head_dim") or config["hidden_size"] // heads,
+        "head_dim": head_dim,
         "attn_config.alibi": False,
         "attn_config.rope": True,
         "attn_config.kv_n_heads": config.get("num_key_value_heads") or heads,
+        "norm_type": "rmsnorm",
+        "learned_pos_emb": False,
+        "attn_config.softmax_scale": head_dim**-0.5,
         "ffn_config.ffn_hidden_size": config["intermediate_size"],
         "ffn_config.ffn_act_fn": config.get("hidden_act", "silu"),
         "attn_config.clip_qkv": None,
@@ -281,7 +309,29 @@ def _read_llama(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def not_computed(config: Mapping[str, Any]) -> list[str]:
+    """The keys of an MPT folder's config.json that transformers' own class passes over without a word.
+
+    LLM Foundry writes them, its hf_checkpointer among others, for code of its own that lies beside the weights.
+    """
+    what = _read_mpt(config)
+    computed = {
+        "attn_config.alibi": (True,),
+        "attn_config.rope": (False,),
+        "attn_config.alibi_bias_max": (8,),
+        "attn_config.kv_n_heads": (what["n_heads"],),
+        "norm_type": ("layernorm",),
+        "norm_eps": (float(config.get("layer_norm_epsilon", 1e-5)),),
+        "ffn_config.ffn_act_fn": ("gelu",),
+    }
+    return [*computed_more(config), *(key for key, values in computed.items() if what[key] not in values)]
+
+
 _READERS = {"mpt": _read_mpt, "llama": _read_llama, "rwkv": hf_rwkv.architecture_of_folder}
+
+
+def _float(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def folder_config(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -307,9 +357,10 @@ def folder_config(model: Mapping[str, Any]) -> dict[str, Any]:
             "tie_word_embeddings": what["tie_word_embeddings"],
             "attn_config": {
                 "attn_type": "multihead_attention",
-                "attn_pdrop": _get(model, "attn_config.attn_pdrop", 0.0),
-                "clip_qkv": what["attn_config.clip_qkv"],
-                "softmax_scale": what["attn_config.softmax_scale"],
+                # transformers 5 takes a whole number for the first and fractions for the others alone
+                "attn_pdrop": 0,
+                "clip_qkv": _float(what["attn_config.clip_qkv"]),
+                "softmax_scale": _float(_get(model, "attn_config.softmax_scale")),
                 "alibi": True,
                 "alibi_bias_max": 8,
             },

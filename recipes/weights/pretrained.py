@@ -18,7 +18,7 @@ from recipes.weights.checkpoint_tensors import plain_name
 from recipes.weights.hf_architecture import architecture, architecture_of_folder, computed_more
 from recipes.weights.hf_names import Link, links
 from recipes.weights.tensor_files import TensorFiles, safetensors_folder
-from recipes.weights.trained import RECIPE, find_trained, folder_config_of, is_hf_folder
+from recipes.weights.trained import RECIPE, find_trained, folder_config_of, is_hf_folder, run_around, with_length
 
 VOCABULARY = ("transformer.wte.weight", "lm_head.weight", "rwkv.embeddings.weight", "head.weight")
 
@@ -34,16 +34,17 @@ def problems(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         text = f"{path} does not exist; expected a Hugging Face folder (config.json and safetensors) or a run folder"
         yield "pretrained", text
         return
-    if not is_hf_folder(path) and not any((p / RECIPE).is_file() for p in (path, path.parent, path.parent.parent)):
+    if not is_hf_folder(path) and run_around(path.resolve()) is None:
         yield "pretrained", f"{path} is neither a Hugging Face folder (no config.json) nor of a run (no {RECIPE})"
         return
-    model = {"max_seq_len": recipe.get("max_seq_len"), **recipe["model"]}
+    model = with_length(recipe["model"])
     try:
         for key, text in differences(model, path, changes):
             yield f"model.{key}", text
         with weights(path) as files:
             wanted = _pieces(model, files, path)
             unread = list(_without_place(files, wanted, changes)) if is_hf_folder(path) else []
+            other = list(_of_another_size(files, model)) if is_hf_folder(path) else []
     except RecipeError as error:
         yield "pretrained", f"{path}: its recipe is damaged: {error.problems[0]}"
         return
@@ -53,6 +54,8 @@ def problems(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     missing = [name for name, pieces in wanted.items() if not pieces]
     if missing:
         yield "pretrained", f"{path} has no tensor for {missing[0]}, and {len(missing) - 1} more are missing"
+    if other and "n_layers" not in changes:
+        yield "pretrained", f"{path}: {other[0]}: its config.json is not of its weights, or the file is damaged"
     if unread:
         text = f"{path} has {unread[0]} and {len(unread) - 1} more tensors that this model has no place for"
         yield "pretrained", f"{text}: without them it is another model"
@@ -112,6 +115,17 @@ def _pieces(model: Mapping[str, Any], files: TensorFiles, path: Path) -> dict[st
         rows = min(link.shape[0], shape[0] - link.theirs_at)  # fewer where the vocabulary grows
         pieces.append(Link(link.ours, link.theirs, (rows, *link.shape[1:]), link.ours_at, link.theirs_at))
     return found
+
+
+def _of_another_size(files: TensorFiles, model: Mapping[str, Any]) -> Iterator[str]:
+    """Tensors with more or fewer rows than the model has; of the vocabulary there may be others, on purpose."""
+    rows: dict[str, int] = {}
+    for link in links(model):
+        if link.ours not in VOCABULARY:
+            rows[link.theirs] = max(rows.get(link.theirs, 0), link.theirs_at + link.shape[0])
+    for name, shape in files.shapes().items():
+        if name in rows and shape[0] != rows[name]:
+            yield f"{name} has {shape[0]:,} rows, the model {rows[name]:,}"
 
 
 def _without_place(files: TensorFiles, wanted: Mapping[str, list[Link]], changes: set[str]) -> Iterator[str]:

@@ -154,8 +154,8 @@ def safetensors_folder(folder: Path) -> TensorFiles:
     files = ["model.safetensors"]
     if index.is_file():
         try:
-            files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+            files = sorted(set(map(str, json.loads(index.read_text())["weight_map"].values())))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{index} cannot be read: {error}") from None
     entries: dict[str, Entry] = {}
     for name in files:
@@ -185,5 +185,5 @@ def read_safetensors(path: Path) -> dict[str, Entry]:
                 raise ValueError(f"it has {size:,} bytes of at least {8 + length + stop:,}")
             entries[name] = Entry(path, about["dtype"], tuple(about["shape"]), 8 + length + start)
         return entries
-    except (ValueError, KeyError, TypeError, struct.error, UnicodeDecodeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise ValueError(f"{path} is no whole safetensors file: {error}") from None

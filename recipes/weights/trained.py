@@ -11,7 +11,8 @@ from typing import Any
 from recipes.config.check import check
 from recipes.config.keys import RecipeError
 from recipes.config.load import Recipe, load
-from recipes.training.checkpoints import FILENAME, SHARDED, find_checkpoints
+from recipes.cost.parameters import MODEL_DEFAULTS
+from recipes.training.checkpoints import FILENAME, newest_in
 from recipes.weights.checkpoint_tensors import ShardedCheckpoint, checkpoint_file, verify_file
 from recipes.weights.hf_architecture import with_plain_rope
 from recipes.weights.tensor_files import TensorFiles
@@ -33,7 +34,7 @@ class Trained:
     @property
     def model(self) -> Mapping[str, Any]:
         """The recipe's `model:` section."""
-        return {"max_seq_len": self.recipe.get("max_seq_len"), **self.recipe["model"]}
+        return with_length(self.recipe["model"])
 
     def tensors(self) -> TensorFiles:
         """The model's tensors; adapters (LoRA) under names of their own. Raises ValueError for what is not whole."""
@@ -49,6 +50,11 @@ class Trained:
         """
         if self.checkpoint.is_file():
             verify_file(self.checkpoint)
+
+
+def with_length(model: Mapping[str, Any]) -> dict[str, Any]:
+    """A `model:` section with the tokens that the model reads at most, which it may leave to LLM Foundry's default."""
+    return {**model, "max_seq_len": model.get("max_seq_len") or MODEL_DEFAULTS["max_seq_len"]}
 
 
 def is_hf_folder(path: Path) -> bool:
@@ -80,20 +86,24 @@ def find_trained(path: Path, recipe: Path | None = None) -> Trained:
     if path.is_dir() and not (path / ".metadata").is_file():
         return _newest_of_run(path, recipe)
     checkpoint = path.resolve()  # latest-rank0.pt is a link
-    run = next((p for p in (checkpoint.parent, checkpoint.parent.parent) if (p / RECIPE).is_file()), None)
+    run = run_around(checkpoint)
     return Trained(checkpoint, _recipe_of(path, run, recipe), run)
+
+
+def run_around(path: Path) -> Path | None:
+    """The run folder that a path is or lies in; `save_filename` may name a folder of its own for each checkpoint."""
+    return next((p for p in (path, *path.parents[:3]) if (p / RECIPE).is_file()), None)
 
 
 def _newest_of_run(folder: Path, recipe: Path | None) -> Trained:
     run = folder.parent if folder.name == "checkpoints" and (folder.parent / RECIPE).is_file() else folder
     trained = _recipe_of(folder, run if (run / RECIPE).is_file() else None, recipe)
     inside = run / "checkpoints" if (run / "checkpoints").is_dir() else folder
-    filename = trained.get("save_filename", FILENAME)
-    for pattern, sharded in ((filename, False), (SHARDED, True)):
-        found = find_checkpoints(inside, pattern, sharded)
-        if found.newest is not None:
-            return Trained(found.newest, trained, run)
-    raise ValueError(f"{folder} holds no whole checkpoint (looked for {filename} in {inside})")
+    newest = newest_in(inside, trained)
+    if newest is None:
+        filename = trained.get("save_filename", FILENAME)
+        raise ValueError(f"{folder} holds no whole checkpoint (looked for {filename} in {inside})")
+    return Trained(newest, trained, run)
 
 
 def _recipe_of(path: Path, run: Path | None, given: Path | None) -> Recipe:

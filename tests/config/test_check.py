@@ -136,6 +136,8 @@ def test_the_evaluation_recipe_is_sound_once_its_run_is_there(recipe_file: Write
         ("max_duration=1.25e1ba", "max_duration", "a whole number of ba"),
         ("save_filename={batch:06d}.pt", "save_filename", "without a format"),
         ("save_filename={run_name}-{batch}.pt", "save_filename", "{run_name} is no placeholder"),
+        ("save_folder=x/r{rank}/checkpoints", "save_folder", "{rank} is no placeholder; {run_name} is"),
+        ("save_latest_filename=latest-{batch}.pt", "save_latest_filename", "{batch} is no placeholder"),
         ("eval_interval=0dur", "eval_interval", "a part of the run"),
         ("model.max_seq_len=null", "model.max_seq_len", ""),
         ("max_duration=0ba", "max_duration", "more than nothing"),

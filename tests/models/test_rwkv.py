@@ -82,6 +82,15 @@ def test_padding_and_packed_documents_change_nothing() -> None:
         assert (together[0, 12:] - want[1]).abs().max() > 1e-2
 
 
+def test_the_model_itself_searches_beams_without_a_state() -> None:
+    model = build(RWKV)
+    for seed in range(3):
+        ids = torch.randint(1, VOCAB, (2, 5), generator=torch.Generator().manual_seed(seed))
+        options = {"num_beams": 3, "do_sample": False, "max_new_tokens": 8, "pad_token_id": 0}
+        kept = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
+        assert torch.equal(kept, model.generate(ids, attention_mask=torch.ones_like(ids), use_cache=False, **options))
+
+
 def test_generation_keeps_a_state_and_reads_padded_rows() -> None:
     model = build(RWKV)
     rows = ids(2, 9)

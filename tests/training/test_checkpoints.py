@@ -14,6 +14,7 @@ from recipes.reports.runs import validation_loss
 from recipes.training.checkpoints import (
     as_composer_lists,
     find_checkpoints,
+    newest_in,
     of_the_other_kind,
     resumes,
     set_latest,
@@ -48,6 +49,37 @@ def test_checkpoints_in_folders_of_their_own(tmp_path: Path) -> None:
     set_latest(tmp_path, "latest-rank0.pt", found)
     assert (tmp_path / "latest-rank0.pt").resolve() == found.newest
     assert not torn.exists()
+
+
+@pytest.mark.parametrize("latest", ["latest-sharded-rank0", "links/latest-rank0"])
+def test_a_link_that_a_kill_left_does_not_lead_to_what_is_thrown_away(tmp_path: Path, latest: str) -> None:
+    whole = write_sharded(tmp_path / "ep0-ba9")
+    (whole / "__0_0.distcp").write_bytes(b"weights")
+    link = tmp_path / latest
+    link.parent.mkdir(exist_ok=True)
+    left = link.with_name(f".partial-{link.name}")
+    left.symlink_to("ep0-ba9")
+    set_latest(tmp_path, latest, find_checkpoints(tmp_path, "ep{epoch}-ba{batch}", sharded=True))
+    assert (whole / "__0_0.distcp").read_bytes() == b"weights"
+    assert link.resolve() == whole
+    assert not left.is_symlink()
+
+
+def test_names_with_the_runs_name_and_with_times(tmp_path: Path) -> None:
+    for name in ("mine-ba9-1.5-rank0.pt", "mine-ba12-12.25-rank0.pt"):
+        write_full(tmp_path / name)
+    found = find_checkpoints(tmp_path, "{run_name}-ba{batch}-{total_wct}-rank{rank}.pt", sharded=False)
+    assert found.newest == tmp_path / "mine-ba12-12.25-rank0.pt"
+    assert len(found.whole) == 2
+
+
+def test_the_newest_of_a_folder_may_be_full_or_sharded(tmp_path: Path, recipe_file: Callable[[str], Path]) -> None:
+    recipe = load(recipe_file("run_name: mine\n"))
+    assert newest_in(tmp_path, recipe) is None
+    full, sharded = write_full(tmp_path / "ep0-ba3-rank0.pt"), write_sharded(tmp_path / "ep0-ba9")
+    assert newest_in(tmp_path, recipe) == sharded
+    newer = write_full(tmp_path / "ep0-ba12-rank0.pt")
+    assert newest_in(tmp_path, recipe) == newer != full
 
 
 def test_a_sharded_checkpoint_is_listed_by_a_file_in_its_folder(tmp_path: Path) -> None:

@@ -161,6 +161,53 @@ def test_a_folder_with_more_than_the_model_computes_is_refused(tmp_path: Path) -
     assert list(problems(recipe_for(source, MPT, pretrained_changes=["n_layers"]))) == []
 
 
+@pytest.mark.parametrize(
+    ("family", "changes", "key"),
+    [
+        (LLAMA, {"norm_type": "low_precision_layernorm"}, "norm_type"),
+        (LLAMA, {"attn_config__softmax_scale": 0.5}, "attn_config.softmax_scale"),
+        (MPT, {"ffn_config__ffn_act_fn": {"name": "elu"}}, "ffn_config.ffn_act_fn"),
+        (MPT, {"ffn_config__ffn_act_fn": {"name": "gelu", "approximate": "tanh"}}, "ffn_config.ffn_act_fn"),
+        (with_changes(MPT, attn_config__alibi=False), {"learned_pos_emb": False}, "learned_pos_emb"),
+    ],
+)
+def test_what_decides_the_numbers_is_compared(
+    family: dict[str, Any], changes: dict[str, Any], key: str, shards: Path, tmp_path: Path
+) -> None:
+    run = write_run(tmp_path / "run", family, build(family), shards / "tokenizer")
+    assert list(problems(recipe_for(run, family))) == []
+    assert f"model.{key}" in dict(problems(recipe_for(run, with_changes(family, **changes))))
+
+
+def test_what_llm_foundry_wrote_is_not_taken_for_what_transformers_computes(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "hf", "mpt")
+    config = json.loads((source / "config.json").read_text())
+    for more, key in (
+        ({"logit_scale": 0.5}, "logit_scale"),
+        ({"norm_type": "rmsnorm"}, "norm_type"),
+        ({"norm_eps": 1e-2}, "norm_eps"),
+        ({"attn_config": {**config["attn_config"], "alibi": False, "rope": True}}, "attn_config.rope"),
+        ({"attn_config": {**config["attn_config"], "sliding_window_size": 8}}, "attn_config.sliding_window_size"),
+        ({"ffn_config": {"ffn_type": "mptmlp", "ffn_act_fn": {"name": "relu"}}}, "ffn_config.ffn_act_fn"),
+    ):
+        (source / "config.json").write_text(json.dumps({**config, **more}))
+        with pytest.raises(ValueError, match=f"config.json has .*{key}.*does not compute: give the run"):
+            model_of_folder(source)
+    untied = {**config, "tie_word_embeddings": False}
+    (source / "config.json").write_text(json.dumps(untied))
+    with pytest.raises(ValueError, match=r"the model lacks lm_head\.weight"):
+        model_of_folder(source)
+
+
+def test_tensors_of_another_size_are_refused(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "hf", "llama")
+    weights = load_file(source / "model.safetensors")
+    for name, rows in (("model.layers.0.self_attn.q_proj.weight", 64), ("model.layers.1.input_layernorm.weight", 16)):
+        other = weights[name].new_zeros(rows, *weights[name].shape[1:])
+        save_file({**weights, name: other}, source / "model.safetensors", {"format": "pt"})
+        assert f"{name} has {rows} rows, the model 32" in dict(problems(recipe_for(source, GQA)))["pretrained"]
+
+
 def test_resizing_the_vocabulary_is_explicit(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "hf", "llama")
     larger = with_changes(GQA, vocab_size=520)

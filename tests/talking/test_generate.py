@@ -1,0 +1,89 @@
+"""Text from a model: its ends, prompts that cannot be read, and what a folder asks for and generate must not do."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from recipes.talking.generate import Sampling, chat_ids, complete, generate, read_prompts
+from recipes.talking.loading import Loaded, load_model
+
+from ..tiny import MPT, build, write_run
+
+GREEDY = Sampling(max_new_tokens=8, temperature=0)
+
+
+@pytest.fixture
+def run(shards: Path, tmp_path: Path) -> Path:
+    return write_run(tmp_path / "run", MPT, build(MPT), shards / "tokenizer")
+
+
+def new_ids(loaded: Loaded, **more: Any) -> list[int]:
+    ids = torch.tensor([[5, 6, 7]])
+    options: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, **more}
+    out = loaded.model.generate(ids, attention_mask=torch.ones_like(ids), use_cache=True, eos_token_id=None, **options)
+    return list(map(int, out[0, 3:]))
+
+
+def test_every_end_that_a_folder_names_ends_an_answer(run: Path) -> None:
+    loaded = load_model(run)
+    written = new_ids(loaded)
+    whole = complete(loaded, [5, 6, 7], GREEDY)
+    loaded.model.generation_config.eos_token_id = [500, written[2]]
+    first = written.index(written[2])
+    assert complete(loaded, [5, 6, 7], GREEDY) == loaded.tokenizer.decode(written[:first] + written[first : first + 1])
+    assert whole.startswith(complete(loaded, [5, 6, 7], GREEDY))
+    assert whole != complete(loaded, [5, 6, 7], GREEDY)
+
+
+def test_a_folders_beams_are_not_searched(run: Path) -> None:
+    loaded = load_model(run)
+    whole, pieces = complete(loaded, [5, 6, 7], GREEDY), []
+    loaded.model.generation_config.num_beams = 2
+    loaded.model.generation_config.return_dict_in_generate = True
+    assert complete(loaded, [5, 6, 7], GREEDY, pieces.append) == whole
+    assert "".join(pieces) == whole
+
+
+def test_weights_that_give_no_probabilities_are_said_to(run: Path) -> None:
+    loaded = load_model(run)
+    with torch.no_grad():
+        loaded.model.transformer.norm_f.weight.fill_(torch.nan)
+    with pytest.raises(ValueError, match="scores are no probabilities"):
+        complete(loaded, [5, 6, 7], Sampling(max_new_tokens=2))
+
+
+def test_no_answer_is_written_where_a_prompt_is_too_long(run: Path, tmp_path: Path, capsys: Any) -> None:
+    with pytest.raises(ValueError, match=re.escape("prompt 2 has ") + r"\d+ tokens, run reads 32: shorten it"):
+        generate([run], ["We must", "We must " * 40, "The"], GREEDY, out=tmp_path / "said.jsonl")
+    assert "We must" not in capsys.readouterr().out
+    generate([run], ["We must", "The"], GREEDY, out=tmp_path / "said.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
+    assert [(row["model"], row["prompt"]) for row in rows] == [("run", "We must"), ("run", "The")]
+
+
+def test_a_template_that_refuses_a_conversation_is_quoted(run: Path) -> None:
+    loaded = load_model(run)
+    loaded.tokenizer.chat_template = "{{ raise_exception('no system role') }}"
+    with pytest.raises(ValueError, match="does not take this conversation: no system role"):
+        chat_ids(loaded, [{"role": "system", "content": "be brief"}])
+
+
+def test_prompts_are_texts(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_bytes('\ufeff{"prompt": "Wé"}\n'.encode())
+    assert read_prompts(file) == ["Wé"]
+    for row in ('{"prompt": null}', '{"prompt": ["a"]}', '{"text": "a"}', "[]"):
+        file.write_text('{"prompt": "a"}\n' + row)
+        with pytest.raises(ValueError, match=r"prompts\.jsonl:2: expected"):
+            read_prompts(file)
+
+
+def test_a_seed_that_has_no_room_is_refused() -> None:
+    with pytest.raises(ValueError, match="--seed: got 99999999999999999999, expected a whole number of 64 bits"):
+        Sampling(seed=99999999999999999999).checked()
