@@ -18,7 +18,7 @@ from recipes.preflight.training import preflight
 from recipes.reports.page import write_page
 from recipes.reports.runs import run_folder, write_whole
 from recipes.reports.summary import SUMMARY, is_finished, print_summary, write_summary
-from recipes.screen import is_first_rank, print_plan, print_problems, print_recipe, print_stop, usage
+from recipes.screen import is_first_rank, print_plan, print_problems, print_recipe, print_stop, tell, usage
 from recipes.training.batches import plan_batches
 from recipes.training.holding import hold
 from recipes.training.startup import light_imports
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
     if finished and not recipe.get("dry_run"):
         if is_first_rank():
             print(f"finished before, nothing to do (delete {folder} to train anew)")
-            print_summary(folder)
+            tell(print_summary, folder)
         return 0
 
     if is_first_rank():
@@ -80,8 +80,8 @@ def main(arguments: list[str]) -> int:
 
     if is_first_rank():
         write_summary(folder, recipe, run.cost.summary(), *run.end(), stopped=run.stopped)
-        print_summary(folder)
-        write_page([folder])
+        tell(print_summary, folder)
+        tell(write_page, [folder])
     if run.stopped:
         run.wait_for_all()
         return print_stop(f"stopped early: {run.stopped}; with a larger limit the same command goes on from here")

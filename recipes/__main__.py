@@ -127,17 +127,21 @@ def _model_arguments(commands: Any) -> None:
 
 def _check(chosen: argparse.Namespace) -> int:
     from recipes.config.check import load_checked
+    from recipes.config.contradictions import world_size
     from recipes.config.keys import RecipeError
+    from recipes.planning.budget import refusal
     from recipes.preflight.training import preflight
-    from recipes.screen import print_plan, print_problems
+    from recipes.reports.runs import run_folder
+    from recipes.screen import print_plan, print_problems, print_stop
     from recipes.training.batches import plan_batches
 
     try:
         recipe = load_checked(chosen.recipe, [*chosen.overrides, "dry_run=true"])
+        too_dear = refusal(recipe, run_folder(recipe), world_size())
     except RecipeError as error:
         return print_problems("this recipe cannot be trained", error.problems)
     print_plan(recipe, plan_batches(recipe), preflight(recipe))
-    return 0
+    return print_stop(f"this run may not start: {too_dear}") if too_dear else 0
 
 
 def _plan(chosen: argparse.Namespace) -> int:
@@ -147,12 +151,14 @@ def _plan(chosen: argparse.Namespace) -> int:
     from recipes.screen import print_problems
 
     overrides = list(chosen.overrides)
-    if chosen.recipe and "=" in chosen.recipe:
+    if chosen.recipe and "=" in chosen.recipe and not os.path.isfile(chosen.recipe):
         overrides.insert(0, chosen.recipe)
         chosen.recipe = None
     if chosen.recipe is None and chosen.budget is None:
         raise ValueError("plan: got no recipe; name one, e.g. yamls/pretrain/mpt-7b.yaml, or a --budget to spend.")
-    options = options_from(chosen, None if chosen.deadline is None else hours_of(chosen.deadline, "--deadline"))
+    options = options_from(
+        chosen, None if chosen.deadline is None else hours_of(chosen.deadline, "--deadline"), overrides
+    )
     try:
         recipe = load_recipe(chosen.recipe, overrides)
     except RecipeError as error:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from recipes.config.keys import Problem
 from recipes.config.load import Recipe
@@ -67,6 +68,14 @@ def print_stop(text: str) -> int:
 def print_recipe(recipe: Recipe) -> None:
     print(f"# {recipe.path}, resolved")
     print(recipe.to_yaml())
+
+
+def tell(say: Callable[[Any], Any], about: Any) -> None:
+    """Call `say(about)` at the end of a run, which is done whatever cannot be said of it."""
+    try:
+        say(about)
+    except (OSError, ValueError) as error:
+        print(f"note: {error}", file=sys.stderr)
 
 
 def print_plan(recipe: Recipe, batches: Batches, missing: Sequence[Problem]) -> None:

@@ -26,7 +26,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from composer.core import Callback, Event, State
+from composer.core import Callback, Event, State, Time
 from composer.loggers import Logger
 from composer.utils import dist
 from llmfoundry import registry
@@ -127,7 +127,7 @@ class CostMonitor(Callback):
         already_s = 0.0 if started_at is None else max(0.0, time.time() - started_at)
         self._clock = PhaseClock("startup", already_s)
         self._lock = threading.Lock()  # the heartbeat thread reads what the events write
-        self._named_gpu = None if gpu in (None, "cpu") else find_gpu(str(gpu))
+        self._named_gpu = None if str(gpu or "cpu").strip().lower() == "cpu" else find_gpu(str(gpu))
         self._rate_arguments: dict[str, Any] = {
             "usd_per_device_hour": usd_per_device_hour,
             "prices_file": prices_file,
@@ -146,6 +146,7 @@ class CostMonitor(Callback):
         self._batch_flops = 0.0
         self._pace = Pace()
         self._hours_left: float | None = None
+        self._max_duration: Time[int] | None = None
         self._stop = threading.Event()
         self._closed = False
 
@@ -158,6 +159,8 @@ class CostMonitor(Callback):
         if self._ledger is None:
             return
         self._earlier = self._ledger.read()
+        if self._watts_per_device is not None:
+            self._meter = choose_meter(None, self._watts_per_device, dist.get_world_size(), 1)
         self._write("start", run_name=run_name)
         atexit.register(self._end)  # where it cannot be built
         threading.Thread(target=self._beat, name="cost-ledger", daemon=True).start()
@@ -218,6 +221,7 @@ class CostMonitor(Callback):
         self._tokens = state.timestamp.token.value
 
     def fit_start(self, state: State, logger: Logger) -> None:
+        self._max_duration = state.max_duration  # which a run that is stopped cuts down
         self._tokens = state.timestamp.token.value
         if self._current.tokens == 0:
             self._current = replace(self._current, tokens_from=self._tokens)
@@ -248,7 +252,8 @@ class CostMonitor(Callback):
         show(metrics, logger)
 
     def fit_end(self, state: State, logger: Logger) -> None:
-        self._hours_left = 0.0
+        if progress(state, self._max_duration) == 1:  # else it was stopped, and something is left
+            self._hours_left = 0.0
 
     def _tell_compilation_apart(self) -> None:
         """Once a process: what its first step took beyond the second is compilation and warm-up."""
@@ -313,10 +318,13 @@ class CostMonitor(Callback):
         return f"{self._meter.basis} × {self._pue:g} PUE, {self._kg_co2e_per_kwh:g} kg CO2e a kWh"
 
     def _kwh(self, segments: Mapping[str, Segment]) -> float | None:
-        """Energy at the data centre's meter; None as soon as one process does not know its own."""
-        drawn = [s.device_kwh for s in segments.values()]
-        known = [kwh for kwh in drawn if kwh is not None]
-        return sum(known) * self._pue if known and len(known) == len(drawn) else None
+        """Energy at the data centre's meter; None as soon as one process that trained does not know its own.
+
+        One that died before it had a meter is left out: it had not come to its first step.
+        """
+        known = [s.device_kwh for s in segments.values() if s.device_kwh is not None]
+        unknown = [s for s in segments.values() if s.device_kwh is None and s.tokens]
+        return sum(known) * self._pue if known and not unknown else None
 
     def _metrics(self, state: State) -> dict[str, float]:
         segments = self._segments()
@@ -328,7 +336,7 @@ class CostMonitor(Callback):
         metrics["wall/lost_s"] = lost_s
         self._pace.batch_done(active_s, current.tokens, current.flops)
         peak, flops_per_s = current.peak_flops_per_s, self._pace.flops_per_s
-        self._hours_left = self._pace.hours_left(progress(state), current.wall_s)
+        self._hours_left = self._pace.hours_left(progress(state, self._max_duration), current.wall_s)
         usd = usd_of(segments.values(), self.rate.usd_per_device_hour)
         known = {
             "throughput/tokens_per_s": self._pace.tokens_per_s,

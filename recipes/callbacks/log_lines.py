@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any
 
-from composer.core import State
+from composer.core import State, Time
 from composer.loggers import Logger, LoggerDestination
 from composer.utils import dist
 
@@ -25,6 +25,7 @@ class LogLines(LoggerDestination):
         self._due_s = 0.0
         self._said = -1  # the step that the last line was about
         self._metrics: dict[str, Any] = {}
+        self._max_duration: Time[int] | None = None
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         self._metrics.update(metrics)
@@ -37,19 +38,29 @@ class LogLines(LoggerDestination):
         if self._said != state.timestamp.batch.value:
             self._say(state)
 
-    def eval_end(self, state: State, logger: Logger) -> None:
+    def fit_start(self, state: State, logger: Logger) -> None:
+        self._max_duration = state.max_duration  # which a run that is stopped cuts down
+
+    def eval_before_all(self, state: State, logger: Logger) -> None:
+        self._metrics = {name: value for name, value in self._metrics.items() if not name.startswith("metrics/eval/")}
+
+    eval_standalone_start = eval_before_all
+
+    def eval_after_all(self, state: State, logger: Logger) -> None:
         loss = validation_loss(self._metrics)
         if loss is not None:
             _write(f"step {state.timestamp.batch.value:,}: validation loss {loss:.4f}")
 
+    eval_standalone_end = eval_after_all
+
     def _say(self, state: State) -> None:
         self._said = state.timestamp.batch.value
         self._due_s = time.monotonic() + self._interval_s
-        _write(f"step {self._said:,}" + _share(state) + ": " + ", ".join(_shown(self._metrics)))
+        _write(f"step {self._said:,}" + _share(state, self._max_duration) + ": " + ", ".join(_shown(self._metrics)))
 
 
-def _share(state: State) -> str:
-    done = progress(state)
+def _share(state: State, max_duration: Time[int] | None) -> str:
+    done = progress(state, max_duration)
     return "" if done is None else f" ({done:.0%})"
 
 

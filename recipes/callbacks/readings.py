@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from composer.core import State, TimeUnit
+from composer.core import State, Time, TimeUnit
 from composer.loggers import Logger
 from composer.loggers.progress_bar_logger import ProgressBarLogger
 
@@ -61,13 +61,17 @@ def flops_per_batch(state: State) -> float:
     return 0.0 if count is None else float(count(state.batch))
 
 
-def progress(state: State) -> float | None:
-    """Fraction of max_duration done, within an epoch too where the loader's length is known."""
-    if state.max_duration is None:
+def progress(state: State, max_duration: Time[int] | None = None) -> float | None:
+    """Fraction of max_duration done, 1 at most, within an epoch too where the loader's length is known.
+
+    max_duration: as the run began, where the state's own may have been cut down to stop it.
+    """
+    whole = max_duration or state.max_duration
+    if whole is None:
         return None
-    done = float(state.timestamp.get(state.max_duration.unit).value)
-    if state.max_duration.unit == TimeUnit.EPOCH:
+    done = float(state.timestamp.get(whole.unit).value)
+    if whole.unit == TimeUnit.EPOCH:
         if state.dataloader_len is None:
             return None
         done += int(state.timestamp.batch_in_epoch) / int(state.dataloader_len)
-    return done / float(state.max_duration.value)
+    return min(1.0, done / float(whole.value))

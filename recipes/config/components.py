@@ -202,7 +202,9 @@ def definitions() -> Schema:
         "optimizer": named(_signatures(registry.optimizers, {"params"}, optimizer_keys)),
         "scheduler": named(_signatures(registry.schedulers)),
         "loader": named(_loaders()),
-        "callbacks": keyed({name: from_signature(c, without={"train_config"}) for name, c in callbacks.items()}),
+        "callbacks": keyed(
+            {name: from_signature(c, without={"train_config", "started_at"}) for name, c in callbacks.items()}
+        ),
         "algorithms": keyed(_signatures(registry.algorithms)),
         "loggers": keyed(_signatures(registry.loggers)),
         "icl_task": named(_icl_tasks(), key="icl_task_type"),

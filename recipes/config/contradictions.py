@@ -14,6 +14,7 @@ from recipes.config.keys import KeyPath, Place, Problem, RecipeError
 from recipes.cost.hardware import find_gpu
 from recipes.cost.parameters import MODEL_DEFAULTS, MPT, OURS, RWKV, count_parameters
 from recipes.cost.run_length import Duration, read_duration
+from recipes.cost.setup import shard_degree
 from recipes.models.backends import CHOICES, features, precision_refusals, refusals
 from recipes.training.lora import target_problems
 
@@ -300,18 +301,28 @@ def _evaluation(recipe: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _cost(recipe: Mapping[str, Any]) -> Iterator[Finding]:
-    gpu = _section(recipe, "cost").get("gpu")
-    if isinstance(gpu, str) and gpu.strip().lower() != "cpu":
-        try:
-            find_gpu(gpu)
-        except ValueError as error:
-            yield ("cost", "gpu"), str(error)
+    for section in (("cost",), ("callbacks", "cost_monitor")):
+        inner: Any = recipe
+        for name in section:
+            inner = _section(inner, name)
+        gpu = inner.get("gpu")
+        if isinstance(gpu, str) and gpu.strip().lower() != "cpu":
+            try:
+                find_gpu(gpu)
+            except ValueError as error:
+                yield (*section, "gpu"), str(error)
 
 
 def _sharding(recipe: Mapping[str, Any]) -> Iterator[Finding]:
     model, fsdp = _section(recipe, "model"), recipe.get("fsdp_config")
     if model.get("init_device") == "mixed" and fsdp is None:
         yield ("model", "init_device"), "mixed needs fsdp_config: rank 0 holds the weights and sends the others theirs"
+    if isinstance(fsdp, Mapping) and world_size() > 1:
+        try:
+            shard_degree(fsdp, world_size())
+        except ValueError as error:
+            name, _, text = str(error).removeprefix("fsdp_config.").partition(": ")
+            yield ("fsdp_config", name), text
     for planner in ("load_planner", "save_planner"):
         if _section(recipe, "fsdp_config").get(planner):
             yield ("fsdp_config", planner), "is of FSDP1, and Composer's FSDP2 asks for none: leave it out"

@@ -62,6 +62,9 @@ RANGES: dict[str, Schema] = {
     **dict.fromkeys(("window_size", "tensor_parallel_degree"), _COUNT),
     **dict.fromkeys(("alpha_f", "eps", "init_std", "norm_eps", "num_workers", "predownload", "timeout"), _NOT_NEGATIVE),
     **dict.fromkeys(("download_retry", "weight_decay"), _NOT_NEGATIVE),
+    **dict.fromkeys(("usd_per_device_hour", "watts_per_device", "kg_co2e_per_kwh"), _NOT_NEGATIVE),
+    **dict.fromkeys(("budget_usd", "max_usd_per_hundredth_loss"), _POSITIVE),
+    "power_usage_effectiveness": {"minimum": 1},
     **dict.fromkeys(
         ("alibi_bias_max", "clip_qkv", "clipping_threshold", "dist_timeout", "download_timeout"), _POSITIVE
     ),

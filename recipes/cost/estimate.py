@@ -22,7 +22,7 @@ from recipes.cost.flops import llm_foundry_flops_per_token
 from recipes.cost.hardware import Gpu, find_gpu
 from recipes.cost.memory import MemoryEstimate, fits, largest_microbatch, memory, smallest_change
 from recipes.cost.rate import Rate, choose_rate, cost_section
-from recipes.cost.scaling import DEFAULT_LAW, TrainingBalance, balance, scaling_law
+from recipes.cost.scaling import DEFAULT_LAW, TrainingBalance, balance, predicted_loss
 from recipes.cost.setup import Setup, read_setup, tokens_of_run
 from recipes.cost.throughput import StepTime, step_time
 
@@ -76,6 +76,7 @@ class Estimate:
     usd: Range | None
     kwh: Range | None
     kg_co2e: Range | None
+    watts: float | None  # of a GPU
     memory: MemoryEstimate
     fits: bool
     max_microbatch_sequences: int
@@ -142,6 +143,7 @@ def estimate(
     parameters = setup.parameters.total
     # scaling laws say nothing of weights that have been trained
     scratch = None if recipe.get("pretrained") or setup.is_frozen else tokens
+    loss = None if scratch is None else predicted_loss(parameters, scratch, setup.shape.vocab_size, law)
     return Estimate(
         gpu=row.name,
         gpus=gpus,
@@ -162,12 +164,13 @@ def estimate(
         usd=_dollars(gpu_hours, rate),
         kwh=kwh,
         kg_co2e=None if kwh is None else kwh.times(kg_co2e_per_kwh),
+        watts=watts,
         memory=memory(setup, row),
         fits=fits(setup, row),
         max_microbatch_sequences=most,
         to_fit=smallest_change(setup, row),
-        predicted_loss=None if scratch is None else scaling_law(law).loss(parameters, scratch),
-        training_balance=None if scratch is None else balance(parameters, scratch, law),
+        predicted_loss=loss,
+        training_balance=None if scratch is None or loss is None else balance(parameters, scratch, law),
         notes=(*setup.notes, *_notes(setup, row, recipe, tokens)),
         setup=setup,
         hardware=row,

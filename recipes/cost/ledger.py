@@ -253,7 +253,8 @@ def lost_seconds(segments: Iterable[Segment], tokens: int) -> float:
     trained = [s for s in segments if s.tokens > 0]
     if not trained:
         return lost
-    went_on_from = [s.tokens_from for s in trained[1:]] + [tokens]
+    # a later one may go back further than the next
+    went_on_from = [min([tokens, *(s.tokens_from for s in trained[i + 1 :])]) for i in range(len(trained))]
     for segment, start in zip(trained, went_on_from, strict=True):
         repeated = max(0, segment.tokens_from + segment.tokens - start)
         lost += segment.seconds["train"] * min(1.0, repeated / segment.tokens)
@@ -268,7 +269,8 @@ def summarize(segments: Iterable[Segment], current: Segment, tokens: int, rate_s
     segments = list(segments)
     seconds = {phase: sum(s.seconds[phase] for s in segments) for phase in PHASES}
     wall_s = sum(seconds.values())
-    usd = usd_of(segments, current.usd_per_device_hour)
+    known = [s.usd_per_device_hour for s in segments if s.usd_per_device_hour is not None]
+    usd = usd_of(segments, known[-1] if known else None)
     processed = sum(s.tokens for s in segments)
     lost_s = lost_seconds(segments, tokens)
     active_s = seconds["train"] + seconds["data"]

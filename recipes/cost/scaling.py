@@ -130,6 +130,14 @@ def scaling_law(name: str = DEFAULT_LAW) -> ScalingLaw:
     return SCALING_LAWS[name]
 
 
+def predicted_loss(
+    parameters: float, tokens: float, vocabulary: int | None = None, law: str = DEFAULT_LAW
+) -> float | None:
+    """Nats a token by a scaling law; None where it says nothing: no less than guessing all words alike."""
+    loss = scaling_law(law).loss(parameters, tokens)
+    return loss if vocabulary is None or loss < math.log(max(vocabulary, 2)) else None
+
+
 def balance(parameters: float, tokens: float, law: str = DEFAULT_LAW) -> TrainingBalance:
     """Says whether a run is over- or under-trained for its compute.
 

@@ -26,6 +26,7 @@ OPTIMIZER_BYTES: Mapping[str, int] = {
     "no_op": 0,
 }
 SHARDINGS = ("FULL_SHARD", "SHARD_GRAD_OP", "HYBRID_SHARD", "_HYBRID_SHARD_ZERO2", "NO_SHARD")
+PADDED = ("finetuning", "preferences")  # loaders whose rows may end before max_seq_len
 MICROBATCH_AUTO = "auto"
 
 
@@ -137,7 +138,7 @@ def read_setup(recipe: Mapping[str, Any], gpus: int) -> Setup:
         sequences_per_item=sequences_per_item(recipe),
         has_reference=is_dpo,
         sharding=_sharding(recipe.get("fsdp_config"), gpus),
-        shard_degree=_shard_degree(fsdp, gpus),
+        shard_degree=shard_degree(fsdp, gpus),
         recompute=bool(fsdp.get("activation_checkpointing", False)),
         compute_bytes=2 if half and _mode(mixed) != "FULL" else 4,
         reduce_bytes=_reduce_bytes(mixed, half),
@@ -161,13 +162,15 @@ def steps_of_run(recipe: Mapping[str, Any], dataset_tokens: int | None = None) -
     amount, unit = int(duration.amount), duration.unit
     if unit == "ba":
         return amount
+    loader = recipe.get("train_loader")
     if unit == "tok":
+        if isinstance(loader, Mapping) and loader.get("name") in PADDED:
+            return None  # Composer counts no padding, of which only the data knows how much there is
         return -(-amount // tokens_per_step(recipe))
     if unit == "sp":
         return -(-amount // positive_integer("global_train_batch_size", _required(recipe, "global_train_batch_size")))
     if unit != "ep" or dataset_tokens is None:
         return None
-    loader = recipe.get("train_loader")
     drop_last = isinstance(loader, Mapping) and loader.get("drop_last")
     per_epoch, left = divmod(dataset_tokens, tokens_per_step(recipe))
     return amount * (per_epoch + bool(left and not drop_last))
@@ -219,13 +222,18 @@ def _sharding(fsdp: Mapping[str, Any] | None, gpus: int) -> str:
     return "SHARD_GRAD_OP" if keeps_weights else "FULL_SHARD"
 
 
-def _shard_degree(fsdp: Mapping[str, Any], gpus: int) -> int | None:
+def shard_degree(fsdp: Mapping[str, Any], gpus: int) -> int | None:
+    """Devices of one copy of the model, where fsdp_config states it. Raises ValueError where they cannot be so many."""
     degree, replicas = fsdp.get("data_parallel_shard_degree", -1), fsdp.get("data_parallel_replicate_degree")
     if degree in (-1, None):
         if replicas is None:
             return None
         return gpus // _divisor("fsdp_config.data_parallel_replicate_degree", replicas, gpus)
-    return _divisor("fsdp_config.data_parallel_shard_degree", degree, gpus)
+    degree = _divisor("fsdp_config.data_parallel_shard_degree", degree, gpus)
+    if replicas is not None and replicas * degree != gpus:
+        text = f"{replicas} replicas × {degree} shards are {replicas * degree} devices, the run has {gpus}"
+        raise ValueError(f"fsdp_config.data_parallel_shard_degree: {text}.")
+    return degree
 
 
 def _divisor(key: str, value: Any, gpus: int) -> int:

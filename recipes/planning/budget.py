@@ -16,7 +16,7 @@ from typing import Any
 from recipes.config.file_names import is_remote
 from recipes.config.keys import Problem, RecipeError
 from recipes.config.load import Recipe
-from recipes.cost.duration import hours_of, in_words
+from recipes.cost.duration import hours_of, in_words, number
 from recipes.cost.estimate import Estimate, estimate
 from recipes.cost.hardware import Gpu, find_gpu, gpu_from_device_name
 from recipes.cost.ledger import Ledger, first_start_unix_s, usd_of
@@ -118,7 +118,8 @@ def _compare(plan: Estimate, to_do: float, spent: float, budget: float | None, l
     if budget is not None and plan.usd is not None and spent + plan.usd.mid * to_do > budget:
         gone = f"${spent:,.4g} is spent and " if spent else ""
         low, mid, high = (usd * to_do for usd in (plan.usd.low, plan.usd.mid, plan.usd.high))
-        return f"{gone}the plan is ${mid:,.0f} (${low:,.0f} to ${high:,.0f}) {on}, the budget ${budget:,g}: {anyway}"
+        planned = f"the plan is ${number(mid)} (${number(low)} to ${number(high)}) {on}"
+        return f"{gone}{planned}, the budget ${budget:,g}: {anyway}"
     if left_s is not None and plan.hours is not None and plan.hours.mid * to_do * 3600 > left_s:
         takes = in_words(plan.hours.mid * to_do * 3600)
         return f"the plan takes {takes} {on}, the deadline leaves {in_words(left_s)}: {anyway}"

@@ -97,7 +97,7 @@ def short(number: float) -> str:
     """1.3 B, 1.02 M, 2.00 T: three digits."""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if number >= size * 0.9995:
-            value = number / size
+            value = float(f"{number / size:.3g}")
             return f"{value:.{max(0, 2 - len(str(int(value))) + 1)}f} {letter}"
     return f"{number:.0f}"
 

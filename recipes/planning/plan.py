@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ class Options:
     law: str = DEFAULT_LAW
     power_usage_effectiveness: float | None = None
     kg_co2e_per_kwh: float | None = None
+    overrides: tuple[str, ...] = ()  # of the recipe's keys
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Plan:
     same_loss_serving: tuple[float, float] | None = None  # (parameters, tokens) of least FLOPs with serving
 
 
-def options_from(said: Any, deadline_hours: float | None) -> Options:
+def options_from(said: Any, deadline_hours: float | None, overrides: Sequence[str] = ()) -> Options:
     """Options from parsed arguments.
 
     Raises:
@@ -113,6 +114,7 @@ def options_from(said: Any, deadline_hours: float | None) -> Options:
         law=said.law,
         power_usage_effectiveness=said.pue,
         kg_co2e_per_kwh=said.kg_co2e_per_kwh,
+        overrides=tuple(overrides),
     )
 
 
@@ -179,10 +181,10 @@ def _plan(recipe: Recipe, gpu: str, options: Options) -> Plan:
     in_time = None
     if options.deadline_hours is not None:
         batch = int(recipe["global_train_batch_size"])
-        in_time = next((n for n in _divisors(batch) if _in_time(on(n), options.deadline_hours)), None)
+        in_time = next((n for n in _divisors(batch) if _can_be_in_time(on, n, options.deadline_hours)), None)
     gpus = options.gpus
     if gpus is None:
-        gpus = in_time or min(GPUS, int(recipe["global_train_batch_size"]))
+        gpus = in_time or max(n for n in _divisors(int(recipe["global_train_batch_size"])) if n <= GPUS)
         why = "the fewest that meet the deadline" if in_time else "one node"
         assumed.append(f"{gpus} GPUs, {why}: --gpus N for others")
     plan = on(gpus)
@@ -218,7 +220,8 @@ def _rate_of_this_gpu(recipe: Recipe, gpu: str, options: Options, assumed: list[
     if other or compared:
         section.pop("watts_per_device", None)
     rate = section.get("usd_per_device_hour")
-    if rate is not None and options.usd_per_gpu_hour is None:
+    asked_here = options.usd_per_gpu_hour is not None or options.prices_file or options.price_kind
+    if rate is not None and not asked_here:
         if other or compared:
             del section["usd_per_device_hour"]
             device = stated_for or "one kind of device"
@@ -238,6 +241,10 @@ def _with_budget(plan: Plan, values: Mapping[str, Any], options: Options) -> Pla
         )
 
     model_is_given = bool(values.get("pretrained")) or plan.estimate.setup.is_frozen
+    if values["model"].get("block_overrides") and not model_is_given:
+        model_is_given = True
+        note = "the budget chooses no other size of a model whose block_overrides name its layers one by one"
+        plan = dataclasses.replace(plan, assumed=(*plan.assumed, note))
 
     def best(inference_tokens: float) -> Purchase | None:
         if model_is_given:
@@ -265,6 +272,13 @@ def _memory(plan: Estimate, recompute: bool) -> tuple[MemoryEstimate, int]:
 
 def _in_time(plan: Estimate, deadline_hours: float) -> bool:
     return plan.hours is not None and plan.hours.mid <= deadline_hours and plan.fits
+
+
+def _can_be_in_time(on: Callable[[int], Estimate], gpus: int, deadline_hours: float) -> bool:
+    try:
+        return _in_time(on(gpus), deadline_hours)
+    except ValueError:  # so many cannot be shared out as fsdp_config says
+        return False
 
 
 def _divisors(batch: int) -> list[int]:

@@ -18,7 +18,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
     law = scaling_law(options.law)
     parts = parts_gib(e.memory)
     balance = e.training_balance
-    extrapolated = None if e.tokens is None else is_extrapolated(e.params_total, e.tokens)
+    extrapolated = None if e.tokens is None or e.predicted_loss is None else is_extrapolated(e.params_total, e.tokens)
     return {
         "recipe": plan.recipe,
         "gpu": e.gpu,
@@ -48,7 +48,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
         **_range("usd", e.usd),
         **_range("kwh", e.kwh),
         **_range("kg_co2e", e.kg_co2e),
-        "watts_per_gpu": e.hardware.watts,
+        "watts_per_gpu": e.watts,
         "power_usage_effectiveness": plan.power_usage_effectiveness,
         "kg_co2e_per_kwh": plan.kg_co2e_per_kwh,
         "sharding": e.setup.sharding,
@@ -69,7 +69,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "predicted_loss_error_95": None if extrapolated in (None, True) else law.loss_error_95,
         "predicted_loss_extrapolated": extrapolated,
         "predicted_loss_by_law": {
-            name: None if e.tokens is None else other.loss(e.params_total, e.tokens)
+            name: None if e.tokens is None or e.predicted_loss is None else other.loss(e.params_total, e.tokens)
             for name, other in SCALING_LAWS.items()
         },
         "scaling_law": law.name,

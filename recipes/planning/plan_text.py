@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from recipes.cost.duration import in_words
+from recipes.cost.duration import in_words, number
 from recipes.cost.estimate import WHOLE_RUN_HIGH, WHOLE_RUN_LOW, WHOLE_RUN_MID, Range
 from recipes.cost.memory import parts_gib
 from recipes.cost.scaling import FITTED_PARAMETERS, FITTED_TOKENS, SCALING_LAWS, is_extrapolated, scaling_law
 from recipes.cost.spend import Purchase
-from recipes.planning.plan import Plan
+from recipes.planning.plan import GPUS, Plan
 
 Row = tuple[str, str]
 
@@ -22,7 +24,7 @@ def print_plan(plan: Plan) -> None:
     """One GPU type in full."""
     console = _console()
     e = plan.estimate
-    console.print(f"[bold]{plan.recipe}[/bold] on {e.gpus} × {e.hardware.title}")
+    console.print(f"[bold]{escape(plan.recipe)}[/bold] on {e.gpus} × {e.hardware.title}")
     for title, rows in (
         ("model", _model(plan)),
         ("time and money", [*_time(plan), *_money(plan)]),
@@ -41,9 +43,11 @@ def print_comparison(plans: Sequence[Plan], left_out: Sequence[str]) -> None:
     console = _console()
     first = plans[0]
     with_budget = first.options.budget_usd is not None
-    console.print(f"[bold]{first.recipe}[/bold]")
+    console.print(f"[bold]{escape(first.recipe)}[/bold]")
     console.print(_grid([*_model(first), *_law(first)]))
-    table = Table("GPU", "fits", box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("GPU", no_wrap=True, min_width=max(len(plan.estimate.gpu) for plan in plans))
+    table.add_column("fits", no_wrap=True, min_width=len("fits"))
     for column in ("GPUs", "micro", "MFU", "tokens/s", "hours", "GPU-hours", "USD", "USD/h", "kWh"):
         table.add_column(column, justify="right", no_wrap=True)
     if with_budget:
@@ -110,7 +114,8 @@ def _model(plan: Plan) -> list[Row]:
         ),
     ]
     if e.tokens is None:
-        rows.append(("tokens", "not known: max_duration is not in tokens and the data is not here; --dataset-tokens N"))
+        more = "; --dataset-tokens N says how much there is" if plan.options.dataset_tokens is None else ""
+        rows.append(("tokens", f"not known: they depend on the data, which is not here{more}"))
     else:
         batch, items = e.setup.global_batch_sequences, "pairs" if e.setup.sequences_per_item == 2 else "sequences"
         rows.append(("tokens", f"{e.tokens:,} = {e.steps:,} steps × {batch:,} {items} × {e.setup.tokens_per_item:,}"))
@@ -140,9 +145,9 @@ def _money(plan: Plan) -> list[Row]:
     rows = []
     if e.usd:
         rows.append(("dollars", f"${_span(e.usd)}"))
-    rows.append(("  rate", e.rate.source))
+    rows.append(("  rate", escape(e.rate.source)))
     if e.kwh and e.kg_co2e:
-        watts = f"{e.hardware.watts:g} W a GPU (board power limit)"
+        watts = f"{e.watts:g} W a GPU ({'stated' if e.watts != e.hardware.watts else 'board power limit'})"
         rows.append(("energy", f"{_span(e.kwh)} kWh: {watts} × {plan.power_usage_effectiveness:g} PUE"))
         carbon = f"{plan.kg_co2e_per_kwh:g} kg/kWh (arXiv 2302.13971, section 6)"
         rows.append(("CO₂", f"{_span(e.kg_co2e)} kg CO₂e at {carbon}"))
@@ -215,10 +220,9 @@ def _budget(plan: Plan) -> list[Row]:
         rows.append(("serving", text))
     if options.budget_usd is None or plan.tokens_for_budget is None:
         return rows
-    if plan.within_budget is not None:
-        within = "enough for this recipe" if plan.within_budget else "[bold red]less than this recipe takes[/bold red]"
-        text = f"${options.budget_usd:,.0f}: {within}; it buys {_short(plan.tokens_for_budget)} tokens of this model"
-        rows.append(("budget", text))
+    within = {True: "enough for this recipe; ", False: "[bold red]less than this recipe takes[/bold red]; ", None: ""}
+    text = f"${options.budget_usd:,.0f}: {within[plan.within_budget]}it buys {_short(plan.tokens_for_budget)} tokens"
+    rows.append(("budget", f"{text} of this model"))
     if plan.model_is_given:
         return rows
     rows += _bought("best", plan.best, plan)
@@ -237,25 +241,36 @@ def _bought(name: str, bought: Purchase | None, plan: Plan) -> list[Row]:
             f"{_bought_briefly(bought)}: {in_words(bought.hours * 3600)}, ${bought.usd_training:,.0f} of "
             f"training{serving}; the {bought.limited_by} is the limit",
         ),
-        ("", f"composer train.py {plan.recipe} {' '.join(bought.overrides)}"),
+        ("", f"{_launcher(plan.estimate.gpus)} train.py {plan.recipe} {_overridden(plan, bought)}"),
     ]
 
 
+def _launcher(gpus: int) -> str:
+    if gpus <= GPUS:
+        return f"composer -n {gpus}"
+    return f"composer -n {GPUS} --world_size {gpus} --node_rank RANK --master_addr FIRST --master_port 7501"
+
+
+def _overridden(plan: Plan, bought: Purchase) -> str:
+    """What the plan was asked for with, and over it what the budget has chosen."""
+    chosen = {text.partition("=")[0] for text in bought.overrides}
+    asked = [text for text in plan.options.overrides if text.partition("=")[0] not in chosen]
+    return escape(shlex.join([*asked, *bought.overrides]))
+
+
 def _span(value: Range) -> str:
-    return f"{_number(value.mid)} ({_number(value.low)} to {_number(value.high)})"
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{number(value.mid)} ({number(value.low)} to {number(value.high)})"
 
 
 def _mid(value: Range | None) -> str:
-    return "?" if value is None else _number(value.mid)
+    return "?" if value is None else number(value.mid)
 
 
 def _for_the_budget(plan: Plan) -> str:
     if plan.model_is_given:
         return "?" if plan.tokens_for_budget is None else f"{_short(plan.tokens_for_budget)} tokens"
+    if plan.tokens_for_budget is None:  # no rate
+        return "?"
     return "nothing" if plan.best is None else _bought_briefly(plan.best)
 
 

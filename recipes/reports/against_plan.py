@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from recipes.cost.duration import in_words
+from recipes.cost.duration import in_words, number
 from recipes.cost.estimate import WHOLE_RUN_MID
 from recipes.reports.run_record import RunRecord
 
@@ -28,7 +28,8 @@ class Reason:
 def reasons(run: RunRecord) -> list[Reason]:
     """The factors, largest effect first; empty without a plan or before anything was trained."""
     plan, bill = run.plan, run.bill
-    processed = sum(s.tokens for s in bill.segments)
+    processed = sum(s.tokens for s in bill.segments) * run.padding
+    learned = bill.tokens * run.padding
     active_device_s = sum((s.seconds["train"] + s.seconds["data"]) * s.devices for s in bill.segments)
     device_s = bill.device_hours * 3600
     if plan is None or not plan.tokens or not processed or not active_device_s or not bill.tokens:
@@ -36,8 +37,8 @@ def reasons(run: RunRecord) -> list[Reason]:
     speed = processed / active_device_s
     share = active_device_s / device_s
     found = [
-        Reason("tokens learned from", plan.tokens, bill.tokens, "tokens", bill.tokens / plan.tokens),
-        Reason("work done again after crashes", 1.0, processed / bill.tokens, "times", processed / bill.tokens),
+        Reason("tokens learned from", plan.tokens, learned, "tokens", learned / plan.tokens),
+        Reason("work done again after crashes", 1.0, processed / learned, "times", processed / learned),
         Reason(
             "speed of the steady state",
             plan.tokens_per_s_per_gpu,
@@ -65,7 +66,8 @@ def figures(run: RunRecord) -> list[tuple[str, str, str]]:
         return f"{mid} ({low} to {high}){unit}"
 
     rows = []
-    rows.append(("tokens", _count(run.planned_tokens), _count(bill.tokens)))
+    padded = f" and {round(bill.tokens * (run.padding - 1)):,} of padding" if run.padding > 1 else ""
+    rows.append(("tokens", _count(run.planned_tokens), _count(bill.tokens) + padded))
     actual_h = bill.wall_s / 3600
     hours = "not known"
     if plan and plan.hours:
@@ -102,4 +104,4 @@ def _count(value: int | None) -> str:
 
 
 def _unit(value: float | None, unit: str) -> str:
-    return "not known" if value is None else f"{value:,.3g} {unit}"
+    return "not known" if value is None else f"{number(value)} {unit}"

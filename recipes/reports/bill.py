@@ -10,8 +10,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from recipes.cost.duration import in_words
 from recipes.cost.ledger import EARLIER, PHASES, Segment, lost_seconds, read_records, segment_from, segments_of, usd_of
+from recipes.cost.rate import cost_section
 
 LEDGER = "ledger.jsonl"
 STEPS_BACK_S = 1.0  # a clock that is set back by less is being kept in time, not wrong
@@ -86,7 +89,7 @@ def read_bill(run: Path) -> Bill:
     Raises:
         ValueError: a path that is no run folder, or a ledger without a line that can be read.
     """
-    path = run / LEDGER if run.is_dir() else run
+    path = _ledger_of(run) if run.is_dir() else run
     if not path.is_file():
         what = f"it has no {LEDGER}" if run.is_dir() else "there is no such folder"
         near = sorted(str(p.parent) for p in Path("runs").glob(f"*/{LEDGER}"))[:8]
@@ -105,7 +108,19 @@ def read_bill(run: Path) -> Bill:
     if back_s > STEPS_BACK_S:
         warnings.append(f"the clock was set back by {in_words(back_s)}: times of day may be wrong, durations are not")
     segments = segments_of(records)
-    return Bill(path.parent, tuple(_start(s, records) for s in segments.values()), tuple(warnings))
+    return Bill(
+        run if run.is_dir() else path.parent, tuple(_start(s, records) for s in segments.values()), tuple(warnings)
+    )
+
+
+def _ledger_of(run: Path) -> Path:
+    """In the run folder, unless the recipe keeps it elsewhere."""
+    try:
+        recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+        elsewhere = cost_section(recipe).get("ledger")
+    except (OSError, ValueError, yaml.YAMLError, AttributeError, TypeError):
+        elsewhere = None
+    return Path(str(elsewhere)) if elsewhere else run / LEDGER
 
 
 def _start(segment: Segment, records: Sequence[Mapping[str, Any]]) -> Start:
@@ -148,11 +163,16 @@ def print_bills(bills: Sequence[Bill]) -> None:
     import sys
 
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     for bill in bills:
-        table = Table("began", "ended", title=f"{bill.folder}", title_justify="left", box=None, padding=(0, 2, 0, 0))
+        title = Text(str(bill.folder), style="italic")
+        table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+        table.add_column("began", no_wrap=True, min_width=len("2026-01-31 08:00:00"))
+        table.add_column("ended")
         for column in ("devices", "USD/h", "billed", "training", "tokens", "USD"):
             table.add_column(column, justify="right", no_wrap=True)
         for start in bill.starts:
@@ -177,7 +197,7 @@ def print_bills(bills: Sequence[Bill]) -> None:
         shares = [f"{name} {s / bill.wall_s:.1%}" for name, s in bill.seconds.items() if s > 0] if bill.wall_s else []
         console.print(f"  goodput {bill.goodput or 0:.1%} of {bill.device_hours:.4g} device-hours: {', '.join(shares)}")
         for source in dict.fromkeys(start.rate_source for start in bill.starts if start.rate_source):
-            console.print(f"  rate: {source}")
+            console.print(f"  rate: {escape(source)}")
         for warning in bill.warnings:
             console.print(f"  [yellow]note:[/yellow] {warning}")
         console.print()
@@ -213,4 +233,7 @@ def _end_of(start: Start) -> str:
 
 
 def _clock(unix_s: float | None) -> str:
-    return "?" if unix_s is None else datetime.fromtimestamp(unix_s).strftime("%Y-%m-%d %H:%M:%S")
+    try:
+        return "?" if unix_s is None else datetime.fromtimestamp(unix_s).strftime("%Y-%m-%d %H:%M:%S")
+    except (OverflowError, OSError, ValueError):  # no time of any day
+        return "?"

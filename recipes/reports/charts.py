@@ -97,7 +97,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 def short(value: float) -> str:
     """`1.5 M`, `0.02`: a number for an axis."""
     for size, unit in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e4, " k")):
-        if abs(value) >= size:
+        if abs(value) >= size * 0.99995:
             return f"{value / (1e3 if unit == ' k' else size):.4g}{unit}"
     return f"{value:.4g}"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from recipes.cost.duration import in_words
+from recipes.cost.duration import in_words, number
 from recipes.reports.against_plan import figures, reasons
 from recipes.reports.charts import SERIES, Line, line_chart, share_bar, short
 from recipes.reports.run_record import Point, RunRecord, read_run
@@ -40,11 +40,17 @@ def write_page(folders: Sequence[Path], out: Path | None = None) -> Path:
     Raises:
         ValueError: a folder that is no run's, in words.
     """
-    runs = [read_run(folder) for folder in folders]
+    runs = [read_run(folder) for folder in {folder.resolve(): folder for folder in folders}.values()]
     if out is None:
         common = runs[0].folder if len(runs) == 1 else Path(os.path.commonpath([r.folder.absolute() for r in runs]))
         out = common / PAGE
-    write_whole(out, page(runs))
+    try:
+        text = page(runs)
+    except (TypeError, AttributeError, KeyError, OverflowError) as error:
+        where = ", ".join(str(run.folder) for run in runs)
+        said = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{where}: a file there is not what a run or an evaluation writes ({said})") from None
+    write_whole(out, text)
     return out
 
 
@@ -95,8 +101,8 @@ def _key(run: RunRecord) -> list[tuple[str, str]]:
         ("goodput", UNKNOWN if bill.goodput is None else f"{bill.goodput:.0%}"),
         ("billed time", in_words(bill.wall_s)),
         ("starts", str(len(bill.starts))),
-        ("energy", UNKNOWN if kwh is None else f"{kwh:,.3g} kWh"),
-        ("CO₂e", UNKNOWN if kwh is None else f"{summary.get('kg_co2e') or 0:,.3g} kg"),
+        ("energy", UNKNOWN if kwh is None else f"{number(kwh)} kWh"),
+        ("CO₂e", UNKNOWN if kwh is None else f"{number(summary.get('kg_co2e') or 0)} kg"),
     ]
 
 
@@ -267,6 +273,4 @@ def _usd(value: float | None) -> str:
 
 
 def _number(value: float | None) -> str:
-    if value is None:
-        return UNKNOWN
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return UNKNOWN if value is None else number(value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +14,11 @@ from recipes.config.load import Recipe
 from recipes.cost.estimate import Estimate, estimate
 from recipes.cost.parameters import count_parameters
 from recipes.cost.rate import cost_section
-from recipes.cost.scaling import is_extrapolated, scaling_law
-from recipes.cost.setup import sequences_per_item, tokens_of_run
+from recipes.cost.scaling import is_extrapolated, predicted_loss
+from recipes.cost.setup import PADDED, sequences_per_item, tokens_of_run
 from recipes.reports.bill import Bill, read_bill
 from recipes.reports.runs import METRICS, metrics_by_step, validation_loss
-from recipes.reports.summary import EVALUATION, SUMMARY, TRAIN_LOSS
+from recipes.reports.summary import EVALUATION, SUMMARY, TRAIN_LOSS, read_json
 from recipes.training.batches import dataset_tokens
 
 RECIPE = "recipe.yaml"
@@ -48,6 +47,7 @@ class RunRecord:
     validation: tuple[Point, ...]
     plan: Estimate | None
     no_plan: str  # why there is none
+    padding: float  # tokens of its batches for each one that was counted
     planned_tokens: int | None  # these two need no hardware row
     predicted_loss: float | None
     extrapolated: bool  # outside of what the scaling law was fitted to
@@ -72,18 +72,20 @@ def read_run(folder: Path) -> RunRecord:
     try:
         text = (folder / RECIPE).read_text(encoding="utf-8")
         recipe = yaml.safe_load(text)
-    except (OSError, yaml.YAMLError):
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
         text, recipe = "", {}
     recipe = recipe if isinstance(recipe, dict) else {}
     tokens_per_step = _positive(recipe, "global_train_batch_size") * _positive(recipe, "max_seq_len")
-    training, validation = _curves(folder, tokens_per_step * sequences_per_item(recipe))
+    tokens_per_step *= sequences_per_item(recipe)
+    summary = read_json(folder / SUMMARY)
+    training, validation = _curves(folder, tokens_per_step)
     plan, no_plan = _plan(recipe, bill)
     parameters, tokens = _without_hardware(recipe)
     return RunRecord(
         folder=folder,
         bill=bill,
-        summary=_json(folder / SUMMARY),
-        evaluation=_json(folder / EVALUATION),
+        summary=summary,
+        evaluation=read_json(folder / EVALUATION),
         tasks=_tasks(folder / TASKS),
         recipe=recipe,
         recipe_text=text,
@@ -91,33 +93,49 @@ def read_run(folder: Path) -> RunRecord:
         validation=tuple(validation),
         plan=plan,
         no_plan=no_plan,
+        padding=_padding(recipe, summary, tokens_per_step, bill),
         planned_tokens=tokens,
         predicted_loss=_predicted_loss(recipe, parameters, tokens),
         extrapolated=bool(parameters and tokens) and is_extrapolated(parameters or 0, tokens or 0),
     )
 
 
+def _padding(recipe: Mapping[str, Any], summary: Mapping[str, Any], tokens_per_step: int, bill: Bill) -> float:
+    """Tokens of the batches, as plans count them, for each that Composer counts: more than 1 where rows are padded."""
+    loader, steps = recipe.get("train_loader"), summary.get("steps")
+    is_padded = isinstance(loader, dict) and loader.get("name") in PADDED
+    if not is_padded or not isinstance(steps, int) or not bill.tokens:
+        return 1.0
+    return max(1.0, steps * tokens_per_step / bill.tokens)
+
+
 def _predicted_loss(recipe: Mapping[str, Any], parameters: int | None, tokens: int | None) -> float | None:
-    """By the scaling law, where it says anything: not of pretrained weights, nor more than guessing all words alike."""
+    """By the scaling law, where it says anything: not of pretrained weights."""
     if not parameters or not tokens or recipe.get("pretrained"):
         return None
-    loss = scaling_law().loss(parameters, tokens)
     model = recipe.get("model")
     vocabulary = model.get("vocab_size") if isinstance(model, dict) else None
-    return loss if not isinstance(vocabulary, int) or loss < math.log(max(vocabulary, 2)) else None
+    return predicted_loss(parameters, tokens, vocabulary if isinstance(vocabulary, int) else None)
 
 
 def _curves(folder: Path, tokens_per_step: int) -> tuple[list[Point], list[Point]]:
     """Losses by step: that of step s was logged at s, when s steps were paid for, and is known after s + 1."""
     steps = metrics_by_step(folder / METRICS)
+    counted = {step: values["time/token"] for step, values in steps.items() if _is_loss(values.get("time/token"))}
+    last = max(counted, default=0)
+    each = counted[last] / last if last else tokens_per_step  # behind the last step that was logged
+
+    def tokens_at(step: int) -> int:
+        return round(counted[step] if step in counted else counted.get(last, 0) + (step - last) * each)
+
     usd = {step: values.get("cost/usd") for step, values in steps.items()}
     training, validation = [], []
     for step, values in steps.items():
         if _is_loss(values.get(TRAIN_LOSS)):
-            training.append(Point((step + 1) * tokens_per_step, usd.get(step + 1, usd[step]), values[TRAIN_LOSS]))
+            training.append(Point(tokens_at(step + 1), usd.get(step + 1, usd[step]), values[TRAIN_LOSS]))
         loss = validation_loss(values)
         if loss is not None and _is_loss(loss):
-            validation.append(Point(step * tokens_per_step, usd.get(step), loss))
+            validation.append(Point(tokens_at(step), usd.get(step), loss))
     return training, validation
 
 
@@ -174,11 +192,3 @@ def _positive(recipe: Mapping[str, Any], key: str) -> int:
 
 def _is_loss(value: Any) -> bool:
     return isinstance(value, (int, float)) and value == value and abs(value) != float("inf")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

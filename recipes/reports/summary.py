@@ -12,6 +12,7 @@ from typing import Any
 
 from recipes.config.file_names import is_remote
 from recipes.config.load import Recipe
+from recipes.cost.duration import in_words, number
 from recipes.reports.runs import METRICS, metrics_by_step, validation_loss, write_whole
 from recipes.reports.scores import score_with_interval
 
@@ -32,7 +33,7 @@ def recipe_digest(recipe: Recipe) -> str:
 
 def is_finished(folder: Path, recipe: Recipe) -> bool:
     """Whether this very recipe ran to its end in this folder and its last checkpoint is still there."""
-    summary = _read(folder / SUMMARY)
+    summary = read_json(folder / SUMMARY)
     if summary.get("recipe_sha256") != recipe_digest(recipe) or summary.get("stopped"):
         return False
     checkpoint = summary.get("checkpoint")
@@ -61,16 +62,20 @@ def write_summary(
         "eval_loss_end": _at(losses, -1),
         **dataclasses.asdict(cost),
     }
-    write_whole(folder / SUMMARY, json.dumps(summary, indent=2, default=str) + "\n")
+    known = {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in summary.items()
+    }  # as JSON has it
+    write_whole(folder / SUMMARY, json.dumps(known, indent=2, default=str) + "\n")
 
 
 def print_summary(folder: Path) -> None:
     """A screenful for a person: what was learned, how fast, at what price, and where the files are."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
     from rich.text import Text
 
-    summary = _read(folder / SUMMARY)
+    summary = read_json(folder / SUMMARY)
     if not summary:
         raise FileNotFoundError(f"{folder / SUMMARY} does not exist: no run has ended in {folder}")
     table = Table.grid(padding=(0, 2))
@@ -85,7 +90,7 @@ def print_summary(folder: Path) -> None:
     for name, text in rows:
         table.add_row(name, Text(text))
     console = Console(highlight=False, soft_wrap=False)
-    console.print(f"\n[bold]{folder.name}[/bold] after {steps} steps")
+    console.print(f"\n[bold]{escape(folder.resolve().name)}[/bold] after {steps} steps")
     console.print(table)
 
 
@@ -97,12 +102,19 @@ def _learned(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     if end is not None:
         before = f"{start:.3f} → " if start is not None and start != end else ""
         rows.append(("validation loss", f"{before}{end:.3f} nats a token"))
-        before = f"{math.exp(start):,.1f} → " if start is not None and start != end else ""
-        rows.append(("validation perplexity", f"{before}{math.exp(end):,.1f}"))
+        before = f"{_perplexity(start):,.1f} → " if start is not None and start != end else ""
+        rows.append(("validation perplexity", f"{before}{_perplexity(end):,.1f}"))
     start, end = summary.get("train_loss_start"), summary.get("train_loss_end")
     if start is not None and end is not None:
         rows.append(("training loss", f"{start:.3f} → {end:.3f}"))
     return rows
+
+
+def _perplexity(loss: float) -> float:
+    try:
+        return math.exp(loss)
+    except OverflowError:  # of a run that has diverged
+        return math.inf
 
 
 def _paid(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -111,12 +123,12 @@ def _paid(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     if tokens:
         rows.append(("tokens", f"{tokens:,}" + (f" at {speed:,.0f} tokens/s while training" if speed else "")))
     mfu = summary.get("mfu")
-    rows.append(("MFU", f"{mfu:.1%}" if mfu is not None else "unknown: no peak rate known for this device"))
+    rows.append(("MFU", f"{mfu:.1%}" if mfu is not None else str(summary.get("mfu_basis") or "unknown")))
     wall, train = summary.get("wall_s"), summary.get("train_s")
     if wall is not None:
         useful = (train or 0.0) - (summary.get("lost_s") or 0.0)
         share = f", goodput {useful / wall:.0%}" if train and wall else ""
-        rows.append(("wall time", f"{_duration(wall)}{share}"))
+        rows.append(("wall time", f"{in_words(wall)}{share}"))
     usd, source = summary.get("usd"), summary.get("rate_source")
     if usd is None:
         rows.append(("cost", f"unknown: {source}" if source else "unknown"))
@@ -126,14 +138,17 @@ def _paid(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("cost", f"${usd:,.4f}{each} ({source})"))
     if summary.get("kwh") is not None:
         rows.append(
-            ("energy", f"{summary['kwh']:,.4g} kWh, {summary['kg_co2e']:,.4g} kg CO₂e ({summary['energy_basis']})")
+            (
+                "energy",
+                f"{number(summary['kwh'])} kWh, {number(summary['kg_co2e'])} kg CO₂e ({summary['energy_basis']})",
+            )
         )
     return rows
 
 
 def _evaluated(folder: Path) -> list[tuple[str, str]]:
     rows = []
-    for model in _read(folder / EVALUATION).get("models", []):
+    for model in read_json(folder / EVALUATION).get("models", []):
         if model.get("unigram_entropy") is not None:
             rows.append(("unigram entropy", f"{model['unigram_entropy']:.3f}: the loss of knowing frequencies alone"))
         for task in model.get("tasks", []):
@@ -158,15 +173,11 @@ def _at(series: Mapping[int, float], index: int) -> float | None:
     return list(series.values())[index] if series else None
 
 
-def _duration(seconds: float) -> str:
-    hours, rest = divmod(round(seconds), 3600)
-    minutes, seconds = divmod(rest, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
-
-
-def _read(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A file's JSON object; an empty one where there is none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        # NaN and infinities, of runs that have diverged, are not known
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from html import escape
-from typing import Any
+from typing import Any, TypeGuard
 
 from recipes.cost.duration import in_words
 from recipes.reports.charts import SERIES, Line, line_chart
@@ -42,7 +43,11 @@ def section_of(run: RunRecord, several: bool) -> str:
 
 def _points(run: RunRecord, label: str) -> list[tuple[float, float]]:
     found = [(record.get("tokens"), _task(record, label).get("score")) for record in run.tasks]
-    return [(float(x), float(y)) for x, y in found if isinstance(x, (int, float)) and isinstance(y, (int, float))]
+    return [(float(x), float(y)) for x, y in found if _is_number(x) and _is_number(y)]
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _task(record: Mapping[str, Any], label: str) -> Mapping[str, Any]:

@@ -19,6 +19,8 @@ from composer.utils import dist, get_device, reproducibility
 from composer.utils.parallelism import FSDP2Config
 from llmfoundry.utils import builders
 
+from recipes.cost.setup import shard_degree
+
 
 def prepare_process(settings: Mapping[str, Any]) -> None:
     """Process group, allocator and seed, in the order LLM Foundry's training has them."""
@@ -109,11 +111,8 @@ def _device_mesh(fsdp: Mapping[str, Any]) -> Any:
     """(replicas, shards) for hybrid sharding; None shards over all devices."""
     world, local = dist.get_world_size(), dist.get_local_world_size()
     hybrid = str(fsdp.get("sharding_strategy", "")).strip("_").startswith("HYBRID")
-    shards = fsdp.get("data_parallel_shard_degree") or -1
-    replicas = fsdp.get("data_parallel_replicate_degree") or (world // local if hybrid else 1)
-    shards = world // replicas if shards == -1 else shards
-    if replicas * shards != world:
-        raise ValueError(f"{replicas} replicas × {shards} shards are {replicas * shards} devices, the run has {world}")
+    shards = shard_degree(fsdp, world) or (local if hybrid else world)
+    replicas = world // shards
     if replicas == 1:
         return None
     from torch.distributed.device_mesh import init_device_mesh

@@ -14,13 +14,16 @@ from tests.callbacks.test_cost import trainer
 
 
 class Lines(LogLines):
-    """With a validation loss of its own after the fourth step."""
+    """With an evaluation on two loaders after the second step and after the fourth."""
 
     def batch_end(self, state: Any, logger: Logger) -> None:
         super().batch_end(state, logger)
-        if state.timestamp.batch == 4:
-            self.log_metrics({"metrics/eval/LanguageCrossEntropy": 1.25})
-            self.eval_end(state, logger)
+        if state.timestamp.batch in (2, 4):
+            self.eval_before_all(state, logger)
+            for loader in ("a", "b"):
+                self.log_metrics({f"metrics/eval/{loader}/LanguageCrossEntropy": 5.0 / int(state.timestamp.batch)})
+                self.eval_end(state, logger)
+            self.eval_after_all(state, logger)
 
 
 @pytest.mark.parametrize(("interval_s", "steps"), [(600, [1, 6]), (0, [1, 2, 3, 4, 5, 6])])
@@ -31,7 +34,9 @@ def test_the_first_step_the_last_and_some_between(
     t.fit()
     t.close()
     lines = [line for line in capsys.readouterr().err.splitlines() if re.match(r"\d\d:\d\d:\d\d step ", line)]
-    assert lines.pop(steps.index(6) if interval_s else 4).endswith("step 4: validation loss 1.2500")
+    losses = [line for line in lines if "validation loss" in line]
+    assert [line.split("step ")[1] for line in losses] == ["2: validation loss 2.5000", "4: validation loss 1.2500"]
+    lines = [line for line in lines if line not in losses]
     assert [int(line.split()[2]) for line in lines] == steps
     last = r"step 6 \(100%\): loss \d+\.\d{4}, [\d,]+ tokens/s, \$\d.* of about \$\d.*, 0 s left, goodput \d+%"
     assert re.search(last + "$", lines[-1])

@@ -111,9 +111,18 @@ def test_lost_steps_are_those_a_later_process_did_again() -> None:
     assert lost_seconds([died], 1000) == 0
     assert lost_seconds([died], 0) == 100  # nothing was saved
     assert lost_seconds([], 0) == 0
+    far_back = segment("e", 80, tokens=80, tokens_from=20)  # further than the start before it
+    between = segment("c", 20, tokens=20, tokens_from=100)
+    assert lost_seconds([segment("a", 100, tokens=100), between, far_back], 100) == pytest.approx(100)
     cost = summarize([died, unborn, went_on], went_on, 1400, "stated", "…")
     assert cost.lost_s == pytest.approx(20)
     assert cost.goodput == pytest.approx(140 / 160)
+
+
+def test_a_last_start_without_a_rate_is_billed_as_the_one_before() -> None:
+    first, last = segment("a", 100, tokens=100), segment("b", 100, tokens=100, tokens_from=100)
+    first, last = replace(first, usd_per_device_hour=3.6), replace(last, usd_per_device_hour=None)
+    assert summarize([first, last], last, 200, "unknown", "…").usd == pytest.approx(0.1 * 2 * first.devices)
 
 
 def test_when_a_run_began(tmp_path: Path) -> None:

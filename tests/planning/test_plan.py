@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def test_the_documented_command_answers_quickly_without_torch(run_command: Comma
         "hoffmann-2022",
         "missed with 64 GPUs; 128 GPUs are the fewest",
         "$200,000: enough for this recipe",
-        "composer train.py yamls/pretrain/mpt-7b-8k.yaml model.d_model=",
+        "--master_port 7501 train.py yamls/pretrain/mpt-7b-8k.yaml model.d_model=",
     ):
         assert words in " ".join(done.stdout.split()), words
 
@@ -163,6 +164,51 @@ def test_a_budget_chooses_no_other_model_for_weights_that_are_given(run_command:
     assert "$500: enough for this recipe" in planned.stdout
     for wrong in ("composer train.py", "no model that fits"):
         assert wrong not in planned.stdout
+
+
+def test_what_a_budget_buys_keeps_what_was_asked_for(run_command: Command) -> None:
+    asked = ["global_train_batch_size=256", "precision=amp_fp16", "run_name=a b"]
+    words = [SEVEN_B, *asked, "--gpu", "h100", "--gpus", "8", "--budget", "20000"]
+    printed = " ".join(run_command("python", "-m", "recipes", "plan", *words).stdout.split())
+    assert f"composer -n 8 train.py {SEVEN_B} global_train_batch_size=256 precision=amp_fp16 'run_name=a b'" in printed
+
+
+def test_a_stated_shard_degree_is_no_hindrance_to_a_deadline(run_command: Command) -> None:
+    p = plan(run_command, SEVEN_B, "fsdp_config.data_parallel_shard_degree=8", "--gpu", "h100", "--deadline", "10d")
+    assert p["gpus"] % 8 == 0
+    assert p["meets_deadline"] is True
+
+
+def test_degrees_that_a_run_refuses_are_not_planned(run_command: Command) -> None:
+    degrees = ("fsdp_config.data_parallel_shard_degree=8", "fsdp_config.data_parallel_replicate_degree=2")
+    refused = run_command("python", "-m", "recipes", "plan", SEVEN_B, *degrees, "--gpu", "h100", "--gpus", "64")
+    assert refused.returncode == 1
+    assert "2 replicas × 8 shards are 16 devices, the run has 64" in refused.stderr
+    checked = run_command("python", "-m", "recipes", "check", SEVEN_B, *degrees, env={"WORLD_SIZE": "64"})
+    assert "2 replicas × 8 shards are 16 devices, the run has 64" in checked.stderr
+
+
+def test_a_budget_for_what_is_of_unknown_length_or_layers(run_command: Command) -> None:
+    tuned = run_command(
+        "python", "-m", "recipes", "plan", "yamls/finetune/mpt-7b-instruct.yaml", "--gpu", "h100", "--budget", "100"
+    )
+    assert re.search(r"\$100: it buys [\d.]+ [MB] tokens of this model", tuned.stdout)
+    words = ["model.block_overrides={order: [{name: default, repeat: 32}]}", "--gpu", "h100", "--budget", "1000"]
+    planned = run_command("python", "-m", "recipes", "plan", SEVEN_B, *words)
+    assert planned.returncode == 0, planned.stderr
+    assert "chooses no other size of a model whose block_overrides" in " ".join(planned.stdout.split())
+
+
+def test_watts_are_those_that_were_counted(run_command: Command) -> None:
+    p = plan(run_command, SEVEN_B, "cost.gpu=h100", "cost.watts_per_device=350")
+    assert p["watts_per_gpu"] == 350
+    assert p["kwh"] == pytest.approx(p["gpu_hours"] * 0.35 * p["power_usage_effectiveness"])
+
+
+def test_a_loss_that_is_no_better_than_guessing_is_not_predicted(run_command: Command) -> None:
+    p = plan(run_command, "yamls/pretrain/mpt-quickstart.yaml", "--gpu", "h100", "--gpus", "1")
+    assert p["predicted_loss"] is p["training_balance"] is p["predicted_loss_extrapolated"] is None
+    assert set(p["predicted_loss_by_law"].values()) == {None}
 
 
 def test_a_deadline_without_gpus_chooses_them(run_command: Command) -> None:

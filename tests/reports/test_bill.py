@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from recipes.reports.bill import read_bill
+from recipes.reports.bill import print_bills, read_bill
 
 from ..conftest import Command
 from ..run_folders import BEGAN, FIRST, TOKENS_PER_STEP, USD, WALL_S, crashed_run, ledger_line
@@ -48,6 +49,26 @@ def test_the_command_prints_a_table_and_the_sum_of_runs(tmp_path: Path, run_comm
     data = json.loads(run_command("python", "-m", "recipes", "bill", one, "--json").stdout)
     assert data["usd"] == pytest.approx(USD)
     assert [start["wall_s"] for start in data["starts"]] == [sum(FIRST.values()), 1640]
+
+
+def test_a_ledger_that_is_kept_elsewhere_is_found(tmp_path: Path) -> None:
+    run = crashed_run(tmp_path / "run[v2]")
+    (run / "ledger.jsonl").rename(tmp_path / "elsewhere.jsonl")
+    recipe = (run / "recipe.yaml").read_text()
+    (run / "recipe.yaml").write_text(f"{recipe}cost: {{ledger: {tmp_path}/elsewhere.jsonl}}\n")
+    bill = read_bill(run)
+    assert (bill.folder, bill.usd) == (run, pytest.approx(USD))
+
+
+def test_names_and_columns_are_whole_in_80_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    print_bills([read_bill(crashed_run(tmp_path / "run[v2]"))])
+    printed = capsys.readouterr().out
+    assert "run[v2]" in printed
+    assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", printed, re.MULTILINE)
 
 
 def test_a_clock_that_was_set_back_is_said_and_changes_no_dollar(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from recipes.reports.against_plan import reasons
 from recipes.reports.charts import Line, line_chart, share_bar, short, ticks
 from recipes.reports.page import write_page
 from recipes.reports.run_record import read_run
+from recipes.reports.summary import print_summary
 
 from ..conftest import Command
 from ..run_folders import USD, crashed_run
@@ -109,6 +110,29 @@ def test_a_run_that_left_almost_nothing_still_has_a_page(tmp_path: Path) -> None
     html = write_page([run]).read_text()
     for words in ("not finished: killed, or still running", "nothing to draw", "recipe.yaml is missing", "None yet"):
         assert words in html
+
+
+def test_what_diverged_or_is_damaged_is_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = crashed_run(tmp_path / "run")
+    (run / "tasks.jsonl").write_text('{"step": 3, "tokens": 9, "tasks": [{"label": "a", "score": Infinity}]}\n')
+    (run / "summary.json").write_text('{"steps": 6, "eval_loss_end": 807.5, "tokens_per_s": NaN, "recipe": "r"}')
+    print_summary(run)
+    assert "perplexity  inf" in capsys.readouterr().out
+    assert "not known" in write_page([run]).read_text()
+    (run / "results.json").write_text('{"models": [3]}')
+    with pytest.raises(ValueError, match="run: a file there is not what a run or an evaluation writes"):
+        write_page([run])
+
+
+def test_padding_is_part_of_the_plan(tmp_path: Path) -> None:
+    run = crashed_run(tmp_path / "run")
+    recipe = (run / "recipe.yaml").read_text()
+    (run / "recipe.yaml").write_text(recipe.replace("name: text", "name: finetuning", 1))
+    (run / "summary.json").write_text('{"steps": 9600}')  # of 4,800 steps' tokens
+    record = read_run(run)
+    assert record.padding == 2
+    (run / "recipe.yaml").write_text(recipe)
+    assert read_run(run).padding == 1
 
 
 def test_charts() -> None:
