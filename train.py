@@ -18,7 +18,7 @@ from recipes.preflight.training import preflight
 from recipes.reports.page import write_page
 from recipes.reports.runs import run_folder, write_whole
 from recipes.reports.summary import SUMMARY, is_finished, print_summary, write_summary
-from recipes.screen import is_first_rank, print_plan, print_problems, print_recipe, print_stop, tell, usage
+from recipes.screen import exit_status, is_first_rank, print_plan, print_problems, print_recipe, print_stop, tell, usage
 from recipes.training.batches import plan_batches
 from recipes.training.holding import hold
 from recipes.training.startup import light_imports
@@ -89,4 +89,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(exit_status(main, "goes on from the newest whole checkpoint, where the recipe has a save_folder"))

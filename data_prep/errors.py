@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import FrameType
 
 INTERRUPTED = 130  # exit status of a program ended by Ctrl-C: 128 + SIGINT
-_GOES_ON = "nothing unfinished stands under its final name; the same command goes on from what is finished."
+_NOTHING_HALF = "nothing unfinished stands under its final name; the same command"
 
 
 class PrepError(ValueError):
@@ -48,8 +48,10 @@ def describe_os_error(error: OSError) -> str:
     return f"{where}{reason}" + (f"; {advice}." if advice else ".")
 
 
-def exit_status(run: Callable[[], None]) -> int:
+def exit_status(run: Callable[[], None], then: str = "begins anew") -> int:
     """Run a command; print what went wrong in words.
+
+    then: what the same command does after it was interrupted.
 
     Returns:
         0; 1 for what the user can mend; 130 after Ctrl-C, 143 after SIGTERM. Anything else is a defect of this code
@@ -72,10 +74,10 @@ def exit_status(run: Callable[[], None]) -> int:
         print(f"error: {describe_os_error(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\ninterrupted: {_GOES_ON}", file=sys.stderr)
+        print(f"\ninterrupted: {_NOTHING_HALF} {then}.", file=sys.stderr)
         return INTERRUPTED
     except Stopped:
-        print(f"stopped: {_GOES_ON}", file=sys.stderr)
+        print(f"stopped: {_NOTHING_HALF} {then}.", file=sys.stderr)
         return 128 + signal.SIGTERM
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -81,7 +81,7 @@ def checked_options(arguments: argparse.Namespace) -> dict[str, Any]:
             f"--hold-mb {arguments.hold_mb:g}: expected megabytes of a row, from {_LEAST_HELD_MB} ({HOLD_MB})."
         )
     if not 0.001 <= arguments.part_mb <= 1e9:
-        raise PrepError(f"--part-mb {arguments.part_mb:g}: expected megabytes of input, 0.001 or more (33).")
+        raise PrepError(f"--part-mb {arguments.part_mb:g}: expected megabytes of input, 0.001 or more (33.6).")
     if arguments.usd_per_hour is not None and not 0 <= arguments.usd_per_hour < float("inf"):
         raise PrepError(f"--usd-per-hour {arguments.usd_per_hour:g}: expected dollars, 0 or more.")
     if arguments.min_chars < 0 or arguments.max_chars < 0 or 0 < arguments.max_chars < arguments.min_chars:

@@ -227,7 +227,7 @@ def _count(text: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
-    return exit_status(lambda: run(arguments))
+    return exit_status(lambda: run(arguments), "goes on from what is finished")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from typing import Any
 from eval.metrics import Z_95, standard_error
 from eval.results import examples_path
 from recipes.reports.summary import EVALUATION
+from recipes.screen import exit_status
 
 SHOWN = 3  # flipped examples a task
 WIDTH = 100  # characters of a prompt that are shown, its end
@@ -93,7 +94,10 @@ def read(path: Path, model: str | None) -> tuple[str, Records, dict[str, str]]:
         entries = {str(entry["name"]): entry for entry in content["models"]}
         tasks = {name: {t["label"]: t for t in entry.get("tasks", [])} for name, entry in entries.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} holds no results: {error}") from None
+        hint = (
+            "; evaluate it first: python eval/evaluate.py RECIPE models.0.run=RUN" if isinstance(error, OSError) else ""
+        )
+        raise ValueError(f"{path} holds no results: {error}{hint}") from None
     if not entries:
         raise ValueError(f"{path} holds no results: its list of models is empty")
     if len(entries) < len(content["models"]):
@@ -201,4 +205,4 @@ def _show(name_a: str, name_b: str, found: Sequence[Difference], a: Records, b: 
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(exit_status(main, "begins anew"))

@@ -26,6 +26,7 @@ from eval.results import contamination_line
 from eval.tasks.icl import Task
 from eval.tasks.rows import TaskError
 from recipes.config.keys import RecipeError
+from recipes.screen import exit_status
 from recipes.training.startup import light_imports
 
 TOKENS = 13  # in a row; GPT-3 (arXiv:2005.14165, appendix C) took 13 words
@@ -186,4 +187,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(exit_status(main, "begins anew"))

@@ -39,7 +39,8 @@ from recipes.config.load import Recipe, load
 from recipes.config.named_files import with_named_files
 from recipes.preflight.data import local_data_files
 from recipes.preflight.evaluation import evaluation_problems, preflight_evaluation
-from recipes.screen import is_first_rank, print_problems, usage
+from recipes.preflight.machine import can_be_written
+from recipes.screen import exit_status, is_first_rank, print_problems, usage
 from recipes.training.batches import shard_folders
 from recipes.training.startup import light_imports
 
@@ -78,6 +79,9 @@ def main(arguments: list[str]) -> int:
     code = recipe.get("code_paths") or []
     models = [digest_of(entry, recipe.get("precision"), run_name, code) for entry in recipe["models"]]
     path = results.results_path(recipe, (written.get("models") or [{}])[0].get("run"))
+    if not can_be_written(path):
+        problem = Problem(recipe.place(("results",)), ("results",), f"results cannot be written to {path}")
+        return print_problems("this evaluation cannot be run", [problem])
     digest = results.digest(recipe, [*models, str(SCORING)], _files(recipe))
     found = None if _is_elsewhere(recipe) else results.finished(path, digest)
     if found is not None and not only_prompts:
@@ -320,4 +324,4 @@ def _samples(backbone: Backbone, tokenizer: Any, wanted: dict[str, Any]) -> list
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(exit_status(main, "goes on behind the answers that are kept"))

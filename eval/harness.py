@@ -29,7 +29,7 @@ from eval.questions import ScoringError
 from eval.tasks.rows import TaskError
 from recipes.config.keys import RecipeError
 from recipes.preflight.machine import can_be_written
-from recipes.screen import is_first_rank
+from recipes.screen import exit_status, is_first_rank
 from recipes.training.startup import light_imports
 from recipes.weights.trained import find_trained, is_hf_folder
 
@@ -63,7 +63,10 @@ def main(arguments: Sequence[str]) -> int:
     except ModuleNotFoundError as error:
         if error.name != "lm_eval":
             raise
-        print("error: lm-evaluation-harness is not installed: uv sync --extra harness", file=sys.stderr)
+        print(
+            "error: lm-evaluation-harness is not installed: `make setup` has it; with pip: pip install lm-eval==0.4.13",
+            file=sys.stderr,
+        )
         return 1
 
 
@@ -214,4 +217,4 @@ def _quiet() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(exit_status(main, "goes on behind the answers that are kept"))

@@ -21,7 +21,7 @@ from typing import Any
 
 from recipes.config.check import check
 from recipes.config.file_names import is_remote
-from recipes.config.keys import KeyPath, Place, Problem, RecipeError
+from recipes.config.keys import COMMAND_LINE, KeyPath, Place, Problem, RecipeError
 from recipes.config.load import Recipe, load, merge
 from recipes.talking.loading import say_what_is_ignored
 from recipes.training.checkpoints import newest_in
@@ -49,7 +49,7 @@ def spell_out_models(recipe: Recipe) -> Recipe:
     models = values.get("models")
     if isinstance(models, list):
         values["models"] = [
-            _spelled_out(model, recipe.place(("models", index)), ("models", index))
+            _spelled_out(_one_source(model, places, index), recipe.place(("models", index)), ("models", index))
             if isinstance(model, Mapping)
             else model
             for index, model in enumerate(models)
@@ -71,7 +71,17 @@ def _refuse_equal_names(models: list[Any], recipe: Recipe) -> None:
         raise RecipeError(problems)
 
 
+def _one_source(entry: Mapping[str, Any], places: Mapping[KeyPath, Place], index: int) -> Mapping[str, Any]:
+    """Of `run` and `folder` the one that the command line names, over the recipe's other one."""
+    said = [name for name in ("run", "folder") if places.get(("models", index, name)) == COMMAND_LINE]
+    if len(said) != 1:
+        return entry
+    return {key: value for key, value in entry.items() if key not in ("run", "folder") or key in said}
+
+
 def _spelled_out(entry: Mapping[str, Any], place: Place, key: KeyPath) -> Mapping[str, Any]:
+    if "run" in entry and "folder" in entry:
+        raise RecipeError([Problem(place, key, "run and folder are both given: a model comes from one of them")])
     if "run" in entry:
         return _from_run(entry, place, key)
     return _from_folder(entry, place, key) if "folder" in entry else entry

@@ -70,6 +70,15 @@ def print_recipe(recipe: Recipe) -> None:
     print(recipe.to_yaml())
 
 
+def exit_status(main: Callable[[list[str]], int], goes_on: str) -> int:
+    """Of a program: what `main` gives, or 130 with words after Ctrl-C. goes_on: what the same command then does."""
+    try:
+        return main(sys.argv[1:])
+    except KeyboardInterrupt:
+        print(f"\nstopped; the same command {goes_on}", file=sys.stderr)
+        return 130
+
+
 def tell(say: Callable[[Any], Any], about: Any) -> None:
     """Call `say(about)` at the end of a run, which is done whatever cannot be said of it."""
     try:

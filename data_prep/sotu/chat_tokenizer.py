@@ -11,6 +11,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 TEMPLATE = (
     "{% for message in messages %}"
@@ -27,9 +28,11 @@ def main() -> int:
     parser.add_argument("source", type=Path, help="a tokenizer's folder")
     parser.add_argument("out", type=Path, help="the folder to make")
     arguments = parser.parse_args()
+    partial = arguments.out.with_name(f".{arguments.out.name}.partial")
     try:
-        config = json.loads((arguments.source / "tokenizer_config.json").read_text(encoding="utf-8"))
-        partial = arguments.out.with_name(f".{arguments.out.name}.partial")
+        config = config_of(arguments.source)
+        if arguments.out.exists() and config_of(arguments.out).get("chat_template") != TEMPLATE:
+            raise ValueError(f"{arguments.out} is there already, and not made by this command: name another folder")
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(arguments.source, partial)
         text = json.dumps({**config, "chat_template": TEMPLATE}, indent=2, ensure_ascii=False)
@@ -39,8 +42,21 @@ def main() -> int:
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     print(f"{arguments.out}: {arguments.source} with a chat template")
     return 0
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json of a folder. Raises ValueError where it has none."""
+    try:
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} is no tokenizer's folder: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{folder}/tokenizer_config.json: got {type(config).__name__}, expected a JSON object")
+    return config
 
 
 if __name__ == "__main__":

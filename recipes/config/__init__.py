@@ -1,10 +1,10 @@
-"""A recipe, read and judged before anything is built. Only preflight.py looks at the machine.
+"""A recipe, read and judged before anything is built. Only recipes/preflight looks at the machine.
 
 load.py            fragments, the recipe, the command line, interpolation; yaml_files.py: one file
 keys.py            paths of keys, where each was written, and what is wrong with them
 schema.json        the grammar; schema.py writes it, components.py ties sections to the code that reads them,
                    grammar.py turns that code's signatures into JSON Schema
+named_files.py     sections that a recipe keeps in a file of their own
 check.py           every unknown, missing and ill-typed key at once
 contradictions.py  what one key demands of another; file_names.py: what files may be called
-preflight.py       what a sound recipe needs that is not here: data, weights, GPU, memory, disk, packages
 """

@@ -212,7 +212,7 @@ def _notes(setup: Setup, gpu: Gpu, recipe: Mapping[str, Any], tokens: int | None
         )
     if tokens is None:
         written = recipe["max_duration"]
-        notes.append(f"max_duration {written} is not in tokens: give dataset_tokens to have hours and dollars")
+        notes.append(f"max_duration {written} depends on the data: --dataset-tokens N to have hours and dollars")
     if gpu.name not in MEASURED_GPUS:
         like = gpu.efficiency_like
         notes.append(f"{gpu.name} was not measured: its share of the peak is taken to be that of {like} GPUs")

@@ -14,7 +14,9 @@ from recipes.preflight.machine import device_problems, disk_problems
 from recipes.preflight.packages import package_problems
 from recipes.preflight.weights import pretrained_problems, tokenizer_problems, weight_problems
 from recipes.reports.runs import run_folder
-from recipes.training.checkpoints import in_save_folder, of_the_other_kind, to_go_on_from
+from recipes.reports.summary import COSMETIC, recipe_digest
+from recipes.training.batches import plan_batches
+from recipes.training.checkpoints import in_save_folder, of_the_other_kind, step_of, to_go_on_from
 
 
 def preflight(recipe: Recipe) -> list[Problem]:
@@ -65,6 +67,13 @@ def resume_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     if what:
         text = f"the checkpoints in {kept} are of another model ({what})"
         yield ("model",), f"{text}: choose another run_name or save_folder, or delete {folder}"
+    step, steps = step_of(recipe, found.newest), plan_batches(recipe).steps
+    if step and steps and step >= steps and recipe_digest(before) != recipe_digest(recipe):
+        what = _changes(_deciding(before), _deciding(recipe))
+        text = (
+            f"the run in {folder} is at step {step:,}, and this recipe has {steps:,}: it would train nothing ({what})"
+        )
+        yield ("max_duration",), f"{text}; give it more, or choose another run_name"
     what = _changes(_flat(before.get("optimizer", {})), _flat(recipe.get("optimizer", {})))
     if what:
         text = f"the checkpoints in {kept} bring the numbers of their optimizer, so that {what} would change nothing"
@@ -75,6 +84,10 @@ def resume_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     return ", ".join(f"{key} {before.get(key)} → {now.get(key)}" for key in changed)
+
+
+def _deciding(recipe: Recipe) -> dict[str, Any]:
+    return {key: value for key, value in _flat(recipe.values).items() if key.split(".")[0] not in COSMETIC}
 
 
 def _architecture(model: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.models.backends import goes_on_exactly
+from recipes.preflight.machine import can_be_written
 from recipes.talking.loading import Loaded, load_model
 
 END_OF_TURN = "<|im_end|>"  # of ChatML; no token of its own in a vocabulary that was trained without
@@ -211,6 +212,8 @@ def generate(
     chat: put each prompt through the chat template as a user's message.
     """
     sampling = sampling.checked()
+    if out and not can_be_written(out):
+        raise ValueError(f"--out: {out} cannot be written")
     rows = []
     models = [load_model(path, tokenizer, recipe) for path in paths]
     width = max(len(loaded.name) for loaded in models) if len(models) > 1 else 0

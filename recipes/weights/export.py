@@ -56,7 +56,7 @@ def export(
         if unmerged:
             trained.verify()
             with appearing(out) as folder:
-                said = write_adapter(trained, files, folder, DTYPES[dtype], tokenizer)
+                said = write_adapter(trained, files, folder, DTYPES[dtype], tokenizer, out.name)
             return f"{out}: {said}"
         source = files
         if has_adapters(files):

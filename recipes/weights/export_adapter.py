@@ -14,17 +14,22 @@ from typing import Any
 from recipes.training.lora import HIGH, LOW, has_adapters
 from recipes.weights.folder_files import save_tokenizer, write_json
 from recipes.weights.hf_names import Link, links
-from recipes.weights.model_card import model_card
+from recipes.weights.model_card import Adapter, model_card
 from recipes.weights.number_types import BEYOND_FP16, torch_type
 from recipes.weights.tensor_files import TensorFiles
-from recipes.weights.trained import Trained
+from recipes.weights.trained import Trained, is_hf_folder
 
 
-def write_adapter(trained: Trained, files: TensorFiles, folder: Path, dtype: str, tokenizer: str | None) -> str:
+def write_adapter(
+    trained: Trained, files: TensorFiles, folder: Path, dtype: str, tokenizer: str | None, name: str
+) -> str:
     """Write adapter_model.safetensors, adapter_config.json, the tokenizer and a card; say in words what that is.
+
+    name: that the folder will have.
 
     Raises ValueError for a checkpoint without adapters.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     if not has_adapters(files):
@@ -34,13 +39,19 @@ def write_adapter(trained: Trained, files: TensorFiles, folder: Path, dtype: str
     tensors: dict[str, Any] = {}
     for link in links(trained.model):
         tensors |= _of(link, files, dtype)
-    save_file(tensors, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
+    try:
+        save_file(tensors, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
+    except SafetensorError as error:  # of a full disk, among others
+        raise ValueError(f"{folder} cannot be written to: {error}") from None
     names = sorted({name.removesuffix(".lora_A.weight").rpartition(".")[2] for name in tensors if "lora_A" in name})
-    write_json(folder / "adapter_config.json", _config(config, names, trained.recipe.get("pretrained")))
-    (folder / "README.md").write_text(model_card(trained, folder, folder.name), encoding="utf-8")
+    base = trained.recipe.get("pretrained")
+    opens = bool(base) and is_hf_folder(Path(str(base)))  # with transformers; a run folder has to be exported
+    write_json(folder / "adapter_config.json", _config(config, names, base if opens else None))
     size = sum(tensor.numel() for tensor in tensors.values())
-    base = trained.recipe.get("pretrained") or "the model that it was trained on"
-    return f"adapters of {size:,} numbers for {', '.join(names)}; load them onto {base} with peft"
+    adapter = Adapter(size, str(base) if base else "the model that it was trained on", opens)
+    (folder / "README.md").write_text(model_card(trained, folder, name, adapter), encoding="utf-8")
+    said = f"adapters of {size:,} numbers for {', '.join(names)}; load them onto {adapter.base} with peft"
+    return said if opens else f"{said}, once it is exported: python -m recipes export {adapter.base} FOLDER"
 
 
 def _of(link: Link, files: TensorFiles, dtype: str) -> dict[str, Any]:

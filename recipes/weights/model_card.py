@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +18,41 @@ from recipes.weights.hf_architecture import CLASSES, family_of
 from recipes.weights.trained import Trained
 
 
-def model_card(trained: Trained, folder: Path, name: str) -> str:
+@dataclass(frozen=True)
+class Adapter:
+    """What an exported adapter is loaded onto. `opens`: with transformers, as it is."""
+
+    numbers: int
+    base: str
+    opens: bool
+
+
+def model_card(trained: Trained, folder: Path, name: str, adapter: Adapter | None = None) -> str:
     """The text of the card; what is not known is said to be so, never guessed.
 
-    folder: where the export is written, for the chat template.
+    folder: where the export is written, for the chat template. adapter: of a folder that has no more than one.
     """
     recipe = trained.recipe
     said = CLASSES[family_of(trained.model)]
     chat = "chat_template" in _text(folder / "tokenizer_config.json") or (folder / "chat_template.jinja").is_file()
     lines = [
         "---",
-        "library_name: transformers",
+        f"library_name: {'peft' if adapter else 'transformers'}",
         "pipeline_tag: text-generation",
         "---",
         f"# {name}",
         "",
+        f"{f'An adapter (LoRA) of {adapter.numbers:,} numbers for a model of ' if adapter else ''}"
         f"{count_parameters(trained.model).total:,} parameters, `{said}` of transformers (no remote code), context "
         f"{recipe['max_seq_len']:,} tokens.",
         "",
+        *_base(adapter),
         "```python",
+        *(["from peft import PeftModel"] if adapter else []),
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
         f'tokenizer = AutoTokenizer.from_pretrained("{name}")',
-        f'model = AutoModelForCausalLM.from_pretrained("{name}")',
+        *_loading(name, adapter),
         *_prompt(chat),
         "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))",
         "```",
@@ -66,6 +79,22 @@ def model_card(trained: Trained, folder: Path, name: str) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _base(adapter: Adapter | None) -> list[str]:
+    if adapter is None or adapter.opens:
+        return []
+    return ["Its base is no folder of transformers yet:", "", f"    python -m recipes export {adapter.base} BASE", ""]
+
+
+def _loading(name: str, adapter: Adapter | None) -> list[str]:
+    if adapter is None:
+        return [f'model = AutoModelForCausalLM.from_pretrained("{name}")']
+    base = adapter.base if adapter.opens else "BASE"
+    return [
+        f'model = AutoModelForCausalLM.from_pretrained("{base}")',
+        f'model = PeftModel.from_pretrained(model, "{name}")',
+    ]
 
 
 def _prompt(chat: bool) -> list[str]:

@@ -25,6 +25,28 @@ def test_corpus_is_what_its_readme_says() -> None:
     assert 3e6 < CORPUS.stat().st_size < 5e6
 
 
+def test_a_chat_tokenizer_replaces_nothing_else(tokenizer: Path, tmp_path: Path, run_command: Command) -> None:
+    command = ("python", "-m", "data_prep.sotu.chat_tokenizer")
+    for _ in range(2):  # its own it makes again
+        assert run_command(*command, tokenizer, tmp_path / "chat").returncode == 0
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.txt").touch()
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "tokenizer_config.json").write_text("[]")
+    for source, out, words in (
+        (tokenizer, precious, "precious is no tokenizer's folder"),
+        (tmp_path / "chat", tokenizer, "is there already, and not made by this command"),
+        (broken, tmp_path / "new", "got list, expected a JSON object"),
+    ):
+        refused = run_command(*command, source, out)
+        assert refused.returncode == 1
+        assert words in refused.stderr
+    assert (precious / "thesis.txt").exists()
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_make(tmp_path: Path, run_command: Command) -> None:
     data = tmp_path / "package" / "data"
     data.mkdir(parents=True)

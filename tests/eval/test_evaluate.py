@@ -192,6 +192,8 @@ def test_a_task_with_a_bad_row_is_refused(
     ("override", "words"),
     [
         ("models.0.run=runs/nothing", "runs/nothing is not a run folder"),
+        ("models.0.folder=runs/nothing", "run and folder are both given"),
+        ("results=recipes", "results cannot be written to recipes"),
         ("icl_tasks.0.dataset_uri=nothing.jsonl", "there is no file nothing.jsonl"),
         ("icl_tasks.0.num_fewshots=[0]", "did you mean num_fewshot?"),
         ("samples.prompts=[]", "expected at least one"),
@@ -394,6 +396,11 @@ def test_results_are_not_taken_from_before_where_a_task_may_have_changed(shards:
     local = recipe_with("hf://json", f", hf_loading_vars: {{data_files: {tmp_path}/a.jsonl, split: train}}")
     assert not evaluate._is_elsewhere(local)
     assert evaluate._files(local) == [tmp_path / "a.jsonl"]
+
+
+def test_a_folder_on_the_command_line_takes_the_place_of_the_recipes_run() -> None:
+    with pytest.raises(RecipeError, match="nowhere is no Hugging Face folder"):
+        spell_out_models(load(RECIPE, ["models.0.folder=nowhere"]))
 
 
 def test_code_of_ones_own_is_imported(tmp_path: Path) -> None:

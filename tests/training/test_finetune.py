@@ -70,7 +70,18 @@ def test_lora_leaves_merged_and_unmerged(section: dict[str, Any], shards: Path, 
     export(write_run(tmp_path / "base-run", section, build(section), shards / "tokenizer"), tmp_path / "base", "fp32")
     export(run, tmp_path / "merged", "fp32")
     said = export(run, tmp_path / "adapter", "fp32", unmerged=True)
-    assert "load them onto" in said
+    assert said.endswith("with peft")
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert f'model = AutoModelForCausalLM.from_pretrained("{tmp_path}/base")' in card
+    assert 'model = PeftModel.from_pretrained(model, "adapter")' in card
+    assert "library_name: peft" in card
+    from_a_run = write_run(
+        tmp_path / "2", with_lora, module, shards / "tokenizer", pretrained=str(tmp_path / "base-run")
+    )
+    said = export(from_a_run, tmp_path / "adapter-of-a-run", "fp32", unmerged=True)
+    assert said.endswith(f"once it is exported: python -m recipes export {tmp_path}/base-run FOLDER")
+    config = json.loads((tmp_path / "adapter-of-a-run" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] is None
     ids = torch.randint(VOCAB, (2, 16), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         ours = module(input_ids=ids).logits

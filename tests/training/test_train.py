@@ -150,6 +150,16 @@ def test_checkpoints_of_another_model_are_not_gone_on_from(whole: Path, shards: 
     assert "→ 0.5 would change nothing: put it back, or choose another run_name" in result.stderr
 
 
+def test_a_finished_run_is_not_renamed_to_another_recipe(whole: Path, shards: Path, run_command: Command) -> None:
+    before = (whole / "recipe.yaml").read_bytes()
+    for override in ("seed=99", "max_duration=6ba"):
+        result = run_command("python", "train.py", *recipe_arguments(shards, whole, override))
+        assert result.returncode == 1
+        assert f"is at step {STEPS}, and this recipe has" in result.stderr
+        assert f"it would train nothing ({override.split('=')[0]} " in result.stderr
+    assert (whole / "recipe.yaml").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
