@@ -149,6 +149,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--flipped", type=int, default=SHOWN, help=f"examples to show a task (default {SHOWN})")
     parser.add_argument("--json", action="store_true", help="for machines: a list of objects")
     chosen = parser.parse_args(arguments)
+    if chosen.flipped < 0:
+        parser.error(f"--flipped: got {chosen.flipped}, expected 0 or more")
     try:
         (name_a, a, digests_a), (name_b, b, digests_b) = (read(*_split(text)) for text in (chosen.a, chosen.b))
         common = [task for task in a if task in b]
@@ -180,10 +182,11 @@ def _split(text: str) -> tuple[Path, str | None]:
 
 def _show(name_a: str, name_b: str, found: Sequence[Difference], a: Records, b: Records, flipped: int) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     console = Console(highlight=False)
-    table = Table("task", "A", "B", "B − A", "95 %", "p", "gained", "lost", "examples")
+    columns = ("A", "B", "B − A", "95 %", "p", "gained", "lost", "examples")
+    table = Table(Column("task", overflow="fold", min_width=16), *columns)
     table.title, table.title_justify = f"A: {name_a}, B: {name_b}", "left"
     for d in found:
         if d.p_value is None:  # numbers, not shares of right answers

@@ -49,6 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--max-length", type=int, help="tokens that the model reads (default: its own context)")
     parser.add_argument("--precision", choices=PRECISIONS, help="default: amp_bf16 on a GPU, else fp32")
     parser.add_argument("--tokenizer", help="default: the model's own")
+    parser.add_argument("--recipe", type=Path, help="of a checkpoint that is not in its run folder")
     parser.add_argument(
         "--out", type=Path, help="the results (default: harness.json in the run folder or runs/eval-MODEL)"
     )
@@ -107,7 +108,7 @@ def _run(chosen: argparse.Namespace) -> int:
         return 0
     rank = _join_processes()
     start = time.monotonic()
-    model = load_model(chosen.model, chosen.tokenizer)
+    model = load_model(chosen.model, chosen.tokenizer, chosen.recipe)
     length = chosen.max_length or model.max_seq_len
     if length > model.max_seq_len:
         raise ValueError(f"--max-length: got {length}, expected at most the {model.max_seq_len} that the model reads")
@@ -168,7 +169,7 @@ def _identify(chosen: argparse.Namespace) -> tuple[str, Path]:
         weights, folder = path, Path("runs") / f"eval-{path.name}"
         tokenizer = None
     else:
-        trained = find_trained(path)
+        trained = find_trained(path, chosen.recipe)
         weights, more["model"] = trained.checkpoint, dict(trained.model)
         folder = trained.run or Path("runs") / f"eval-{path.stem}"
         tokenizer = Path(str(trained.recipe.get("tokenizer.name")))

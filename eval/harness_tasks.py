@@ -229,9 +229,11 @@ def _load_one(manager: Any, name: str) -> Any:
         import difflib
 
         close = difflib.get_close_matches(name, manager.all_tasks, SUGGESTED)
-        guess = f"; did you mean {', '.join(close)}?" if close else ""
+        guess = f"; did you mean {', '.join(close)}?" if close else "."
         text = "got a name that is neither a task, group or tag of lm-evaluation-harness nor a YAML file"
-        raise TaskError(f"task {name}: {text}{guess} Your own tasks are found with --include FOLDER") from None
+        raise TaskError(
+            f"task {name}: {text}{guess} Your own tasks are found with --include FOLDER (harness_tasks.include)"
+        ) from None
     except Exception as error:  # whatever reading a data set raises
         raise TaskError(_unreachable(manager, name, error)) from None
 

@@ -127,7 +127,10 @@ def longest(entry: Mapping[str, Any], wanted: int) -> int:
 def _from_run(entry: Mapping[str, Any], place: Place, key: KeyPath) -> dict[str, Any]:
     folder = Path(str(entry["run"]))
     if not os.path.isfile(folder / "recipe.yaml"):
-        text = f"{folder} is not a run folder: it has no recipe.yaml; train it first with `composer train.py RECIPE`"
+        mend = "train it first with `composer train.py RECIPE`"
+        if os.path.isfile(folder / "config.json"):
+            mend = f"it is a Hugging Face folder: write folder: {folder} in the place of run:"
+        text = f"{folder} is not a run folder: it has no recipe.yaml; {mend}"
         raise RecipeError([Problem(place, (*key, "run"), text)])
     trained = load(folder / "recipe.yaml")
     if check(trained):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.config.contradictions import contradictions, world_size
-from recipes.config.keys import KeyPath, Problem, RecipeError, dotted, walk
+from recipes.config.keys import KeyPath, Place, Problem, RecipeError, dotted, walk
 from recipes.config.load import Recipe, load
 from recipes.config.named_files import with_named_files
 
@@ -47,6 +47,8 @@ def load_checked(path: str | Path, overrides: Iterable[str] = (), kind: str = "t
 
 def check(recipe: Recipe, kind: str = "train") -> list[Problem]:
     """Everything wrong with a loaded recipe; empty when it is sound."""
+    if text := _of_the_other_kind(recipe.values, kind):
+        return [Problem(Place(str(recipe.path)), (), text)]
     own_code = bool(recipe.get("code_paths"))  # it may register names that the schema cannot know
     found: dict[tuple[KeyPath, str], Problem] = {}
     impossible = [Problem(recipe.place(key), key, text) for key, text in _beyond_numbers(recipe.values)]
@@ -61,6 +63,18 @@ def check(recipe: Recipe, kind: str = "train") -> list[Problem]:
         if not any(key[: len(b)] == b and b for b in broken):
             found.setdefault((key, text), Problem(recipe.place(key), key, text))
     return list(found.values())
+
+
+def _of_the_other_kind(values: Mapping[str, Any], kind: str) -> str:
+    if kind == "train" and "models" in values and "train_loader" not in values:
+        return (
+            "this is an evaluation recipe, which eval/evaluate.py takes; a training recipe has model and train_loader"
+        )
+    if kind == "eval" and "train_loader" in values and "models" not in values:
+        return (
+            "this is a training recipe, which train.py takes; an evaluation recipe names its models (models.0.run=RUN)"
+        )
+    return ""
 
 
 def _beyond_numbers(values: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:

@@ -148,6 +148,9 @@ def eval_recipe() -> Schema:
             "model": _ref("model"),
             "tokenizer": _ref("tokenizer"),
             "load_path": {"type": ["string", "null"]},
+            # this project's own, spelled out before the check: all of these keys, from a run or a Hugging Face folder
+            "run": {"type": "string"},
+            "folder": {"type": "string"},
         },
         ["model_name", "model", "tokenizer"],
     )

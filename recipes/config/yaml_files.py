@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 
 from recipes.config.keys import KeyPath, Place, Problem, RecipeError, walk
 
+RECIPES = Path(__file__).parents[2] / "yamls"
 LARGEST_FILE = 1_000_000  # bytes
 MOST_KEYS = 20_000  # with every alias spelled out
 DEEPEST = 20  # sections in sections
@@ -71,15 +73,15 @@ for _class in (Loader, Dumper):
 def read_layer(path: Path) -> Layer:
     """Read one file. Raises RecipeError: it is missing, too large, no YAML mapping, or has a key twice."""
     try:
+        if path.is_dir() and (path / "recipe.yaml").is_file():
+            raise OSError(f"it is a run folder; its recipe is {path / 'recipe.yaml'}")
         if path.exists() and not path.is_file():
             raise OSError("it is not a file")
         if path.stat().st_size > LARGEST_FILE:
             raise OSError(f"{path.stat().st_size:,} bytes are more than a recipe's {LARGEST_FILE:,}")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        hint = f"; {path.parent} has {', '.join(near)}" if near else ""
-        raise RecipeError([Problem(Place(str(path)), (), f"no such recipe{hint}")]) from None
+        raise RecipeError([Problem(Place(str(path)), (), f"no such recipe{_hint(path)}")]) from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError([Problem(Place(str(path)), (), f"cannot be read: {error}")]) from None
     try:
@@ -116,6 +118,16 @@ def read_layer(path: Path) -> Layer:
     anchors = re.findall(r"^([\w-]+):[ \t]*&([^\s,\[\]{}]+)", text, re.MULTILINE)
     anchored = frozenset(key for key, anchor in anchors if anchor in used)
     return Layer(values, {(): Place(str(path), 1), **dict(_marks(node, (), str(path)))}, anchored)
+
+
+def _hint(path: Path) -> str:
+    """The recipe that a name such as `list` prints may mean; else what stands beside the path."""
+    name = path.with_suffix("").as_posix()
+    meant = sorted({*RECIPES.glob(f"{name}.yaml"), *RECIPES.glob(f"*/{name}.yaml")}) if not path.is_absolute() else []
+    if meant:
+        return f"; did you mean {' or '.join(os.path.relpath(recipe) for recipe in meant)}?"
+    near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+    return f"; {path.parent} has {', '.join(near)}" if near else ""
 
 
 def refuse_bombs(node: yaml.Node | None) -> None:

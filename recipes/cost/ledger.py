@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -149,28 +149,32 @@ class Ledger:
 
 def first_start_unix_s(path: str | Path) -> float | None:
     """When the run of a ledger began by the clock of its machine; None when no line says so."""
-    for record in read_records(Path(path))[0]:
-        if record.get("event") == "start" and isinstance(record.get("unix_s"), (int, float)):
-            return float(record["unix_s"])
-    return None
+    starts = (record for record in _records(Path(path)) if record and record.get("event") == "start")
+    return next((float(record["unix_s"]) for record in starts if isinstance(record.get("unix_s"), (int, float))), None)
 
 
 def read_records(path: Path) -> tuple[list[dict[str, Any]], int]:
     """The file's lines as written, and how many could not be read. No file, no lines."""
-    records, unreadable = [], 0
+    found = list(_records(path))
+    records = [record for record in found if record is not None]
+    return records, len(found) - len(records)
+
+
+def _records(path: Path) -> Iterator[dict[str, Any] | None]:
+    """Line by line, of a run of weeks hundreds of thousands; None for one that cannot be read."""
     if not path.exists():
-        return [], 0
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-            segment_from(record)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            unreadable += 1
-            continue
-        records.append(record)
-    return records, unreadable
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+                segment_from(record)
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+                yield None
+            else:
+                yield record
 
 
 def segments_of(records: Iterable[Mapping[str, Any]]) -> dict[str, Segment]:
@@ -179,17 +183,25 @@ def segments_of(records: Iterable[Mapping[str, Any]]) -> dict[str, Segment]:
     What a checkpoint knew of processes elsewhere (EARLIER) was written down only by the one that went on from it, the
     line's `before`: they come right before that.
     """
-    records = list(records)
     first: dict[str, float] = {}
+    last: dict[str, Mapping[str, Any]] = {}  # one of the many lines of a process
+    earlier = []
     for place, record in enumerate(records):
-        if record.get("event") != EARLIER:
-            first.setdefault(str(record["id"]), float(place))
-    placed = [
-        (first.get(str(record.get("before")), 0.0) - 0.5 if record.get("event") == EARLIER else place, record)
-        for place, record in enumerate(records)
-    ]
+        if record.get("event") == EARLIER:
+            earlier.append(record)
+            continue
+        name = str(record["id"])
+        first.setdefault(name, float(place))
+        if name not in last or _wall_s(record) >= _wall_s(last[name]):
+            last[name] = record
+    placed = [(first[name], record) for name, record in last.items()]
+    placed += [(first.get(str(record.get("before")), 0.0) - 0.5, record) for record in earlier]
     ordered = sorted(placed, key=lambda pair: pair[0])
     return merge({s.id: s} for s in (segment_from(record) for _, record in ordered))
+
+
+def _wall_s(record: Mapping[str, Any]) -> float:
+    return sum(float(record["seconds"].get(phase, 0.0)) for phase in PHASES)
 
 
 def segment_from(record: Mapping[str, Any]) -> Segment:

@@ -112,6 +112,10 @@ def read_setup(recipe: Mapping[str, Any], gpus: int) -> Setup:
         notes.append("activation_checkpointing_target is not modelled: every block is taken to be checkpointed")
     if recipe.get("tp_config"):
         notes.append("tp_config is not modelled: every device is taken to hold whole layers")
+    if recipe.get("selective_checkpointing"):
+        notes.append("selective_checkpointing is not modelled: activations are counted as without it, too many")
+    if model.get("master_weights_dtype"):
+        notes.append("master_weights_dtype is not modelled: weights and optimizer are counted in fp32, too much")
     if lora:
         notes.append("LoRA: gradients and optimizer state of the adapters alone, no products for gradients of the rest")
     if not shape.attends:

@@ -132,7 +132,7 @@ def print_list(words: Sequence[str], as_json: bool = False) -> None:
         )
     console = Console(highlight=False)
     console.print(table)
-    console.print(f"{len(chosen)} recipes, each in yamls/NAME.yaml")
+    console.print(f"{len(chosen)} recipe{'s' * (len(chosen) != 1)}, each in yamls/NAME.yaml")
 
 
 def _searched(row: Row) -> str:

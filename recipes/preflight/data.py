@@ -69,6 +69,9 @@ def _unlisted_shards(folder: Path) -> Iterator[str]:
 def _shards(key: KeyPath, folder: Path, loader: Mapping[str, Any], recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     if not os.path.isfile(folder / "index.json"):  # unlike Path's, false also for a name that is too long
         state = "has no index.json" if os.path.isdir(folder) else "does not exist"
+        if (folder.parent / "index.json").is_file():
+            yield key, f"no data: {folder} {state}; {folder.parent} is one split: give {folder.parent.parent}"
+            return
         kind = "finetune" if loader.get("name") == "finetuning" else "pretrain"
         length, tokenizer = recipe["max_seq_len"], recipe.get("tokenizer.name", "TOKENIZER")
         split = "--holdout-split" if key[0] == "eval_loader" else "--split"

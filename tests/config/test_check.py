@@ -227,6 +227,29 @@ def test_what_llm_foundry_takes_is_taken(overrides: list[str]) -> None:
     assert found(*overrides) == {}
 
 
+def test_a_recipe_of_the_other_kind_is_said_to_be_one() -> None:
+    evaluation = ROOT / "yamls" / "eval" / "quickstart.yaml"
+    with pytest.raises(
+        RecipeError, match=r"quickstart\.yaml: this is an evaluation recipe, which eval/evaluate\.py takes"
+    ):
+        load_checked(evaluation)
+    (problem,) = check(load(QUICKSTART), "eval")
+    assert "this is a training recipe, which train.py takes" in str(problem)
+
+
+@pytest.mark.parametrize("name", ["pretrain/mpt-7b", "mpt-7b.yaml", "mpt-7b"])
+def test_a_name_that_the_list_prints_leads_to_its_file(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(RecipeError, match=r"no such recipe; did you mean yamls/.*pretrain/mpt-7b\.yaml"):
+        load(name)
+
+
+def test_a_run_folder_is_told_by_its_recipe(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").touch()
+    with pytest.raises(RecipeError, match=r"it is a run folder; its recipe is .*/recipe\.yaml"):
+        load(tmp_path)
+
+
 def test_a_warm_up_longer_than_the_run_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     import train
 

@@ -190,6 +190,21 @@ def test_bad_input_is_said_in_words_and_leaves_nothing(shards: Path, tmp_path: P
     assert sorted(p.name for p in tmp_path.iterdir()) == ["huge", "lonely", "mute", "other", "out", "run", "small"]
 
 
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("config.json", "is a Hugging Face folder already"),
+        ("adapter_config.json", "holds an adapter alone: give the run"),
+        ("", "holds nothing of a run: no recipe.yaml, no checkpoint"),
+    ],
+)
+def test_a_folder_that_is_no_run_is_said_to_be_what_it_is(file: str, words: str, tmp_path: Path) -> None:
+    if file:
+        (tmp_path / file).write_text("{}")
+    with pytest.raises(ValueError, match=words):
+        find_trained(tmp_path)
+
+
 @pytest.mark.parametrize("other", ["BF16", "F16", "F32"])
 @pytest.mark.parametrize("dtype", ["F32", "BF16", "F16", "F64"])
 def test_numbers_of_one_type_become_those_of_another_as_in_torch(dtype: str, other: str) -> None:
