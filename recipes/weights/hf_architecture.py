@@ -282,8 +282,8 @@ def _read_mpt(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_llama(config: Mapping[str, Any]) -> dict[str, Any]:
     heads = config["num_attention_heads"]
-    head_dim = config.get("head_dim") or config["hidden_size"] // heads
     scaling = dict(config.get("rope_scaling") or {})
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
     kind = scaling.pop("rope_type", scaling.pop("type", None))
     return {
         "family": "llama",
