@@ -3,6 +3,7 @@
 python -m recipes check RECIPE [key=value …]     everything wrong with a recipe, and what this machine lacks
 python -m recipes plan RECIPE [key=value …]      what it will take: hours, dollars, energy, memory, the loss to expect
 python -m recipes list [WORD …]                  the recipes, or those that have every word
+python -m recipes keys [KEY]                     what a recipe may say, such as model.attn_config
 python -m recipes summary RUN_FOLDER             what a finished run came to
 python -m recipes bill RUN_FOLDER …              what was paid for, start by start
 python -m recipes report RUN_FOLDER …            one HTML page of one run, or of several side by side
@@ -46,6 +47,9 @@ def main(arguments: list[str]) -> int:
     listing = commands.add_parser("list", help="the recipes, or those that have every word")
     listing.add_argument("words", nargs="*", metavar="WORD", help="such as gqa, rope, 7b, lora, pretrain or 8192")
     listing.add_argument("--json", action="store_true", help="for machines: a list of objects")
+    keys = commands.add_parser("keys", help="what a recipe may say")
+    keys.add_argument("key", nargs="?", default="", metavar="KEY", help="such as model.attn_config; default: the top")
+    keys.add_argument("--eval", action="store_true", help="of a recipe for eval/evaluate.py")
     _model_arguments(commands)
     chosen, rest = parser.parse_known_args(arguments)
     unknown = [word for word in rest if chosen.command not in ("plan", "check") or "=" not in word]
@@ -60,6 +64,7 @@ def main(arguments: list[str]) -> int:
         "bill": _bill,
         "report": _report,
         "list": _list,
+        "keys": _keys,
         "export": _export,
         "chat": _chat,
         "generate": _generate,
@@ -200,6 +205,13 @@ def _report(chosen: argparse.Namespace) -> int:
     from recipes.reports.page import write_page
 
     print(f"report: {write_page(chosen.runs, chosen.out)}")
+    return 0
+
+
+def _keys(chosen: argparse.Namespace) -> int:
+    from recipes.config.reference import print_keys
+
+    print_keys(chosen.key, "eval" if chosen.eval else "train")
     return 0
 
 

@@ -5,6 +5,7 @@ keys.py            paths of keys, where each was written, and what is wrong with
 schema.json        the grammar; schema.py writes it, components.py ties sections to the code that reads them,
                    grammar.py turns that code's signatures into JSON Schema
 named_files.py     sections that a recipe keeps in a file of their own
+reference.py       what a recipe may say, for `python -m recipes keys`
 check.py           every unknown, missing and ill-typed key at once
 contradictions.py  what one key demands of another; file_names.py: what files may be called
 """

@@ -101,15 +101,22 @@ def _variables_together(recipe: Recipe, kind: str) -> Recipe:
 
 
 @functools.cache
+def grammar(kind: str) -> Mapping[str, Any]:
+    """JSON Schema of recipes, of kind `train` or `eval`."""
+    schema = json.loads(Path(__file__).with_name("schema.json").read_text())
+    if kind == "eval":
+        schema = {"$schema": schema["$schema"], "$defs": schema["$defs"], **schema["$defs"]["eval_recipe"]}
+    return dict(schema)
+
+
+@functools.cache
 def _validator(kind: str) -> Any:
     from jsonschema import Draft202012Validator, validators
 
     def is_whole(_: Any, value: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)  # 100.0 is no whole number to torch
 
-    schema = json.loads(Path(__file__).with_name("schema.json").read_text())
-    if kind == "eval":
-        schema = {"$schema": schema["$schema"], "$defs": schema["$defs"], **schema["$defs"]["eval_recipe"]}
+    schema = grammar(kind)
     types = Draft202012Validator.TYPE_CHECKER.redefine("integer", is_whole)
     return validators.extend(Draft202012Validator, type_checker=types)(schema)
 
@@ -139,11 +146,11 @@ def _explain(error: Any, own_code: bool) -> Iterator[tuple[KeyPath, str]]:
         retired = RETIRED_VALUES.get((str(key[-1]) if key else "", str(value)))
         yield (
             key,
-            f"got {_show(value)}, expected {_choices(choices)}{_did_you_mean(str(value), choices)}"
+            f"got {_show(value)}, expected {choices_in_words(choices)}{_did_you_mean(str(value), choices)}"
             + (f" ({retired})" if retired else ""),
         )
     elif error.validator == "type":
-        yield key, f"got {_show(value)}, expected {_types(error.validator_value)}"
+        yield key, f"got {_show(value)}, expected {types_in_words(error.validator_value)}"
     elif error.validator in ("pattern", "not"):
         yield key, f"got {_show(value)}, expected {error.schema['description']}"
     elif error.validator in LIMITS:
@@ -169,9 +176,11 @@ def _best_branch(error: Any, own_code: bool) -> Iterator[tuple[KeyPath, str]]:
     wanted = []
     for inner in error.context:
         if inner.validator == "type":
-            wanted.append(_types(inner.validator_value))
+            wanted.append(types_in_words(inner.validator_value))
         elif inner.validator in ("enum", "const"):
-            wanted.append(_choices(inner.validator_value if inner.validator == "enum" else [inner.validator_value]))
+            wanted.append(
+                choices_in_words(inner.validator_value if inner.validator == "enum" else [inner.validator_value])
+            )
     yield tuple(error.absolute_path), f"got {_show(error.instance)}, expected {' or '.join(dict.fromkeys(wanted))}"
 
 
@@ -192,12 +201,12 @@ def _list(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
-def _choices(choices: Iterable[Any]) -> str:
+def choices_in_words(choices: Iterable[Any]) -> str:
     names = ["null" if c is None else str(c) for c in choices]
     return names[0] if len(names) == 1 else f"one of {_list(names)}"
 
 
-def _types(types: str | list[str]) -> str:
+def types_in_words(types: str | list[str]) -> str:
     words = {
         "integer": "a whole number",
         "number": "a number",

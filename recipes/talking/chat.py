@@ -47,8 +47,12 @@ def chat(
 
 
 def fitting(loaded: Loaded, messages: list[dict[str, str]], kept: int, new_tokens: int) -> list[dict[str, str]]:
-    """The messages without the oldest questions and answers, as many as leave room for the answer; `kept` stay."""
-    while len(messages) - kept > 2 and len(chat_ids(loaded, messages)) + new_tokens > loaded.max_seq_len:
+    """The messages without the oldest questions and answers, as many as leave room for the answer; `kept` stay.
+
+    Half of what the model reads is room enough: a longer answer would leave none for what was said.
+    """
+    room = min(new_tokens, loaded.max_seq_len // 2)
+    while len(messages) - kept > 2 and len(chat_ids(loaded, messages)) + room > loaded.max_seq_len:
         messages = [*messages[:kept], *messages[kept + 2 :]]
     return messages
 

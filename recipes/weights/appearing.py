@@ -24,6 +24,8 @@ def appearing(out: Path) -> Iterator[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _held(folder):
+            if old.exists() and not out.exists():  # killed between the two renames below
+                old.rename(out)
             try:
                 for left in folder.iterdir():
                     shutil.rmtree(left) if left.is_dir() else left.unlink()

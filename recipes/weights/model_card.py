@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from eval.digests import first_rank_path
 from recipes.cost.parameters import count_parameters
 from recipes.reports.scores import score_with_interval
-from recipes.reports.summary import EVALUATION, SUMMARY, recipe_digest
+from recipes.reports.summary import EVALUATION, SUMMARY, read_json, recipe_digest
 from recipes.training.batches import shard_folders
 from recipes.weights.hf_architecture import CLASSES, family_of
 from recipes.weights.trained import Trained
@@ -59,15 +59,15 @@ def model_card(trained: Trained, folder: Path, name: str, adapter: Adapter | Non
         "",
         "## Data",
         "",
-        *_data(recipe.values),
+        *_or_not_known(lambda: _data(recipe.values), "the manifest of its data"),
         "",
         "## Evaluation",
         "",
-        *_evaluation(trained),
+        *_or_not_known(lambda: _evaluation(trained), f"{EVALUATION} of the run"),
         "",
         "## Cost",
         "",
-        *_cost(trained.run),
+        *_or_not_known(lambda: _cost(trained.run), f"{SUMMARY} of the run"),
         "",
         "## Recipe",
         "",
@@ -79,6 +79,14 @@ def model_card(trained: Trained, folder: Path, name: str, adapter: Adapter | Non
         "",
     ]
     return "\n".join(lines)
+
+
+def _or_not_known(lines: Callable[[], list[str]], file: str) -> list[str]:
+    """An export is not lost for a file that somebody damaged."""
+    try:
+        return lines()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return [f"Not known: {file} cannot be read."]
 
 
 def _base(adapter: Adapter | None) -> list[str]:
@@ -129,11 +137,11 @@ def _data(recipe: Mapping[str, Any]) -> list[str]:
 
 def _evaluation(trained: Trained) -> list[str]:
     run = trained.run
-    summary = _json(run / SUMMARY) if run else {}
+    summary = read_json(run / SUMMARY) if run else {}
     lines = []
     if isinstance(summary.get("eval_loss_end"), float):
         lines.append(f"- validation loss {summary['eval_loss_end']:.4f} nats a token at the end of training")
-    for model in (_json(run / EVALUATION) if run else {}).get("models", []):
+    for model in (read_json(run / EVALUATION) if run else {}).get("models", []):
         if not _is_of(model, trained.checkpoint):
             continue  # others were evaluated beside this one
         for task in model.get("tasks", []):
@@ -151,7 +159,7 @@ def _is_of(model: Mapping[str, Any], checkpoint: Path) -> bool:
 
 
 def _cost(run: Path | None) -> list[str]:
-    summary = _json(run / SUMMARY) if run else {}
+    summary = read_json(run / SUMMARY) if run else {}
     if not summary:
         return ["Not known: the run folder is not beside the checkpoint, or the run has not ended."]
     lines = [f"- {summary['tokens']:,} tokens in {summary['steps']:,} steps"] if summary.get("tokens") else []
@@ -162,14 +170,6 @@ def _cost(run: Path | None) -> list[str]:
     else:
         lines.append(f"- dollars not known: {summary.get('rate_source')}")
     return lines
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(_text(path))
-    except ValueError:
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _text(path: Path) -> str:

@@ -489,6 +489,10 @@ def test_old_questions_make_room() -> None:
     loaded = Loaded("x", None, Words(), 10)
     said = [{"role": role, "content": "abc"} for role in ("system", "user", "assistant", "user")]
     assert [m["role"] for m in fitting(loaded, said, 1, 2)] == ["system", "user"]
+    short = [{**message, "content": "a"} for message in said]
+    assert (
+        fitting(loaded, short, 1, 100) == short
+    )  # an answer as long as the context leaves half of it to what was said
 
 
 # --- the data that ships with the repository -----------------------------------------------------------------------

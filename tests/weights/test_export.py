@@ -190,6 +190,36 @@ def test_bad_input_is_said_in_words_and_leaves_nothing(shards: Path, tmp_path: P
     assert sorted(p.name for p in tmp_path.iterdir()) == ["huge", "lonely", "mute", "other", "out", "run", "small"]
 
 
+def test_what_a_kill_between_the_renames_hid_is_put_back(tmp_path: Path) -> None:
+    hidden = tmp_path / ".out.old"
+    hidden.mkdir()
+    (hidden / "config.json").touch()
+    with pytest.raises(ValueError, match="nothing came of it"), appearing(tmp_path / "out"):
+        raise ValueError("nothing came of it")
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "config.json").exists()
+
+
+def test_a_link_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "out").symlink_to("there")
+    for name in ("a", "b"):
+        with appearing(tmp_path / "out") as folder:
+            (folder / name).touch()
+        assert (tmp_path / "out").is_symlink()
+        assert [p.name for p in (tmp_path / "there").iterdir()] == [name]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "there"]
+
+
+def test_an_export_is_not_lost_for_a_damaged_file_beside_it(shards: Path, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", MPT, build(MPT), shards / "tokenizer")
+    (run / "results.json").write_text(json.dumps({"models": [{"checkpoint": "ep0-ba1-rank0.pt", "tasks": [3]}]}))
+    (run / "summary.json").write_text('{"tokens": "many", "steps": 1}')
+    export(run, tmp_path / "out", "fp32")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Not known: summary.json of the run cannot be read." in card
+
+
 @pytest.mark.parametrize(
     ("file", "words"),
     [
