@@ -133,7 +133,7 @@ def test_what_is_not_known_is_none_and_said() -> None:
     plan = estimate(RECIPE | {"max_duration": "1ep"}, "h100", 8)
     nothing = (plan.tokens, plan.steps, plan.hours, plan.gpu_hours, plan.usd, plan.kwh, plan.predicted_loss)
     assert nothing == (None,) * 7
-    assert any("give dataset_tokens" in note for note in plan.notes)
+    assert any("depends on the data: --dataset-tokens N" in note for note in plan.notes)
     assert estimate(RECIPE | {"max_duration": "2ep"}, "h100", 8, dataset_tokens=10**9).tokens == 2 * 278 * 1760 * 2048
     assert any("was not measured" in note for note in estimate(RECIPE, "b200", 8).notes)
     tpu = estimate(RECIPE, "tpu-v5p", 8)

@@ -10,14 +10,15 @@ from ..conftest import Command
 STARTS = 6
 # Forks of one process that look for a name at one time: without turns, all but one of them fail.
 SCRIPT = """
-import json, multiprocessing, sys, time
+import json, multiprocessing, sys
 from pathlib import Path
 from streaming.base.shared.prefix import get_shm_prefix
 from streaming.base.world import World
 from recipes.training.turns import taking_turns
 
 context = multiprocessing.get_context("fork")
-answers, ready = context.Queue(), context.Barrier(int(sys.argv[1]))
+starts = int(sys.argv[1])
+answers, ready, done = context.Queue(), context.Barrier(starts), context.Barrier(starts)
 
 def start(number):
     ready.wait()
@@ -25,11 +26,11 @@ def start(number):
         with taking_turns(Path(sys.argv[2])):
             prefix, memory = get_shm_prefix([f"{sys.argv[2]}/{number}"], [None], World.detect())
         answers.put(prefix)
-        time.sleep(1)  # so that all names are in use at once
     except Exception as error:
         answers.put(repr(error))
+    done.wait()  # so that all names are in use at once
 
-processes = [context.Process(target=start, args=(number,)) for number in range(int(sys.argv[1]))]
+processes = [context.Process(target=start, args=(number,)) for number in range(starts)]
 for process in processes:
     process.start()
 print(json.dumps([answers.get() for _ in processes]))
