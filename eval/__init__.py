@@ -1,0 +1,16 @@
+"""Evaluation: what a run has bought.
+
+evaluate.py     LLM Foundry's tasks and gauntlet, validation loss, samples; harness.py: lm-evaluation-harness
+compare.py      two models on the same examples; contamination.py: is a task in the training data
+in_loop.py      tasks while a training run goes on
+
+models.py       which models a recipe means; refusals.py: what cannot be done; loading.py: one, built
+suite.py        a model through its tasks (tasks/: LLM Foundry's kinds); metrics.py: answers to scores
+harness_tasks.py, harness_lm.py, harness_index.py   the harness's tasks, its `LM`, where its tasks are
+validation.py   the loss on held-out shards; baseline.py: what it must beat; generation.py: text
+
+scoring.py      the core: questions.py in, log-probabilities out
+batching.py     what is computed together; vectors.py, past.py, vocabulary.py: once, on what was kept, where asked
+backbone.py     a model in two halves
+cache.py        answers on disk; digests.py: of what; results.py: scores on disk and as a table; progress.py: the bar
+"""

@@ -1,1 +1,7 @@
-"""Composer callbacks of this project."""
+"""Composer callbacks of this project.
+
+cost.py         the meter: dollars, speed, MFU, what is left; readings.py: what it reads off Composer, energy.py: watts
+budget.py       the guard: stops a run at a budget or a deadline
+log_lines.py    lines for a log; metrics_file.py: every metric as JSON
+recompiles.py   counts what torch.compile compiles
+"""

@@ -1,1 +1,8 @@
-"""The models: LLM Foundry's MPT with attention kernels chosen from the device it runs on."""
+"""The models: LLM Foundry's MPT with attention kernels chosen from the device it runs on, and RWKV-4.
+
+mpt.py          MPT with the parts below; compiling.py: blocks compiled, operations recomputed
+attention.py    the kernels behind one function; backends.py: what each can do; masks.py: who sees whom
+loss.py         the loss without logits
+rwkv.py         RWKV-4; wkv.py: its scan over the tokens
+sharded.py      a parameter's part on this process
+"""

@@ -3,7 +3,8 @@
 trained.py             a model by the path that a user has: a run, a checkpoint, a folder
 tensor_files.py        tensors in files, a few rows at a time; checkpoint_tensors.py: in Composer's checkpoints
 number_types.py        the types of their numbers, and one written as another
-hf_architecture.py     one architecture, two spellings; hf_names.py: which rows of which tensor are which
+hf_architecture.py     one architecture, two spellings; hf_rwkv.py: those of RWKV
+hf_names.py            which rows of which tensor are which
 pretrained.py          in: `pretrained: PATH`
 export.py              out: `recipes export`; shards.py: its weights; folder_files.py: its tokenizer and configuration;
                        model_card.py: its README; appearing.py: all of it at once
