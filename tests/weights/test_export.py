@@ -18,7 +18,7 @@ from recipes.talking.loading import build_for_generation, load_model
 from recipes.weights.appearing import appearing
 from recipes.weights.checkpoint_tensors import checkpoint_file
 from recipes.weights.export import export
-from recipes.weights.hf_architecture import refusals
+from recipes.weights.hf_architecture import folder_config, refusals
 from recipes.weights.number_types import SIZES, convert, torch_type
 from recipes.weights.tensor_files import safetensors_folder
 from recipes.weights.trained import find_trained
@@ -96,6 +96,16 @@ def test_transformers_alone_computes_the_same(name: str, shards: Path, tmp_path:
 )
 def test_what_cannot_be_said_is_refused_naming_the_key(changes: dict[str, Any], key: str) -> None:
     assert f"model.{key}" in [name for name, _ in refusals(with_changes(MPT, **changes))]
+
+
+def test_numbers_of_the_config_are_of_the_types_that_transformers_5_takes() -> None:
+    changes = {"attn_config__clip_qkv": 6, "attn_config__softmax_scale": 1, "attn_config__attn_pdrop": 0.1}
+    attention = folder_config(with_changes(MPT, **changes))["attn_config"]
+    assert {key: type(attention[key]) for key in ("attn_pdrop", "clip_qkv", "softmax_scale")} == {
+        "attn_pdrop": int,
+        "clip_qkv": float,
+        "softmax_scale": float,
+    }
 
 
 def test_llama_with_what_it_lacks_is_refused() -> None:
