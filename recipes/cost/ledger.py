@@ -8,6 +8,7 @@ only.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -253,6 +254,12 @@ def usd_of(segments: Iterable[Segment], rate: float | None) -> float | None:
     return total
 
 
+def last_rate(segments: Iterable[Segment]) -> float | None:
+    """Dollars a device-hour of the last process that knew them: for those that did not."""
+    known = [s.usd_per_device_hour for s in segments if s.usd_per_device_hour is not None]
+    return known[-1] if known else None
+
+
 def lost_seconds(segments: Iterable[Segment], tokens: int) -> float:
     """Training seconds whose steps a later process did again, or that no process has gone on from.
 
@@ -265,8 +272,10 @@ def lost_seconds(segments: Iterable[Segment], tokens: int) -> float:
     trained = [s for s in segments if s.tokens > 0]
     if not trained:
         return lost
-    # a later one may go back further than the next
-    went_on_from = [min([tokens, *(s.tokens_from for s in trained[i + 1 :])]) for i in range(len(trained))]
+    starts = [s.tokens_from for s in trained[1:]] + [tokens]
+    went_on_from = list(itertools.accumulate(reversed(starts), min))[
+        ::-1
+    ]  # a later one may go back further than the next
     for segment, start in zip(trained, went_on_from, strict=True):
         repeated = max(0, segment.tokens_from + segment.tokens - start)
         lost += segment.seconds["train"] * min(1.0, repeated / segment.tokens)
@@ -281,8 +290,7 @@ def summarize(segments: Iterable[Segment], current: Segment, tokens: int, rate_s
     segments = list(segments)
     seconds = {phase: sum(s.seconds[phase] for s in segments) for phase in PHASES}
     wall_s = sum(seconds.values())
-    known = [s.usd_per_device_hour for s in segments if s.usd_per_device_hour is not None]
-    usd = usd_of(segments, known[-1] if known else None)
+    usd = usd_of(segments, last_rate(segments))
     processed = sum(s.tokens for s in segments)
     lost_s = lost_seconds(segments, tokens)
     active_s = seconds["train"] + seconds["data"]

@@ -21,6 +21,7 @@ from recipes.cost.estimate import Estimate, estimate
 from recipes.cost.hardware import Gpu, find_gpu, gpu_from_device_name
 from recipes.cost.ledger import Ledger, first_start_unix_s, usd_of
 from recipes.cost.rate import choose_rate, cost_section
+from recipes.reports.bill import ledger_path
 from recipes.reports.runs import METRICS, last_step
 from recipes.training.batches import dataset_tokens
 from recipes.training.checkpoints import step_of, to_go_on_from
@@ -81,7 +82,7 @@ def _refusal(recipe: Recipe, guard: Mapping[str, Any], folder: Path, devices: in
     rate = choose_rate(billed.name if billed else None, **price, price_kind=cost.get("price_kind") or "on_demand")
     if budget is not None and rate.usd_per_device_hour is None:
         return f"a budget cannot be kept without a rate: {rate.source}"
-    ledger = Path(cost.get("ledger") or folder / "ledger.jsonl")
+    ledger = ledger_path(cost, folder)
     segments = Ledger(ledger).read()
     spent = usd_of(segments.values(), rate.usd_per_device_hour) or 0.0
     if budget is not None and spent >= budget:

@@ -13,7 +13,17 @@ from typing import Any
 import yaml
 
 from recipes.cost.duration import in_words
-from recipes.cost.ledger import EARLIER, PHASES, Segment, lost_seconds, read_records, segment_from, segments_of, usd_of
+from recipes.cost.ledger import (
+    EARLIER,
+    PHASES,
+    Segment,
+    last_rate,
+    lost_seconds,
+    read_records,
+    segment_from,
+    segments_of,
+    usd_of,
+)
 from recipes.cost.rate import cost_section
 
 LEDGER = "ledger.jsonl"
@@ -58,9 +68,7 @@ class Bill:
 
     @property
     def last_rate(self) -> float | None:
-        """Dollars a device-hour of the last process that knew them: for those that did not."""
-        known = [s.usd_per_device_hour for s in self.segments if s.usd_per_device_hour is not None]
-        return known[-1] if known else None
+        return last_rate(self.segments)
 
     @property
     def wall_s(self) -> float:
@@ -113,14 +121,18 @@ def read_bill(run: Path) -> Bill:
     )
 
 
+def ledger_path(cost: Mapping[str, Any], folder: Path) -> Path:
+    """Where a run keeps its ledger, by what its recipe says of its bill."""
+    return Path(str(cost.get("ledger") or folder / LEDGER))
+
+
 def _ledger_of(run: Path) -> Path:
     """In the run folder, unless the recipe keeps it elsewhere."""
     try:
         recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
-        elsewhere = cost_section(recipe).get("ledger")
+        return ledger_path(cost_section(recipe), run)
     except (OSError, ValueError, yaml.YAMLError, AttributeError, TypeError):
-        elsewhere = None
-    return Path(str(elsewhere)) if elsewhere else run / LEDGER
+        return run / LEDGER
 
 
 def _start(segment: Segment, records: Sequence[Mapping[str, Any]]) -> Start:

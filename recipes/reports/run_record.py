@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 
@@ -121,7 +122,7 @@ def _predicted_loss(recipe: Mapping[str, Any], parameters: int | None, tokens: i
 def _curves(folder: Path, tokens_per_step: int) -> tuple[list[Point], list[Point]]:
     """Losses by step: that of step s was logged at s, when s steps were paid for, and is known after s + 1."""
     steps = metrics_by_step(folder / METRICS)
-    counted = {step: values["time/token"] for step, values in steps.items() if _is_loss(values.get("time/token"))}
+    counted = {step: values["time/token"] for step, values in steps.items() if is_number(values.get("time/token"))}
     last = max(counted, default=0)
     each = counted[last] / last if last else tokens_per_step  # behind the last step that was logged
 
@@ -131,10 +132,10 @@ def _curves(folder: Path, tokens_per_step: int) -> tuple[list[Point], list[Point
     usd = {step: values.get("cost/usd") for step, values in steps.items()}
     training, validation = [], []
     for step, values in steps.items():
-        if _is_loss(values.get(TRAIN_LOSS)):
+        if is_number(values.get(TRAIN_LOSS)):
             training.append(Point(tokens_at(step + 1), usd.get(step + 1, usd[step]), values[TRAIN_LOSS]))
         loss = validation_loss(values)
-        if loss is not None and _is_loss(loss):
+        if loss is not None and is_number(loss):
             validation.append(Point(tokens_at(step), usd.get(step), loss))
     return training, validation
 
@@ -190,5 +191,6 @@ def _positive(recipe: Mapping[str, Any], key: str) -> int:
     return value if isinstance(value, int) and value > 0 else 1
 
 
-def _is_loss(value: Any) -> bool:
-    return isinstance(value, (int, float)) and value == value and abs(value) != float("inf")
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value can be drawn: a run that has diverged logs NaN and infinities."""
+    return isinstance(value, (int, float)) and math.isfinite(value)

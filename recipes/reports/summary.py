@@ -62,9 +62,8 @@ def write_summary(
         "eval_loss_end": _at(losses, -1),
         **dataclasses.asdict(cost),
     }
-    known = {
-        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in summary.items()
-    }  # as JSON has it
+    # JSON has no NaN
+    known = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in summary.items()}
     write_whole(folder / SUMMARY, json.dumps(known, indent=2, default=str) + "\n")
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from html import escape
-from typing import Any, TypeGuard
+from typing import Any
 
 from recipes.cost.duration import in_words
 from recipes.reports.charts import SERIES, Line, line_chart
-from recipes.reports.run_record import RunRecord
+from recipes.reports.run_record import RunRecord, is_number
 from recipes.reports.scores import score_with_interval
 
 
@@ -43,11 +42,7 @@ def section_of(run: RunRecord, several: bool) -> str:
 
 def _points(run: RunRecord, label: str) -> list[tuple[float, float]]:
     found = [(record.get("tokens"), _task(record, label).get("score")) for record in run.tasks]
-    return [(float(x), float(y)) for x, y in found if _is_number(x) and _is_number(y)]
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    return [(float(x), float(y)) for x, y in found if is_number(x) and is_number(y)]
 
 
 def _task(record: Mapping[str, Any], label: str) -> Mapping[str, Any]:

@@ -84,7 +84,7 @@ def find_trained(path: Path, recipe: Path | None = None) -> Trained:
     if not path.exists():
         raise ValueError(f"{path} does not exist; expected a run folder or a checkpoint, full or sharded")
     if path.is_dir() and not (path / ".metadata").is_file():
-        if recipe is None and not (run_around(path.resolve()) or _is_filled(path)):
+        if recipe is None and not (run_around(path.resolve()) or any(path.iterdir())):
             raise ValueError(f"{path} holds nothing of a run: no {RECIPE}, no checkpoint")
         if is_hf_folder(path):
             raise ValueError(f"{path} is a Hugging Face folder already: it has a config.json")
@@ -94,10 +94,6 @@ def find_trained(path: Path, recipe: Path | None = None) -> Trained:
     checkpoint = path.resolve()  # latest-rank0.pt is a link
     run = run_around(checkpoint)
     return Trained(checkpoint, _recipe_of(path, run, recipe), run)
-
-
-def _is_filled(folder: Path) -> bool:
-    return any(folder.iterdir())
 
 
 def run_around(path: Path) -> Path | None:
