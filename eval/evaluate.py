@@ -28,19 +28,20 @@ from eval import results
 from eval.baseline import unigram_entropy
 from eval.cache import SCORING, AnswerCache
 from eval.digests import digest_of
-from eval.models import longest, spell_out_models
+from eval.models import long_loaders, longest, spell_out_models
 from eval.questions import ScoringError
-from eval.refusals import refusals
 from eval.tasks.rows import TaskError
 from recipes.config.check import check
 from recipes.config.file_names import is_remote
 from recipes.config.keys import Place, Problem, RecipeError
 from recipes.config.load import Recipe, load
 from recipes.config.named_files import with_named_files
+from recipes.config.sections import loaders
 from recipes.preflight.data import local_data_files
-from recipes.preflight.evaluation import evaluation_problems, preflight_evaluation
+from recipes.preflight.evaluation import preflight_evaluation
 from recipes.preflight.machine import can_be_written
-from recipes.screen import exit_status, is_first_rank, print_problems, usage
+from recipes.ranks import is_first_rank
+from recipes.screen import exit_status, print_problems, usage
 from recipes.training.batches import shard_folders
 from recipes.training.startup import light_imports
 
@@ -59,7 +60,7 @@ def main(arguments: list[str]) -> int:
     try:
         written = load(arguments[0], arguments[1:])
         recipe = spell_out_models(with_named_files(written))
-        problems = check(recipe, "eval") or evaluation_problems(recipe) or refusals(recipe)
+        problems = check(recipe, "eval") or long_loaders(recipe)
         if problems:
             raise RecipeError(problems)
     except RecipeError as error:
@@ -159,8 +160,7 @@ def _evaluate(
         except OtherTokenizer as error:  # one model's; the others and the scores are not lost for it
             result["contamination_left_out"], wanted = str(error), {}
     numbers: dict[str, float] = {}
-    loaders = settings["eval_loader"]
-    for loader in loaders if isinstance(loaders, list) else [loaders] if loaders else []:
+    for _, loader in loaders(settings, ["eval_loader"]):
         label = loader.pop("label", "")
         with build.reporting(recipe, "eval_loader"), taking_turns():
             built = build_dataloader(build.complete_loader(loader, settings), tokenizer, batch)
@@ -236,9 +236,8 @@ def _files(recipe: Recipe) -> list[Path]:
     files = [Path(path) for path in recipe.get("code_paths") or []]
     for task in recipe.get("icl_tasks") or []:
         files += _files_of_task(task)
-    loaders = recipe.get("eval_loader")
     folders = [Path(recipe["contamination"]["shards"])] if recipe.get("contamination") else []
-    for loader in loaders if isinstance(loaders, list) else [loaders] if loaders else []:
+    for _, loader in loaders(recipe.values, ["eval_loader"]):
         folders += shard_folders(loader.get("dataset") or {})
         files += local_data_files(loader.get("dataset") or {})
     return files + [file for folder in folders for file in _files_of_shards(folder)]

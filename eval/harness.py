@@ -29,7 +29,8 @@ from eval.questions import ScoringError
 from eval.tasks.rows import TaskError
 from recipes.config.keys import RecipeError
 from recipes.preflight.machine import can_be_written
-from recipes.screen import exit_status, is_first_rank
+from recipes.ranks import is_first_rank
+from recipes.screen import exit_status
 from recipes.training.startup import light_imports
 from recipes.weights.trained import find_trained, is_hf_folder
 

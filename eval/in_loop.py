@@ -20,7 +20,6 @@ from composer.utils import create_interval_scheduler, dist
 
 from eval.backbone import Backbone
 from eval.questions import ScoringError
-from eval.refusals import gauntlet_refusals
 from eval.suite import gauntlet_scores, logged, run_tasks, tasks_of
 from eval.tasks.rows import TaskError
 from recipes.callbacks.budget import BudgetGuard
@@ -59,8 +58,6 @@ class TaskEvaluation(Callback):
         self.reads = reads  # a task's own max_seq_len may be longer than this run's for tasks
         scratch = folder / "tasks"
         self.tasks = []
-        for text in gauntlet_refusals(gauntlet):
-            raise ValueError(f"eval_gauntlet: {text}")
         if icl_tasks:
             self.tasks = tasks_of(icl_tasks, tokenizer, max_seq_len, batch_size, scratch, subset_batches, reads)
         self.harness = dict(harness_tasks) if harness_tasks else None

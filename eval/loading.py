@@ -12,7 +12,7 @@ from eval.backbone import Backbone
 from eval.models import is_folder, longest
 from recipes import build
 from recipes.config.load import Recipe
-from recipes.screen import is_first_of_machine
+from recipes.ranks import is_first_of_machine
 from recipes.talking.loading import model_of_folder
 from recipes.weights.checkpoint_tensors import verify_file
 from recipes.weights.trained import Trained

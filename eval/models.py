@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from recipes.config.check import check
 from recipes.config.file_names import is_remote
 from recipes.config.keys import COMMAND_LINE, KeyPath, Place, Problem, RecipeError
 from recipes.config.load import Recipe, load, merge
+from recipes.config.sections import loaders, section
 from recipes.talking.loading import say_what_is_ignored
 from recipes.training.checkpoints import newest_in
 from recipes.weights.trained import LENGTHS, folder_config_of
@@ -122,6 +124,20 @@ def longest(entry: Mapping[str, Any], wanted: int) -> int:
         section = entry["model"]
     has = next((section[name] for name in LENGTHS if section.get(name)), wanted)
     return min(wanted, int(has))
+
+
+def long_loaders(recipe: Recipe) -> list[Problem]:
+    """Validation data whose sequences are longer than what a model of the recipe reads."""
+    found = []
+    for entry in recipe["models"]:
+        reads = longest(entry, sys.maxsize)
+        for key, loader in loaders(recipe.values, ["eval_loader"]):
+            length = section(loader, "dataset").get("max_seq_len") or recipe["max_seq_len"]
+            if length > reads:
+                where: KeyPath = (*key, "dataset", "max_seq_len")
+                text = f"its sequences have {length} tokens, and {entry['model_name']} reads {reads}"
+                found.append(Problem(recipe.place(where), where, f"{text}: set it to that or less"))
+    return found
 
 
 def _from_run(entry: Mapping[str, Any], place: Place, key: KeyPath) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from recipes.screen import is_first_rank
+from recipes.ranks import is_first_rank
 
 
 def bar(label: str, total: int) -> Callable[[int], None] | None:

@@ -132,10 +132,10 @@ def _model_arguments(commands: Any) -> None:
 
 def _check(chosen: argparse.Namespace) -> int:
     from recipes.config.check import load_checked
-    from recipes.config.contradictions import world_size
     from recipes.config.keys import RecipeError
     from recipes.planning.budget import refusal
     from recipes.preflight.training import preflight
+    from recipes.ranks import world_size
     from recipes.reports.runs import run_folder
     from recipes.screen import print_plan, print_problems, print_stop
     from recipes.training.batches import plan_batches

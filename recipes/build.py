@@ -33,6 +33,7 @@ from recipes.callbacks.log_lines import LogLines
 from recipes.callbacks.metrics_file import MetricsFile
 from recipes.config.keys import Problem, RecipeError
 from recipes.config.load import Recipe
+from recipes.config.sections import loaders
 from recipes.cost.parameters import MPT
 from recipes.cost.rate import cost_section
 from recipes.models.compiling import checkpoint_blocks, checkpoint_by_operation, compile_blocks
@@ -290,11 +291,12 @@ def complete_loader(loader: dict[str, Any], settings: Mapping[str, Any]) -> dict
 
 def build_evaluators(recipe: Recipe, settings: dict[str, Any], tokenizer: Any) -> list[Evaluator]:
     """Loaders of validation data; tasks are not theirs (eval/in_loop.py)."""
-    loaders = settings["eval_loader"]
-    for loader in loaders if isinstance(loaders, list) else [loaders] if loaders else []:
+    for _, loader in loaders(settings, ["eval_loader"]):
         complete_loader(loader, settings)
+    if not settings["eval_loader"]:
+        return []
     with reporting(recipe, "eval_loader"):
-        return builders.build_eval_loaders(loaders, tokenizer, settings["device_eval_batch_size"]) if loaders else []
+        return builders.build_eval_loaders(settings["eval_loader"], tokenizer, settings["device_eval_batch_size"])
 
 
 def _tasks_in_the_loop(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -14,21 +13,11 @@ from recipes.cost.parameters import OURS, count_parameters
 from recipes.cost.run_length import read_duration
 from recipes.planning.budget import EXIT_BUDGET
 from recipes.preflight.machine import has_gpu
+from recipes.ranks import is_first_of_machine, is_first_rank
 from recipes.reports.runs import run_folder, run_name
 from recipes.training.batches import Batches, longest_sample, sequences_per_epoch
 
 FIRST_RANK_SPEAKS_S = 20  # within this long of another rank, on a loaded machine
-
-
-def is_first_rank() -> bool:
-    """Whether this process is the one that speaks for the run."""
-    rank = os.environ.get("RANK", "")
-    return not rank.isdigit() or int(rank) == 0
-
-
-def is_first_of_machine() -> bool:
-    """Whether this process is the one of its machine that does what is to be done there once."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def usage(documentation: str | None, arguments: Sequence[str]) -> int:

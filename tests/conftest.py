@@ -13,6 +13,8 @@ import pytest
 
 from recipes.reports.runs import read_metrics
 
+from .warm import WarmPython
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 if os.environ.get("TESTED_ON") != "cuda":  # the same tests on every machine; `make test-gpu` is for kernels
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -41,16 +43,24 @@ def _denormal_numbers() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def run_command() -> Command:
+def warm_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A `python` whose imports are done."""
+    server = WarmPython(tmp_path_factory.mktemp("warm"))
+    yield server.executable
+    server.end()
+
+
+@pytest.fixture(scope="session")
+def run_command(warm_python: Path) -> Command:
     """Run a command of the project as a user would, in the repository or in another folder."""
 
     def run(
         *arguments: str | Path, cwd: Path = ROOT, env: Mapping[str, str] | None = None, timeout: float = 300
     ) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
-        words = [sys.executable if a == "python" else str(a) for a in arguments]
+        words = [str(warm_python if a == "python" else a) for a in arguments]
         if words[0] == "launch":
-            words[:1] = [sys.executable, "-m", "recipes.launch"]
+            words[:1] = [str(warm_python), "-m", "recipes.launch"]
         if words[0] == "composer":
             words[0] = str(Path(sys.executable).with_name("composer"))
         return subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)

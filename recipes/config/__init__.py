@@ -7,5 +7,6 @@ schema.json        the grammar; schema.py writes it, components.py ties sections
 named_files.py     sections that a recipe keeps in a file of their own
 reference.py       what a recipe may say, for `python -m recipes keys`
 check.py           every unknown, missing and ill-typed key at once
-contradictions.py  what one key demands of another; file_names.py: what files may be called
+contradictions.py  what keys demand of one another, by model_rules.py, run_rules.py and evaluation_rules.py;
+                   sections.py: what rules read a recipe with; file_names.py: what files may be called
 """

@@ -1,6 +1,6 @@
 """Judging a recipe before anything is built: every unknown, missing, ill-typed and contradictory key, at once.
 
-The grammar is schema.json (see schema.py); what one key demands of another stands in contradictions.py.
+The grammar is schema.json (see schema.py); what keys demand of one another stands in contradictions.py.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from recipes.config.contradictions import contradictions, world_size
+from recipes.config.contradictions import contradictions
 from recipes.config.keys import KeyPath, Place, Problem, RecipeError, dotted, walk
 from recipes.config.load import Recipe, load
 from recipes.config.named_files import with_named_files
+from recipes.ranks import world_size
 
 # Keys and values that older recipes carry, and what has become of them.
 RETIRED_KEYS = {
@@ -60,7 +61,7 @@ def check(recipe: Recipe, kind: str = "train") -> list[Problem]:
             found.setdefault((key, text), Problem(recipe.place(key), key, text))
     broken = {p.key for p in found.values()}
     for key, text in contradictions(recipe.values, kind):
-        if not any(key[: len(b)] == b and b for b in broken):
+        if not any(b and (key[: len(b)] == b or b[: len(key)] == key) for b in broken):
             found.setdefault((key, text), Problem(recipe.place(key), key, text))
     return list(found.values())
 

@@ -16,17 +16,7 @@ from recipes.config.load import Recipe
 from recipes.preflight.hub import in_hub_cache, not_from_hub
 from recipes.preflight.packages import importable, scheme_problems
 from recipes.preflight.weights import is_json
-from recipes.screen import is_first_of_machine
-
-
-def loaders(recipe: Recipe) -> Iterator[tuple[KeyPath, Mapping[str, Any]]]:
-    if "train_loader" in recipe.values:
-        yield ("train_loader",), recipe["train_loader"]
-    evaluation = recipe.get("eval_loader")
-    if isinstance(evaluation, list):
-        yield from ((("eval_loader", i), loader) for i, loader in enumerate(evaluation))
-    elif evaluation:
-        yield ("eval_loader",), evaluation
+from recipes.ranks import is_first_of_machine
 
 
 def data_problems(key: KeyPath, loader: Mapping[str, Any], recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from recipes.config.contradictions import world_size
 from recipes.config.file_names import is_remote
 from recipes.config.keys import KeyPath
 from recipes.config.load import Recipe
@@ -19,6 +18,7 @@ from recipes.cost.parameters import MPT, OURS, count_parameters
 from recipes.launch import GPU_DEVICES
 from recipes.models.backends import features, precision_refusals, refusals
 from recipes.preflight.packages import scheme_problems
+from recipes.ranks import world_size
 
 # Weights and gradients in fp32, and Adam's two moments: bytes a parameter costs in training without sharding.
 TRAINING_BYTES_PER_PARAMETER = 16

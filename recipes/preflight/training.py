@@ -8,8 +8,9 @@ from typing import Any
 from recipes.config.file_names import is_remote
 from recipes.config.keys import KeyPath, Problem, RecipeError, walk
 from recipes.config.load import Recipe, load
-from recipes.preflight.data import data_problems, loaders
-from recipes.preflight.evaluation import gauntlet_problems, shot_problems, task_file_problems
+from recipes.config.sections import loaders
+from recipes.preflight.data import data_problems
+from recipes.preflight.evaluation import task_file_problems
 from recipes.preflight.machine import device_problems, disk_problems
 from recipes.preflight.packages import package_problems
 from recipes.preflight.weights import pretrained_problems, tokenizer_problems, weight_problems
@@ -22,7 +23,7 @@ from recipes.training.checkpoints import in_save_folder, of_the_other_kind, step
 def preflight(recipe: Recipe) -> list[Problem]:
     """Everything that a run of this recipe would stop at on this machine. Each says how to get what is missing."""
     found: list[tuple[KeyPath, str]] = []
-    for key, loader in loaders(recipe):
+    for key, loader in loaders(recipe.values):
         found += data_problems(key, loader, recipe)
     found += tokenizer_problems(recipe.get("tokenizer", {}), bool(recipe.get("code_paths")))
     found += weight_problems(recipe.values)
@@ -30,8 +31,6 @@ def preflight(recipe: Recipe) -> list[Problem]:
     found += device_problems(recipe)
     found += disk_problems(recipe)
     found += resume_problems(recipe)
-    found += shot_problems(recipe)
-    found += gauntlet_problems(recipe)
     found += task_file_problems(recipe)
     found += package_problems(recipe)
     return [Problem(recipe.place(key), key, text) for key, text in found]

@@ -12,7 +12,7 @@ from typing import Any
 
 from recipes.config.load import Recipe
 from recipes.cost.parameters import OURS, RWKV
-from recipes.screen import is_first_of_machine, is_first_rank
+from recipes.ranks import is_first_of_machine, is_first_rank
 from recipes.training.checkpoints import FILENAME, SHARDED, find_checkpoints
 from recipes.training.lora import Merged, has_adapters, scaling
 from recipes.training.startup import light_imports

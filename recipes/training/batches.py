@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.manifest import load_manifest
-from recipes.config.contradictions import world_size
 from recipes.config.file_names import is_remote
 from recipes.config.load import Recipe
 from recipes.cost.setup import sequences_per_item, steps_of_run, tokens_per_step
+from recipes.ranks import world_size
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,9 +18,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from recipes.config.contradictions import world_size
 from recipes.config.file_names import is_remote
 from recipes.config.load import Recipe
+from recipes.ranks import world_size
 from recipes.reports.runs import run_name
 
 FILENAME = "ep{epoch}-ba{batch}-rank{rank}.pt"  # of a full checkpoint, where the recipe names none

@@ -426,7 +426,7 @@ def test_a_layer_of_a_package_that_is_not_here_names_it(override: str, package: 
 def test_tasks_in_a_file_are_judged_like_the_recipes_own(tmp_path: Path) -> None:
     tasks = tmp_path / "tasks.yaml"
     entry = "{label: a, dataset_uri: a.jsonl, num_fewshot: [0], icl_task_type: multiple_choice"
-    tasks.write_text(f"icl_tasks:\n- {entry}, metric_names: 3}}\n- {entry}, batch_size: many}}\n")
+    tasks.write_text(f"icl_tasks:\n- {entry}, metric_names: 3}}\n- {entry.replace('a,', 'b,')}, batch_size: many}}\n")
     with pytest.raises(RecipeError) as raised:
         load_checked(QUICKSTART, [f"icl_tasks={tasks}"])
     said = [str(problem) for problem in raised.value.problems]

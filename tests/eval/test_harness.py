@@ -173,12 +173,6 @@ def test_tasks_that_can_no_longer_be_read_do_not_end_a_run(twins: Twins, tmp_pat
     assert json.loads((tmp_path / "tasks.jsonl").read_text())["error"] == "its file is gone"
 
 
-def test_averages_with_names_that_are_paths_are_refused(twins: Twins, tmp_path: Path) -> None:
-    gauntlet = {"categories": [{"name": "all", "benchmarks": [{"name": "lm/arc", "num_fewshot": 0}]}]}
-    with pytest.raises(ValueError, match="eval_gauntlet: got lm/arc, expected a name without /"):
-        in_loop(twins, tmp_path, [], gauntlet)
-
-
 def in_loop(twins: Twins, folder: Path, tasks: list[Any], gauntlet: Any) -> TaskEvaluation:
     cost: Any = None
     lengths = {"max_seq_len": 32, "reads": 96}

@@ -1,0 +1,129 @@
+"""What one key of an evaluation demands of another, in a training recipe or one of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from recipes.config.keys import KeyPath
+from recipes.config.sections import Finding, loaders, section
+from recipes.cost.parameters import OURS
+
+
+def _of_training(recipe: Mapping[str, Any]) -> Iterator[Finding]:
+    model = section(recipe, "model").get("name")
+    has_evaluation = any(recipe.get(key) for key in ("eval_loader", "icl_tasks", "harness_tasks"))
+    if recipe.get("eval_first") and not has_evaluation:
+        yield ("eval_first",), "there is nothing to evaluate: add eval_loader or icl_tasks"
+    if model == "hf_t5":
+        if recipe.get("icl_tasks"):
+            yield ("icl_tasks",), "in-context learning evaluates decoder-only models, not hf_t5"
+        for key, loader in loaders(recipe):
+            if loader.get("name") == "text":
+                yield (*key, "name"), "hf_t5 is trained on prompts and responses: use the finetuning loader"
+    if section(recipe, "model").get("load_in_8bit"):
+        yield ("model", "load_in_8bit"), "8-bit weights can be evaluated but not trained"
+
+
+def _of_its_own(recipe: Mapping[str, Any]) -> Iterator[Finding]:
+    if not any(recipe.get(key) for key in ("eval_loader", "icl_tasks", "samples")):
+        yield ("icl_tasks",), "there is nothing to evaluate: add tasks, an eval_loader or samples"
+    if recipe.get("callbacks"):
+        yield ("callbacks",), "an evaluation has no callbacks: nothing would call them; leave them out"
+    for index, entry in enumerate(recipe["models"]):
+        if entry["model"].get("name") in OURS and not entry.get("load_path"):
+            text = "is missing, and without a checkpoint the weights of such a model are random: name one, or a run"
+            yield ("models", index, "load_path"), text
+
+
+def _shots(recipe: Mapping[str, Any]) -> Iterator[Finding]:
+    tasks = recipe.get("icl_tasks", [])
+    seen: dict[str, int] = {}
+    for index, task in enumerate(tasks if isinstance(tasks, list) else []):
+        place = ("icl_tasks", index, "num_fewshot")
+        if not task["num_fewshot"] or min(task["num_fewshot"]) < 0:
+            yield place, f"got {task['num_fewshot']}, expected one or several numbers of examples, each 0 or more"
+        for label in (f"{task['label']}/{number}-shot" for number in task["num_fewshot"]):
+            if label in seen:
+                text = f"{label} is asked for here and in icl_tasks.{seen[label]}: scores are known by these names"
+                yield place, f"{text}, so ask once, or give another label"
+            seen.setdefault(label, index)
+
+
+def _gauntlet(recipe: Mapping[str, Any]) -> Iterator[Finding]:
+    """What LLM Foundry's averages would stop at after all tasks, or leave out and call 0."""
+    gauntlet, tasks = recipe.get("eval_gauntlet"), recipe.get("icl_tasks") or []
+    if gauntlet is None or isinstance(tasks, str):
+        return  # a file that is not there is said elsewhere
+    key: KeyPath = ("eval_gauntlet",)
+    if not tasks:
+        yield key, "averages icl_tasks, and there are none"
+    if not tasks or isinstance(gauntlet, str):
+        return
+    known = {"categories", "weighting", "subtract_random_baseline", "rescale_accuracy", "averages"}
+    for name in gauntlet.keys() - known:
+        yield (*key, name), f"unknown key. Allowed: {', '.join(sorted(known))}"
+    weighting, weightings = gauntlet.get("weighting", "EQUAL"), ("EQUAL", "SAMPLE_SZ", "LOG_SAMPLE_SZ")
+    if weighting not in weightings:
+        yield (*key, "weighting"), f"got {weighting!r}, expected one of {', '.join(weightings)}"
+    subtracts = gauntlet.get("subtract_random_baseline", True)
+    if gauntlet.get("rescale_accuracy", True) and not subtracts:
+        yield (*key, "rescale_accuracy"), "needs subtract_random_baseline: set it to false, or that to true"
+    scored = {f"{t['label']}/{n}-shot" for t in tasks if _has_accuracy(t) for n in t["num_fewshot"]}
+    names = []
+    for index, category in _sections(gauntlet.get("categories")):
+        where = (*key, "categories", index)
+        names.append(str(category.get("name")))
+        if not isinstance(category.get("name"), str):
+            yield (*where, "name"), f"got {category.get('name')!r}, expected text"
+        benchmarks = _sections(category.get("benchmarks"))
+        if not benchmarks:
+            yield (*where, "benchmarks"), f"got {category.get('benchmarks')!r}, expected a list of sections"
+        for number, benchmark in benchmarks:
+            wanted = f"{benchmark.get('name')}/{benchmark.get('num_fewshot')}-shot"
+            if wanted not in scored:
+                text = f"icl_tasks scores no accuracy of {wanted}, only of {', '.join(sorted(scored)) or 'nothing'}"
+                yield (*where, "benchmarks", number), text
+            chance = benchmark.get("random_baseline")
+            if subtracts and (isinstance(chance, bool) or not isinstance(chance, (int, float)) or not 0 <= chance < 1):
+                text = f"got {chance!r}, expected a share from 0 up to 1"
+                yield (*where, "benchmarks", number, "random_baseline"), text
+    for name in _with_slashes(gauntlet):
+        yield key, f"got {name}, expected a name without /, which averages are taken apart at: give it another"
+    if not names:
+        text = f"got {gauntlet.get('categories')!r}, expected a list of sections with name and benchmarks"
+        yield (*key, "categories"), text
+    averages = gauntlet.get("averages")
+    if averages is not None and not (isinstance(averages, Mapping) and averages):
+        yield (*key, "averages"), f"got {averages!r}, expected the name of each average and its list of categories"
+    for name, members in averages.items() if isinstance(averages, Mapping) else ():
+        if name in names:
+            yield (*key, "averages", name), "is the name of a category: give the average another"
+        if not (isinstance(members, list) and members and all(member in names for member in members)):
+            text = f"got {members!r}, expected a list of categories, of {', '.join(names)}"
+            yield (*key, "averages", name), text
+
+
+def _sections(value: Any) -> list[tuple[int, Mapping[str, Any]]]:
+    """The sections of a list, with their numbers; none where one of them, or the list, is something else."""
+    whole = isinstance(value, list) and all(isinstance(inner, Mapping) for inner in value)
+    return list(enumerate(value)) if whole else []
+
+
+def _has_accuracy(task: Mapping[str, Any]) -> bool:
+    """Whether there is a score that LLM Foundry's averages take."""
+    return any("Accuracy" in name for name in task.get("metric_names") or ["Accuracy"])
+
+
+def _with_slashes(gauntlet: Mapping[str, Any]) -> Iterator[str]:
+    """LLM Foundry's averages take names apart at each /, and would not find these, or mix them up."""
+    categories = [category for _, category in _sections(gauntlet.get("categories"))]
+    names = [category.get("name") for category in categories]
+    names += [b.get("name") for c in categories for _, b in _sections(c.get("benchmarks"))]
+    names += section(gauntlet, "averages")
+    return (str(name) for name in names if "/" in str(name))
+
+
+EVALUATION_RULES = (_shots, _gauntlet)
+RULES_OF_TRAINING = (_of_training,)
+RULES_OF_ITS_OWN = (_of_its_own,)

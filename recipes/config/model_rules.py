@@ -1,0 +1,106 @@
+"""What one key of a recipe's `model:` demands of another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from recipes.config.keys import KeyPath
+from recipes.config.sections import Finding, is_number, section
+from recipes.cost.parameters import MODEL_DEFAULTS, count_parameters
+from recipes.models.backends import CHOICES, features, refusals
+from recipes.training.lora import target_problems
+
+MOST_LAYERS = 10_000
+
+
+def _of(model: Mapping[str, Any], key: str) -> Any:
+    """What the model is built with under a key."""
+    return model.get(key, MODEL_DEFAULTS[key])
+
+
+def _heads(model: Mapping[str, Any]) -> Iterator[Finding]:
+    d_model, n_heads = _of(model, "d_model"), _of(model, "n_heads")
+    attention = section(model, "attn_config")
+    if is_number(d_model, n_heads) and (n_heads < 1 or d_model % n_heads):
+        yield ("n_heads",), f"d_model {d_model} must be a multiple of n_heads, got {n_heads}"
+    kind, kv_heads = attention.get("attn_type", "multihead_attention"), attention.get("kv_n_heads")
+    if kind == "grouped_query_attention":
+        if kv_heads is None:
+            yield ("attn_config", "kv_n_heads"), "missing; grouped_query_attention needs the number of key-value heads"
+        elif is_number(kv_heads, n_heads) and (kv_heads < 1 or n_heads % kv_heads):
+            yield ("attn_config", "kv_n_heads"), f"n_heads {n_heads} must be a multiple of kv_n_heads, got {kv_heads}"
+    elif kv_heads is not None:
+        text = f"{kind} sets the number of key-value heads itself: remove kv_n_heads"
+        yield ("attn_config", "kv_n_heads"), f"{text}, or set attn_type: grouped_query_attention"
+    if attention.get("kv_dim") is not None and attention.get("fused_qkv", True):
+        yield ("attn_config", "kv_dim"), "needs projections of their own: set attn_config.fused_qkv: false"
+    head_dim = model.get("head_dim")
+    if (
+        is_number(head_dim, d_model, n_heads)
+        and attention.get("fused_qkv", True)
+        and n_heads
+        and head_dim * n_heads != d_model
+    ):
+        text = f"head_dim × n_heads = {head_dim * n_heads} is not d_model {d_model}"
+        yield ("head_dim",), f"{text}, where the fused projection splits; set attn_config.fused_qkv: false"
+
+
+def _positions(model: Mapping[str, Any]) -> Iterator[Finding]:
+    attention = section(model, "attn_config")
+    alibi, rope = attention.get("alibi"), attention.get("rope")
+    if alibi and rope:
+        yield ("attn_config", "rope"), "alibi and rope are both on: a model has one kind of positions, turn one off"
+    if attention.get("qk_ln") and attention.get("qk_gn"):
+        yield ("attn_config", "qk_gn"), "qk_ln and qk_gn are both on: turn one off"
+    if section(attention, "attn_temperature_tuning").get("attn_scale") and attention.get("attn_uses_sequence_id"):
+        text = "attn_scale counts positions along a row, not within its documents: turn attn_uses_sequence_id off"
+        yield ("attn_config", "attn_temperature_tuning"), text
+    window = attention.get("sliding_window_size", -1)
+    if is_number(window) and window != -1 and window < 1:
+        yield ("attn_config", "sliding_window_size"), f"got {window}, expected -1 (no window) or at least 1 token"
+
+
+def _ranges(model: Mapping[str, Any]) -> Iterator[Finding]:
+    for name in ("d_model", "n_heads", "n_layers", "max_seq_len", "vocab_size", "expansion_ratio"):
+        value: Any = model.get(name)
+        if is_number(value) and value <= 0:
+            yield (name,), f"got {value}, expected more than 0"
+    probabilities: dict[KeyPath, Any] = {
+        ("resid_pdrop",): model.get("resid_pdrop"),
+        ("emb_pdrop",): model.get("emb_pdrop"),
+        ("attn_config", "attn_pdrop"): section(model, "attn_config").get("attn_pdrop"),
+    }
+    for key, value in probabilities.items():
+        if is_number(value) and not 0 <= value <= 1:
+            yield key, f"got {value}, expected a probability between 0 and 1"
+
+
+def _backend(model: Mapping[str, Any]) -> Iterator[Finding]:
+    attention = section(model, "attn_config")
+    implementation = attention.get("attn_impl", "flash")
+    if implementation in CHOICES:
+        for text in refusals(implementation, wanted=features(attention)):
+            yield ("attn_config", "attn_impl"), text
+
+
+def size(model: Mapping[str, Any]) -> Iterator[Finding]:
+    layers = _of(model, "n_layers")
+    if is_number(layers) and layers > MOST_LAYERS:
+        yield ("n_layers",), f"got {layers:,}, which no machine holds; {MOST_LAYERS:,} at most"
+        return
+    is_dense = section(model, "ffn_config").get("ffn_type", "mptmlp") in ("mptmlp", "mptglu")
+    if is_dense and not model.get("block_overrides"):
+        try:
+            count_parameters(model)
+        except ValueError as error:
+            yield (), f"cannot be built: {error}"
+
+
+def _lora(model: Mapping[str, Any]) -> Iterator[Finding]:
+    if model.get("peft_config"):
+        for text in target_problems(model):
+            yield ("peft_config", "target_modules"), text
+
+
+MODEL_RULES = (_heads, _positions, _ranges, _backend, _lora)
