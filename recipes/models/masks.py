@@ -9,7 +9,6 @@ Shapes: B batch, H query heads, S queries, T keys (T = past + S), N query blocks
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -23,24 +22,27 @@ Built = TypeVar("Built")
 Index = Any  # an index tensor; None where a rule does not look at it
 
 
-@dataclass
 class Batch:
     """What every attention layer of one forward pass needs to know about the batch.
 
     ``key_padding`` is (B, T), True where there is a token, None when there is one everywhere. ``sequence_id`` is
     (B, S), equal within a document. ``slopes`` is (H,), None without ALiBi.
+
+    No dataclass, on purpose: FSDP2 gives each sharded layer a copy of those among its inputs, with numbers cast to the
+    type it computes in, so that each would build its own mask, of rounded slopes.
     """
 
-    key_padding: Tensor | None = None
-    sequence_id: Tensor | None = None
-    slopes: Tensor | None = None
-    shared: dict[Any, Any] = field(default_factory=dict)
+    def __init__(
+        self, key_padding: Tensor | None = None, sequence_id: Tensor | None = None, slopes: Tensor | None = None
+    ) -> None:
+        self.key_padding, self.sequence_id, self.slopes = key_padding, sequence_id, slopes
+        self._built: dict[Any, Any] = {}
 
     def once(self, key: Any, build: Callable[[], Built]) -> Built:
         """Returns what an earlier layer built under ``key``, or builds it."""
-        if key not in self.shared:
-            self.shared[key] = build()
-        return self.shared[key]
+        if key not in self._built:
+            self._built[key] = build()
+        return self._built[key]
 
     def check(self, B: int, S: int, T: int) -> None:
         """Refuses masks that do not fit the queries and keys: indexing past their end would read other memory."""

@@ -171,8 +171,9 @@ class MPTForCausalLM(foundry.MPTForCausalLM, GenerationMixin):
         if self.lm_head is not None:
             _become(self.lm_head, losses.Head)
         # LLM Foundry marks what FSDP shards on its own beside the blocks by an attribute that Composer has deprecated
-        marked = [name for name, module in self.named_modules() if vars(module).pop("_fsdp_wrap", False)]
-        self._sharded_alone = tuple(marked)
+        marked = [(name, module) for name, module in self.named_modules() if vars(module).pop("_fsdp_wrap", False)]
+        # what has no parameters, such as RoPE's angles, has nothing to shard, and its hooks would split compiled blocks
+        self._sharded_alone = tuple(name for name, module in marked if any(True for _ in module.parameters()))
 
     @wraps(foundry.MPTForCausalLM.forward)  # whose signature transformers and Composer look at
     def forward(self, *args: Any, linear_loss: Callable[..., losses.Sums] | None = None, **kwargs: Any) -> Any:

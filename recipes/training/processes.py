@@ -21,6 +21,8 @@ from llmfoundry.utils import builders
 
 from recipes.cost.setup import shard_degree
 
+log = logging.getLogger(__name__)
+
 
 def prepare_process(settings: Mapping[str, Any]) -> None:
     """Process group, allocator and seed, in the order LLM Foundry's training has them."""
@@ -99,26 +101,35 @@ def parallelism(fsdp: dict[str, Any] | None, tp: dict[str, Any] | None, model: A
         keeps_weights = fsdp.get("sharding_strategy") in ("SHARD_GRAD_OP", "_HYBRID_SHARD_ZERO2")
         known.setdefault("reshard_after_forward", not keeps_weights)
         known.setdefault("state_dict_type", "full")  # FSDP1's default; FSDP2's own is sharded
-        mesh = _device_mesh(fsdp)
-        config["fsdp"] = FSDP2Config(**known, **({} if mesh is None else {"device_mesh": mesh}))
+        known.pop("device_mesh", None)
+        config["fsdp"] = _with_degrees(fsdp, dist.get_world_size() // (tp or {}).get("tensor_parallel_degree", 1))(
+            **known
+        )
     if tp is not None:
         layer_plan = builders.build_tp_strategies(tp["strategy"], model)
         config["tp"] = {"tensor_parallel_degree": tp["tensor_parallel_degree"], "layer_plan": layer_plan}
     return config or None
 
 
-def _device_mesh(fsdp: Mapping[str, Any]) -> Any:
-    """(replicas, shards) for hybrid sharding; None shards over all devices."""
-    world, local = dist.get_world_size(), dist.get_local_world_size()
-    hybrid = str(fsdp.get("sharding_strategy", "")).strip("_").startswith("HYBRID")
-    shards = shard_degree(fsdp, world) or (local if hybrid else world)
-    replicas = world // shards
-    if replicas == 1:
-        return None
-    from torch.distributed.device_mesh import init_device_mesh
+def _with_degrees(fsdp: Mapping[str, Any], devices: int) -> type[FSDP2Config]:
+    """FSDP2Config for replicas of a model that each shard it over a part of the devices, or for one over all.
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return init_device_mesh(device, (replicas, shards), mesh_dim_names=("dp_replicate", "dp_shard"))
+    Composer makes the mesh of devices itself, by two properties that answer "one, over all" whatever a recipe says.
+    """
+    hybrid = str(fsdp.get("sharding_strategy", "")).strip("_").startswith("HYBRID")
+    shards = shard_degree(fsdp, devices) or (dist.get_local_world_size() if hybrid else devices)
+    replicas = devices // shards
+    log.info(
+        "sharding: %s over %s", "a copy of the model" if replicas == 1 else f"{replicas} copies, each", _devices(shards)
+    )
+    if replicas == 1:
+        return FSDP2Config
+    degrees = {"data_parallel_replicate_degree": replicas, "data_parallel_shard_degree": shards}
+    return type("ReplicatedFSDP2Config", (FSDP2Config,), degrees)
+
+
+def _devices(count: int) -> str:
+    return f"{count} device{'s' * (count != 1)}"
 
 
 def free_memory() -> None:

@@ -98,22 +98,35 @@ def test_a_longer_run_goes_on_from_the_last_checkpoint_that_is_whole(
 
 
 @pytest.mark.parametrize(
-    ("launcher", "more", "resumed"),
+    ("launcher", "devices", "more", "resumed"),
     [
-        ("composer", ["fsdp_config=null"], False),
-        ("launch", [], False),
-        ("launch", ["fsdp_config.state_dict_type=sharded"], True),
+        ("composer", 2, ["fsdp_config=null"], False),
+        ("launch", 2, ["fsdp_config.state_dict_type=sharded"], True),
+        (
+            "launch",
+            4,
+            ["fsdp_config={sharding_strategy: HYBRID_SHARD, data_parallel_shard_degree: 2}"],
+            False,
+        ),
     ],
-    ids=["ddp", "fsdp2", "fsdp2-sharded-and-resumed"],
+    ids=["ddp", "fsdp2-sharded-and-resumed", "fsdp2-replicated"],
 )
-def test_two_processes_learn_what_one_does(
-    whole: Path, shards: Path, tmp_path: Path, run_command: Command, launcher: str, more: list[str], resumed: bool
+def test_several_processes_learn_what_one_does(
+    whole: Path,
+    shards: Path,
+    tmp_path: Path,
+    run_command: Command,
+    launcher: str,
+    devices: int,
+    more: list[str],
+    resumed: bool,
 ) -> None:
     for steps in (6, 13) if resumed else (6,):
         length = [f"max_duration={steps}ba", f"scheduler.t_max={STEPS}ba"]
-        result = run_command(launcher, "-n", "2", "train.py", *recipe_arguments(shards, tmp_path, *more, *length))
+        result = run_command(launcher, "-n", devices, "train.py", *recipe_arguments(shards, tmp_path, *more, *length))
         assert result.returncode == 0, result.stdout + result.stderr
-        assert "2 devices × 1 micro-batches × 4" in result.stdout
+        assert f"{devices} devices × 1 micro-batches × {8 // devices}" in result.stdout
+        assert ("sharding: 2 copies, each over 2 devices" in result.stderr) == (devices == 4)
         assert ("autoresume: going on from" in result.stdout) == (steps == 13)
         assert "attention: flash → sdpa (cpu)" in result.stderr
     if resumed:  # the older ones went, and nothing else
@@ -124,7 +137,7 @@ def test_two_processes_learn_what_one_does(
         assert "ep0-ba13 is a sharded checkpoint" in alone_now.stderr
     alone = losses(whole)
     assert losses(tmp_path) == pytest.approx({step: alone[step] for step in range(steps)}, rel=2e-5)
-    assert summary(tmp_path)["devices"] == 2
+    assert summary(tmp_path)["devices"] == devices
 
 
 def test_a_batch_that_two_processes_cannot_share_is_said_once(

@@ -1,0 +1,80 @@
+"""How a model is spread over devices, without starting a process for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from composer.core.state import _create_device_mesh
+from composer.utils import get_device
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from recipes.models.masks import Batch
+from recipes.training.processes import parallelism
+
+from .. import tiny
+
+
+@pytest.fixture
+def four_devices(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    torch.distributed.init_process_group("fake", rank=0, world_size=4, store=FakeStore())
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("fsdp", "shape"),
+    [
+        ({}, {"data_parallel_shard": 4}),
+        ({"sharding_strategy": "SHARD_GRAD_OP"}, {"data_parallel_shard": 4}),
+        ({"sharding_strategy": "HYBRID_SHARD"}, {"data_parallel_replicate": 2, "data_parallel_shard": 2}),
+        ({"data_parallel_shard_degree": 1}, {"data_parallel_replicate": 4, "data_parallel_shard": 1}),
+        ({"data_parallel_replicate_degree": 2}, {"data_parallel_replicate": 2, "data_parallel_shard": 2}),
+    ],
+)
+def test_composer_makes_the_mesh_that_the_recipe_says(
+    four_devices: None, fsdp: dict[str, Any], shape: dict[str, int]
+) -> None:
+    config = parallelism(fsdp, None, None)
+    assert config is not None
+    mesh = _create_device_mesh(get_device("cpu"), config["fsdp"], None)
+    assert mesh is not None
+    assert dict(zip(mesh.mesh_dim_names or (), mesh.shape, strict=True)) == shape
+
+
+def test_sharded_layers_share_one_mask_of_slopes_in_fp32(four_devices: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[Any] = []
+    once = Batch.once
+
+    def counted(self: Batch, key: Any, build: Any) -> Any:
+        def count() -> Any:
+            built.append((key[0], self.slopes.dtype if self.slopes is not None else None))
+            return build()
+
+        return once(self, key, count)
+
+    monkeypatch.setattr(Batch, "once", counted)
+    ids = torch.arange(2, 22)[None].repeat(2, 1)
+    model = tiny.build(tiny.MPT)
+    model(ids)
+    alone = list(built)
+    built.clear()
+    policy = MixedPrecisionPolicy(torch.bfloat16)
+    for module in model.modules():
+        if model.fsdp_wrap_fn(module):
+            fully_shard(module, mp_policy=policy)
+    fully_shard(model, mp_policy=policy)
+    model(ids)
+    assert built == alone
+    assert built[0][1] == torch.float32
+
+
+def test_what_has_no_parameters_is_not_sharded() -> None:
+    model = tiny.build(tiny.LLAMA)
+    wrapped = [module for module in model.modules() if model.fsdp_wrap_fn(module)]
+    assert len(wrapped) == 3 + model.config.n_layers  # embedding, last norm and head, and each block
+    assert all(any(True for _ in module.parameters()) for module in wrapped)
