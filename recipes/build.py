@@ -34,16 +34,18 @@ from recipes.callbacks.metrics_file import MetricsFile
 from recipes.config.keys import Problem, RecipeError
 from recipes.config.load import Recipe
 from recipes.config.sections import loaders
+from recipes.cost.hardware import gpu_from_device_name
 from recipes.cost.parameters import MPT
 from recipes.cost.rate import cost_section
+from recipes.cost.setup import shards
 from recipes.models.compiling import checkpoint_blocks, checkpoint_by_operation, compile_blocks
 from recipes.reports.runs import METRICS, run_folder, run_name
-from recipes.training.batches import Batches, plan_batches
-from recipes.training.checkpoints import as_composer_lists, resumes
+from recipes.training.batches import Batches, microbatch_with_room, plan_batches
+from recipes.training.checkpoints import as_composer_lists, latest_filename, resumes, save_filename
 from recipes.training.lora import add_lora, reset_lora
 from recipes.training.preferences import PreferenceModel, build_preference_loader
-from recipes.training.processes import log_from, parallelism, prepare_process, shards
-from recipes.training.resuming import how_it_starts, latest_filename, resume_point, save_filename
+from recipes.training.processes import log_from, parallelism, prepare_process
+from recipes.training.resuming import how_it_starts, resume_point
 from recipes.training.startup import spare_questions
 from recipes.training.turns import taking_turns
 from recipes.weights.pretrained import load_pretrained
@@ -144,8 +146,7 @@ def build(recipe: Recipe) -> Run:
     fsdp = settings["fsdp_config"] if dist.get_world_size() > 1 else None
     tensor_parallel = settings["tp_config"] if dist.get_world_size() > 1 else None
     batches = plan_batches(recipe, dist.get_world_size())
-    on_gpu = torch.cuda.is_available()
-    microbatch = batches.microbatch or ("auto" if on_gpu else batches.sequences_per_device)
+    microbatch = _microbatch(recipe, batches, is_split=shards(fsdp) or tensor_parallel is not None)
     settings["device_eval_batch_size"] = recipe.get("device_eval_batch_size", 1 if microbatch == "auto" else microbatch)
 
     with reporting(recipe, "tokenizer"):
@@ -176,7 +177,7 @@ def build(recipe: Recipe) -> Run:
     callbacks = [cost, *_callbacks(recipe, settings, batches)]
     callbacks += _tasks_in_the_loop(recipe, settings, tokenizer, folder, cost)
     algorithms = [builders.build_algorithm(n, kwargs or {}) for n, kwargs in (settings["algorithms"] or {}).items()]
-    found = resume_point(settings, name)
+    found = resume_point(recipe)
     loggers = [MetricsFile(str(folder / METRICS)), *build_loggers(recipe, settings)]
     on_terminal = sys.stderr.isatty()
     if settings["progress_bar"] and not on_terminal:
@@ -204,8 +205,8 @@ def build(recipe: Recipe) -> Run:
             device_train_microbatch_size=microbatch,
             parallelism_config=parallelism(fsdp, tensor_parallel, model),
             save_folder=settings["save_folder"],
-            save_filename=save_filename(settings),
-            save_latest_filename=latest_filename(settings),
+            save_filename=save_filename(recipe),
+            save_latest_filename=latest_filename(recipe),
             save_interval=settings["save_interval"],
             save_num_checkpoints_to_keep=settings["save_num_checkpoints_to_keep"],
             save_overwrite=settings["save_overwrite"],
@@ -287,6 +288,20 @@ def complete_loader(loader: dict[str, Any], settings: Mapping[str, Any]) -> dict
     if not torch.cuda.is_available():
         loader.setdefault("pin_memory", False)
     return loader
+
+
+def _microbatch(recipe: Recipe, batches: Batches, is_split: bool) -> float | str:
+    """The size of a micro-batch; `auto` where Composer searches for it, which it does not with FSDP2."""
+    if batches.microbatch is not None:
+        return batches.microbatch
+    if not torch.cuda.is_available():
+        return batches.sequences_per_device
+    if not is_split:
+        return "auto"
+    gpu, memory_gib = gpu_from_device_name(torch.cuda.get_device_name()), torch.cuda.mem_get_info()[1] / 2**30
+    size = microbatch_with_room(recipe, batches.devices, gpu, memory_gib)
+    log.info("micro-batch: auto → %s of %s, for which memory is counted to suffice", size, batches.sequences_per_device)
+    return size
 
 
 def build_evaluators(recipe: Recipe, settings: dict[str, Any], tokenizer: Any) -> list[Evaluator]:

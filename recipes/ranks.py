@@ -16,6 +16,12 @@ def world_size() -> int:
     return int(text)
 
 
+def local_world_size() -> int:
+    """How many of them are on this machine."""
+    text = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return int(text) if text.isdigit() else 1
+
+
 def is_first_rank() -> bool:
     """Whether this process is the one that speaks for the run."""
     rank = os.environ.get("RANK", "")

@@ -162,7 +162,8 @@ def _kernels(recipe: Mapping[str, Any]) -> Iterator[Finding]:
     if model.get("name") not in OURS:
         return
     implementation = section(model, "attn_config").get("attn_impl", "flash")
-    for text in precision_refusals(implementation, recipe.get("precision", "amp_bf16")):
+    is_sharded = world_size() > 1 and bool(recipe.get("fsdp_config"))
+    for text in precision_refusals(implementation, recipe.get("precision", "amp_bf16"), is_sharded):
         yield ("model", "attn_config", "attn_impl"), text
     if "loss_perp_v_len" in section(recipe, "callbacks") and model.get("loss_fn") != "torch_crossentropy":
         text = "loss_perp_v_len reads the logits of training: set model.loss_fn: torch_crossentropy, which keeps them"

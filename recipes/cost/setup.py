@@ -226,6 +226,11 @@ def _sharding(fsdp: Mapping[str, Any] | None, gpus: int) -> str:
     return "SHARD_GRAD_OP" if keeps_weights else "FULL_SHARD"
 
 
+def shards(fsdp: Mapping[str, Any] | None) -> bool:
+    """Whether a recipe's `fsdp_config` spreads the model over devices, where there are several."""
+    return fsdp is not None and fsdp.get("sharding_strategy") != "NO_SHARD"
+
+
 def shard_degree(fsdp: Mapping[str, Any], gpus: int) -> int | None:
     """Devices of one copy of the model, where fsdp_config states it. Raises ValueError where they cannot be so many."""
     degree, replicas = fsdp.get("data_parallel_shard_degree", -1), fsdp.get("data_parallel_replicate_degree")

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from recipes.installing import install
 
 # The parts of a model's configuration that some kernel somewhere cannot do, and how a message names them.
 FEATURES = {
@@ -28,80 +31,74 @@ FEATURES = {
 class Backend:
     """One way to compute attention, and its limits.
 
-    ``devices`` are types as torch names them; empty means every device. ``cannot`` maps a key of ``FEATURES`` to what
-    to do instead, ``cannot_both`` has pairs of them. ``module`` must be importable on the machine that trains,
-    ``install`` gets it; ``half_only`` kernels take 16-bit numbers alone.
+    ``devices`` are types as torch names them; empty means every device. ``capability`` has the first and the last
+    version of CUDA's hardware that it runs on. ``cannot`` maps a key of ``FEATURES`` to what to do instead,
+    ``cannot_both`` has pairs of them. ``module`` must be importable on the machine that trains, ``package`` are the
+    words with which it is installed; ``half_only`` kernels take 16-bit numbers alone.
     """
 
     name: str
-    what: str
     devices: tuple[str, ...] = ()
     cannot: Mapping[str, str] = field(default_factory=dict)
     cannot_both: tuple[tuple[str, str], ...] = ()
     min_head_dim: int = 1
     max_head_dim: int | None = None
+    head_dim_multiple: int = 1
+    capability: tuple[float, float] = (0, math.inf)
     module: str | None = None
-    install: str = ""
+    package: tuple[str, ...] = ()
     half_only: bool = False
 
 
 BACKENDS = {
     backend.name: backend
     for backend in (
+        # FlexAttention, compiled: biases and masks inside the kernel, blocks without a key skipped
         Backend(
             name="flex",
-            what="FlexAttention, compiled: biases and masks inside the kernel, blocks without a key skipped",
             devices=("cuda",),
             cannot={"dropout": "set attn_pdrop: 0, or choose attn_impl: sdpa, which holds an S x S bias on a GPU"},
             min_head_dim=16,
         ),
+        # flash-attn 2: ALiBi slopes in the kernel, packed documents as sequences of their own
         Backend(
             name="flash2",
-            what="flash-attn 2: ALiBi slopes in the kernel, packed documents as sequences of their own",
             devices=("cuda",),
             max_head_dim=256,
             cannot_both=(("dropout", "softcap"),),
             module="flash_attn.flash_attn_interface",
-            install="pip install flash-attn>=2.6.2 --no-build-isolation",
+            package=("flash-attn>=2.6.2", "--no-build-isolation"),  # built here, with the nvcc of torch's CUDA
+            capability=(8.0, math.inf),
             half_only=True,
         ),
+        # FlexAttention with FlashAttention 4's kernels: the same rules, compiled into them
         Backend(
             name="flash4",
-            what="FlexAttention with FlashAttention 4's kernels (Hopper and newer): the same rules, compiled into them",
             devices=("cuda",),
             cannot={"dropout": "set attn_pdrop: 0, or choose attn_impl: flash2"},
             min_head_dim=16,
             max_head_dim=128,
-            module="flash_attn.cute",
-            install="pip install --pre flash-attn-4",
+            head_dim_multiple=8,
+            module="flash_attn.cute.block_sparsity",  # flash-attn 2 brings an older flash_attn.cute, without it
+            package=("--pre", "flash-attn-4"),
+            capability=(9.0, 11.9),  # others get no score_mod (8.x) or no backward pass with one (12.x)
             half_only=True,
         ),
+        # torch's scaled_dot_product_attention: fused, with one bias a batch shared by all layers
         Backend(
             name="sdpa",
-            what="torch's scaled_dot_product_attention: fused, with one bias a batch shared by all layers",
             cannot={"softcap": "choose attn_impl: flash (any device) or flex (a GPU)"},
         ),
-        Backend(
-            name="math",
-            what="LLM Foundry's plain attention with our bias: S x S scores, every feature; chosen for CPUs only",
-        ),
-        Backend(
-            name="torch",
-            what="LLM Foundry's own attention, untouched: S x S scores in every layer",
-        ),
+        # LLM Foundry's plain attention with our bias: S x S scores, every feature; chosen for CPUs only
+        Backend(name="math"),
+        # LLM Foundry's own attention, untouched: S x S scores in every layer
+        Backend(name="torch"),
     )
 }
 
 # `flash` on a device: the first of these that can do what the model asks for.
 FLASH = {"cuda": ("flex",), "cpu": ("sdpa", "math")}
-CHOICES = (
-    "flash",
-    "flex",
-    "flash2",
-    "flash4",
-    "sdpa",
-    "torch",
-)  # `math` is what `flash` falls back to on a CPU, not a choice
+CHOICES = ("flash", "flex", "flash2", "flash4", "sdpa", "torch")  # `math` is what `flash` falls back to on a CPU
 
 
 def features(attn_config: Mapping[str, Any]) -> frozenset[str]:
@@ -134,22 +131,24 @@ def refusals(
     device: str | None = None,
     wanted: Iterable[str] = (),
     head_dim: int | None = None,
+    capability: float | None = None,
 ) -> list[str]:
     """Says why ``attn_impl`` cannot run, one sentence a reason; empty when it can.
 
     ``device`` is a device type (``cuda``, ``cpu``); None leaves out everything that depends on the device. ``wanted``
-    are keys of ``FEATURES``, as ``features`` finds them; leave dropout out for an evaluation.
+    are keys of ``FEATURES``, as ``features`` finds them; leave dropout out for an evaluation. ``capability`` is the
+    GPU's CUDA compute capability, such as 9.0.
     """
     if attn_impl == "flash":
         if device is None:
             return []
-        reasons = [_reasons(BACKENDS[name], device, wanted, head_dim) for name in _candidates(device)]
+        reasons = [_reasons(BACKENDS[name], device, wanted, head_dim, capability) for name in _candidates(device)]
         return [] if [] in reasons else reasons[0]
     if attn_impl not in CHOICES and attn_impl not in BACKENDS:
         close = difflib.get_close_matches(attn_impl, CHOICES, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         return [f"attn_impl: {attn_impl!r} is not a backend; expected one of {', '.join(CHOICES)}.{hint}"]
-    return _reasons(BACKENDS[attn_impl], device, wanted, head_dim)
+    return _reasons(BACKENDS[attn_impl], device, wanted, head_dim, capability)
 
 
 def resolve(
@@ -177,7 +176,13 @@ def _candidates(device: str) -> tuple[str, ...]:
     return FLASH.get(device, FLASH["cpu"])
 
 
-def _reasons(backend: Backend, device: str | None, wanted: Iterable[str], head_dim: int | None) -> list[str]:
+def _reasons(
+    backend: Backend,
+    device: str | None,
+    wanted: Iterable[str],
+    head_dim: int | None,
+    capability: float | None = None,
+) -> list[str]:
     reasons = []
     if device is not None and backend.devices and device not in backend.devices:
         reasons.append(
@@ -194,10 +199,22 @@ def _reasons(backend: Backend, device: str | None, wanted: Iterable[str], head_d
             f"attn_impl: {backend.name} takes heads of at most {backend.max_head_dim} dimensions, got {head_dim}; "
             "choose attn_impl: flash."
         )
+    if head_dim is not None and head_dim % backend.head_dim_multiple:
+        reasons.append(
+            f"attn_impl: {backend.name} takes heads of a multiple of {backend.head_dim_multiple} dimensions, got "
+            f"{head_dim}; choose attn_impl: flash."
+        )
+    oldest, newest = backend.capability
+    if device in backend.devices and capability is not None and not oldest <= capability <= newest:
+        versions = f"{oldest} and newer" if newest == math.inf else f"{oldest} to {newest}"
+        reasons.append(
+            f"attn_impl: {backend.name} runs on GPUs of compute capability {versions}, this one has {capability}; "
+            "choose attn_impl: flash."
+        )
     if device in backend.devices and backend.module is not None and not _is_installed(backend.module):
         reasons.append(
             f"attn_impl: {backend.name} needs the module {backend.module}, which is not installed: "
-            f"`{backend.install}`, or choose attn_impl: flash, which needs no other package."
+            f"`{install(*backend.package)}`, or choose attn_impl: flash, which needs no other package."
         )
     for name in sorted(set(wanted)):
         if name not in FEATURES:
@@ -218,8 +235,13 @@ def _is_installed(module: str) -> bool:
         return False
 
 
-def precision_refusals(attn_impl: str, precision: str) -> list[str]:
-    """Says why a backend cannot run at Composer's ``precision``, one sentence a reason."""
-    if attn_impl in BACKENDS and BACKENDS[attn_impl].half_only and precision == "fp32":
+def precision_refusals(attn_impl: str, precision: str, is_sharded: bool = False) -> list[str]:
+    """Says why a backend cannot run at Composer's ``precision``, one sentence a reason.
+
+    With amp_fp8 Composer leaves what is no layer of Transformer Engine's in the type of the weights: fp32, unless FSDP
+    casts them.
+    """
+    stays_fp32 = precision == "fp32" or (precision == "amp_fp8" and not is_sharded)
+    if attn_impl in BACKENDS and BACKENDS[attn_impl].half_only and stays_fp32:
         return [f"attn_impl: {attn_impl} takes 16-bit numbers only; set precision: amp_bf16, or attn_impl: flash"]
     return []

@@ -15,10 +15,13 @@ from recipes.config.file_names import is_remote
 from recipes.config.keys import KeyPath
 from recipes.config.load import Recipe
 from recipes.cost.parameters import MPT, OURS, count_parameters
+from recipes.cost.setup import shards
+from recipes.installing import install
 from recipes.launch import GPU_DEVICES
 from recipes.models.backends import features, precision_refusals, refusals
 from recipes.preflight.packages import scheme_problems
-from recipes.ranks import world_size
+from recipes.ranks import local_world_size, world_size
+from recipes.training.checkpoints import writes_sharded
 
 # Weights and gradients in fp32, and Adam's two moments: bytes a parameter costs in training without sharding.
 TRAINING_BYTES_PER_PARAMETER = 16
@@ -36,7 +39,7 @@ def has_gpu() -> bool:
 def _fp8_lacks() -> Iterator[str]:
     """What amp_fp8 needs and this machine with a GPU does not have."""
     if not importlib.util.find_spec("transformer_engine"):
-        yield "amp_fp8 needs the package transformer-engine (`pip install transformer-engine[pytorch]`)"
+        yield f"amp_fp8 needs the package transformer-engine (`{install('transformer-engine[pytorch]')}`)"
     for name, capability in _compute_capabilities():
         if capability < 8.9:  # Ada; what Transformer Engine asks for
             yield f"{name} computes at {capability}, amp_fp8 needs 8.9 or more: an Ada, Hopper or newer GPU"
@@ -53,24 +56,32 @@ def _compute_capabilities() -> list[tuple[str, float]]:
         return []
 
 
-def kernel_refusals(model: Mapping[str, Any], precision: str, is_training: bool = True) -> list[str]:
+def kernel_refusals(
+    model: Mapping[str, Any], precision: str, is_training: bool = True, is_sharded: bool = False
+) -> list[str]:
     """Why the attention of an MPT's `model:` section cannot run on this machine, a sentence a reason."""
     attention = model.get("attn_config") or {}
     implementation = attention.get("attn_impl", "flash")
     width = model.get("head_dim") or model.get("d_model", 2048) // model.get("n_heads", 16)
     wanted = features(attention) - (set() if is_training else {"dropout"})
-    found = refusals(implementation, "cuda" if has_gpu() else "cpu", wanted, head_dim=width)
-    return found or precision_refusals(implementation, precision)
+    device, capability = "cpu", None
+    if has_gpu():
+        device = "cuda"
+        capability = min((version for _, version in _compute_capabilities()), default=None)
+    return refusals(implementation, device, wanted, width, capability) or precision_refusals(
+        implementation, precision, is_sharded
+    )
 
 
 def device_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     is_ours = recipe.get("model.name") in OURS
     if recipe.get("model.name") == MPT:
-        for text in kernel_refusals(recipe["model"], recipe.get("precision", "amp_bf16")):
+        is_sharded = world_size() > 1 and bool(recipe.get("fsdp_config"))
+        for text in kernel_refusals(recipe["model"], recipe.get("precision", "amp_bf16"), is_sharded=is_sharded):
             yield ("model", "attn_config", "attn_impl"), text
     wants_liger = is_ours and recipe.get("model.loss_fn") == "liger_crossentropy"
     if wants_liger and not (has_gpu() and importlib.util.find_spec("liger_kernel")):
-        text = "needs a CUDA GPU and the package liger-kernel (`pip install liger-kernel`)"
+        text = f"needs a CUDA GPU and the package liger-kernel (`{install('liger-kernel')}`)"
         yield ("model", "loss_fn"), f"liger_crossentropy {text}; fused_crossentropy takes the best that is here"
     if recipe.get("compile") and not any(shutil.which(c) for c in (os.environ.get("CXX") or "g++", "clang++")):
         yield ("compile",), "needs a C++ compiler, and this machine has none: install g++, or leave compile out"
@@ -103,6 +114,28 @@ def _parameters(recipe: Recipe) -> int:
         return 0
 
 
+def memory_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
+    """Checkpoints in one file, which each process of a machine reads whole when the run goes on."""
+    fsdp, here = recipe.get("fsdp_config"), local_world_size()
+    if here == 1 or not shards(fsdp) or writes_sharded(recipe) or not recipe.get("save_folder"):
+        return
+    import psutil
+
+    needed, memory = _checkpoint_bytes(recipe) * here, psutil.virtual_memory().total
+    if needed > memory:
+        text = f"to go on from a full checkpoint, {here} processes read all of it: {needed / 2**30:,.0f} GiB, and this"
+        key = ("fsdp_config", "state_dict_type")
+        yield key, f"{text} machine has {memory / 2**30:,.0f}; set it to sharded, with which each reads its part"
+
+
+def _checkpoint_bytes(recipe: Recipe) -> int:
+    """Of one checkpoint; 0 for a model that is not counted."""
+    if recipe.get("model.name") not in OURS:
+        return 0
+    each = WEIGHT_BYTES if recipe.get("model.peft_config") else CHECKPOINT_BYTES_PER_PARAMETER
+    return _parameters(recipe) * each
+
+
 def disk_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     folder = recipe.get("save_folder")
     if not folder:
@@ -114,14 +147,11 @@ def disk_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     if not can_be_made(existing):
         yield ("save_folder",), f"checkpoints cannot be written to {folder}: {existing} is not a writable folder"
         return
-    if recipe.get("model.name") in OURS:
-        each = WEIGHT_BYTES if recipe.get("model.peft_config") else CHECKPOINT_BYTES_PER_PARAMETER
-        needed = _parameters(recipe) * each
-        free = shutil.disk_usage(existing).free
-        if needed > free:
-            where = os.path.relpath(existing)
-            text = f"one checkpoint takes about {needed / 1e9:,.1f} GB, and {where} has {free / 1e9:,.1f} GB free"
-            yield ("save_folder",), text
+    needed, free = _checkpoint_bytes(recipe), shutil.disk_usage(existing).free
+    if needed > free:
+        where = os.path.relpath(existing)
+        text = f"one checkpoint takes about {needed / 1e9:,.1f} GB, and {where} has {free / 1e9:,.1f} GB free"
+        yield ("save_folder",), text
 
 
 def _existing(path: Path) -> Path:

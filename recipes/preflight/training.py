@@ -11,7 +11,7 @@ from recipes.config.load import Recipe, load
 from recipes.config.sections import loaders
 from recipes.preflight.data import data_problems
 from recipes.preflight.evaluation import task_file_problems
-from recipes.preflight.machine import device_problems, disk_problems
+from recipes.preflight.machine import device_problems, disk_problems, memory_problems
 from recipes.preflight.packages import package_problems
 from recipes.preflight.weights import pretrained_problems, tokenizer_problems, weight_problems
 from recipes.reports.runs import run_folder
@@ -29,6 +29,7 @@ def preflight(recipe: Recipe) -> list[Problem]:
     found += weight_problems(recipe.values)
     found += pretrained_problems(recipe)
     found += device_problems(recipe)
+    found += memory_problems(recipe)
     found += disk_problems(recipe)
     found += resume_problems(recipe)
     found += task_file_problems(recipe)

@@ -13,7 +13,10 @@ from typing import Any
 from data_prep.manifest import load_manifest
 from recipes.config.file_names import is_remote
 from recipes.config.load import Recipe
-from recipes.cost.setup import sequences_per_item, steps_of_run, tokens_per_step
+from recipes.cost.hardware import Gpu
+from recipes.cost.memory import largest_microbatch
+from recipes.cost.parameters import OURS
+from recipes.cost.setup import read_setup, sequences_per_item, steps_of_run, tokens_per_step
 from recipes.ranks import world_size
 
 
@@ -63,6 +66,20 @@ def plan_batches(recipe: Recipe, devices: int | None = None) -> Batches:
         tokens=None if steps is None else steps * tokens,
         items="pairs" if sequences_per_item(recipe.values) == 2 else "sequences",
     )
+
+
+def microbatch_with_room(recipe: Recipe, devices: int, gpu: Gpu | None, memory_gib: float) -> int:
+    """Sequences of a micro-batch that a device of `memory_gib` has room for, by the count that plans are made of.
+
+    1 where one may be too many already, and of a model or a GPU that cannot be counted.
+    """
+    if gpu is None or recipe.get("model.name") not in OURS:
+        return 1
+    try:
+        setup = read_setup(recipe.values, devices)
+    except ValueError:  # layers that are not counted
+        return 1
+    return max(1, largest_microbatch(setup, dataclasses.replace(gpu, visible_memory_gib=memory_gib)))
 
 
 def dataset_tokens(recipe: Recipe) -> int | None:

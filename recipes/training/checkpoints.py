@@ -20,6 +20,7 @@ from typing import Any
 
 from recipes.config.file_names import is_remote
 from recipes.config.load import Recipe
+from recipes.cost.setup import shards
 from recipes.ranks import world_size
 from recipes.reports.runs import run_name
 
@@ -67,13 +68,13 @@ def to_go_on_from(recipe: Recipe) -> Found | None:
     save_folder = recipe.get("save_folder")
     if not save_folder or is_remote(save_folder) or not resumes(recipe.values):
         return None
-    return in_save_folder(recipe, _writes_sharded(recipe))
+    return in_save_folder(recipe, writes_sharded(recipe))
 
 
 def in_save_folder(recipe: Recipe, sharded: bool) -> Found:
     """The checkpoints of a kind in a recipe's save folder, which is on this machine."""
     folder = Path(str(recipe["save_folder"]).replace("{run_name}", run_name(recipe)))
-    return find_checkpoints(folder, SHARDED if sharded else _filename(recipe), sharded)
+    return find_checkpoints(folder, SHARDED if sharded else save_filename(recipe), sharded)
 
 
 def of_the_other_kind(recipe: Recipe) -> Path | None:
@@ -81,7 +82,7 @@ def of_the_other_kind(recipe: Recipe) -> Path | None:
 
     None where the run finds one of its own kind that is as new.
     """
-    own, sharded = to_go_on_from(recipe), _writes_sharded(recipe)
+    own, sharded = to_go_on_from(recipe), writes_sharded(recipe)
     if own is None:
         return None
     other = in_save_folder(recipe, not sharded).newest
@@ -92,7 +93,7 @@ def of_the_other_kind(recipe: Recipe) -> Path | None:
 
 def newest_in(folder: Path, recipe: Recipe) -> Path | None:
     """The newest whole checkpoint in a folder, full or sharded, of a run of the recipe."""
-    kinds = (find_checkpoints(folder, _filename(recipe), False), find_checkpoints(folder, SHARDED, True))
+    kinds = (find_checkpoints(folder, save_filename(recipe), False), find_checkpoints(folder, SHARDED, True))
     newest = [found.newest for found in kinds if found.newest]
     return max(newest, key=lambda path: step_of(recipe, path) or 0, default=None)
 
@@ -113,20 +114,29 @@ def as_composer_lists(path: Path) -> str:
     return str(path / "__0_0.distcp" if path.is_dir() else path)
 
 
-def _writes_sharded(recipe: Recipe) -> bool:
-    return world_size() > 1 and recipe.get("fsdp_config.state_dict_type") == "sharded"
+def writes_sharded(recipe: Recipe) -> bool:
+    """Whether a run of a recipe saves a checkpoint as a folder, to which each process writes its part."""
+    fsdp = recipe.get("fsdp_config")
+    return world_size() > 1 and shards(fsdp) and fsdp.get("state_dict_type") == "sharded"
 
 
 def step_of(recipe: Recipe, checkpoint: Path) -> int | None:
     """The step that a checkpoint of a recipe was saved after, by its name; None where the name has no step."""
-    filename = SHARDED if checkpoint.is_dir() else _filename(recipe)
+    filename = SHARDED if checkpoint.is_dir() else save_filename(recipe)
     match = _pattern(filename).fullmatch(_name(checkpoint, filename))
     step = match.groupdict().get("batch") if match else None
     return None if step is None else int(step)
 
 
-def _filename(recipe: Recipe) -> str:
+def save_filename(recipe: Recipe) -> str:
+    """The recipe's name for checkpoint files, else Composer's."""
     return str(recipe.get("save_filename", FILENAME))
+
+
+def latest_filename(recipe: Recipe) -> str:
+    """The name of the link to the newest checkpoint."""
+    default = "latest-sharded-rank{rank}" if writes_sharded(recipe) else "latest-rank{rank}.pt"
+    return str(recipe.get("save_latest_filename", default))
 
 
 def set_latest(folder: Path, latest: str, found: Found) -> None:

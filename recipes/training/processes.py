@@ -19,7 +19,7 @@ from composer.utils import dist, get_device, reproducibility
 from composer.utils.parallelism import FSDP2Config
 from llmfoundry.utils import builders
 
-from recipes.cost.setup import shard_degree
+from recipes.cost.setup import shard_degree, shards
 
 log = logging.getLogger(__name__)
 
@@ -86,11 +86,6 @@ def _tell_nodes_apart() -> None:
     dist.get_node_signal_file_name = name_on_this_node
 
 
-def shards(fsdp: Mapping[str, Any] | None) -> bool:
-    """Whether a recipe's `fsdp_config`, None on a single device, spreads the model over devices."""
-    return fsdp is not None and fsdp.get("sharding_strategy") != "NO_SHARD"
-
-
 def parallelism(fsdp: dict[str, Any] | None, tp: dict[str, Any] | None, model: Any) -> dict[str, Any] | None:
     """FSDP2 for a recipe's `fsdp_config`, whose keys are those of FSDP1, as LLM Foundry's files write it."""
     if fsdp is None and tp is None:
@@ -117,19 +112,13 @@ def _with_degrees(fsdp: Mapping[str, Any], devices: int) -> type[FSDP2Config]:
     Composer makes the mesh of devices itself, by two properties that answer "one, over all" whatever a recipe says.
     """
     hybrid = str(fsdp.get("sharding_strategy", "")).strip("_").startswith("HYBRID")
-    shards = shard_degree(fsdp, devices) or (dist.get_local_world_size() if hybrid else devices)
-    replicas = devices // shards
-    log.info(
-        "sharding: %s over %s", "a copy of the model" if replicas == 1 else f"{replicas} copies, each", _devices(shards)
-    )
-    if replicas == 1:
+    degree = shard_degree(fsdp, devices) or (dist.get_local_world_size() if hybrid else devices)
+    copies = devices // degree
+    log.info("sharding: %d %s over %d devices", copies, "copies, each" if copies > 1 else "copy", degree)
+    if copies == 1:
         return FSDP2Config
-    degrees = {"data_parallel_replicate_degree": replicas, "data_parallel_shard_degree": shards}
+    degrees = {"data_parallel_replicate_degree": copies, "data_parallel_shard_degree": degree}
     return type("ReplicatedFSDP2Config", (FSDP2Config,), degrees)
-
-
-def _devices(count: int) -> str:
-    return f"{count} device{'s' * (count != 1)}"
 
 
 def free_memory() -> None:

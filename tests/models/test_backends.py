@@ -39,7 +39,8 @@ def test_a_named_backend_is_that_backend() -> None:
         ("flsh", None, [], None, "expected one of flash, flex, flash2, flash4, sdpa, torch. Did you mean 'flash'?"),
         ("flash2", "cpu", [], None, "flash2 does not run on cpu, only on cuda"),
         ("flash2", "cuda", [], None, "flash2 needs the module flash_attn.flash_attn_interface, which is not installed"),
-        ("flash4", "cuda", [], None, "flash4 needs the module flash_attn.cute, which is not installed"),
+        ("flash4", "cuda", [], None, "flash4 needs the module flash_attn.cute.block_sparsity, which is not installed"),
+        ("flash4", None, [], 20, "flash4 takes heads of a multiple of 8 dimensions, got 20"),
         ("flash4", None, ["dropout"], None, "flash4 cannot do attention dropout"),
         ("flash2", None, ["dropout", "softcap"], None, "flash2 cannot do both attention dropout"),
         ("flash4", None, [], 256, "flash4 takes heads of at most 128 dimensions, got 256"),
@@ -52,9 +53,27 @@ def test_refusals_say_why(attn_impl: str, device: str | None, wanted: list[str],
         backends.resolve(attn_impl, device or "cpu", wanted, head_dim)
 
 
+@pytest.mark.parametrize(
+    ("attn_impl", "capability", "words"),
+    [
+        ("flash2", 7.0, "GPUs of compute capability 8.0 and newer, this one has 7.0"),
+        ("flash4", 8.0, "GPUs of compute capability 9.0 to 11.9, this one has 8.0"),
+        ("flash4", 12.0, "9.0 to 11.9"),
+        ("flash4", 9.0, ""),
+        ("flash", 7.5, ""),
+    ],
+)
+def test_kernels_for_other_gpus_are_refused(attn_impl: str, capability: float, words: str) -> None:
+    reasons = [r for r in backends.refusals(attn_impl, "cuda", [], 64, capability) if "compute capability" in r]
+    assert words in " ".join(reasons)
+    assert bool(reasons) == bool(words)
+
+
 def test_half_precision_kernels_refuse_fp32() -> None:
     assert "flash2 takes 16-bit numbers only" in backends.precision_refusals("flash2", "fp32")[0]
     assert backends.precision_refusals("flash2", "amp_bf16") == backends.precision_refusals("flex", "fp32") == []
+    assert "set precision: amp_bf16" in backends.precision_refusals("flash2", "amp_fp8")[0]
+    assert backends.precision_refusals("flash2", "amp_fp8", is_sharded=True) == []  # FSDP casts the weights
 
 
 def test_features_are_read_from_llm_foundrys_keys() -> None:

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from recipes.config.load import Recipe
-from recipes.training.batches import dataset_tokens, plan_batches, sequences_per_epoch
+from recipes import build
+from recipes.config.load import Recipe, load
+from recipes.cost.hardware import find_gpu
+from recipes.training.batches import dataset_tokens, microbatch_with_room, plan_batches, sequences_per_epoch
 
 
 def recipe(folder: Path, duration: str = "1ep", dataset: dict[str, Any] | None = None, **more: Any) -> Recipe:
@@ -78,3 +81,27 @@ def test_a_pair_is_two_sequences(tmp_path: Path) -> None:
     batches = plan_batches(recipe(tmp_path / "data", "30ba", dpo={"beta": 0.1}), 1)
     assert batches.tokens == 30 * 8 * 2 * 128
     assert str(batches).startswith("8 pairs = 1 device")
+
+
+def test_a_microbatch_that_memory_has_room_for() -> None:
+    seven_b, h100 = load("yamls/pretrain/mpt-7b-8k.yaml"), find_gpu("h100")
+    sizes = [microbatch_with_room(seven_b, 8, h100, memory_gib) for memory_gib in (20, 40, 79, 500)]
+    assert sizes[0] == 1  # which may be too many already
+    assert sizes[0] < sizes[1] < sizes[2] < sizes[3] == 256 / 8  # at most a device's share of the batch
+    assert microbatch_with_room(seven_b, 64, None, 79) == 1
+    of_the_hub = Recipe(Path("x.yaml"), {**seven_b.values, "model": {"name": "hf_causal_lm"}}, {})
+    assert microbatch_with_room(of_the_hub, 64, h100, 79) == 1
+
+
+def test_auto_is_composers_search_only_where_it_can_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {**load("yamls/pretrain/mpt-7b-8k.yaml").values, "device_train_microbatch_size": "auto"}
+    automatic = Recipe(Path("x.yaml"), values, {})
+    batches = plan_batches(automatic, devices=64)
+    assert build._microbatch(automatic, batches, is_split=True) == 4  # on a CPU all of a device's share
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 79 * 2**30))
+    assert build._microbatch(automatic, batches, is_split=False) == "auto"
+    assert build._microbatch(automatic, batches, is_split=True) == microbatch_with_room(
+        automatic, 64, find_gpu("h100"), 79
+    )

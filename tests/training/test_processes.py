@@ -21,6 +21,8 @@ from .. import tiny
 @pytest.fixture
 def four_devices(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    if torch.distributed.is_initialized():  # by a test that trains in this process
+        torch.distributed.destroy_process_group()
     torch.distributed.init_process_group("fake", rank=0, world_size=4, store=FakeStore())
     yield
     torch.distributed.destroy_process_group()

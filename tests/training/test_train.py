@@ -179,7 +179,7 @@ def test_a_finished_run_is_not_renamed_to_another_recipe(whole: Path, shards: Pa
         ("max_seq_len=64", "hold 32 tokens a sequence, the recipe wants 64"),
         ("model.vocab_size=256", "set model.vocab_size to at least 512"),
         ("load_path=nothing.pt", "no checkpoint: nothing.pt does not exist"),
-        ("loggers.wandb={}", "needs the package wandb: uv pip install wandb"),
+        ("loggers.wandb={}", "pip install wandb"),
         ("precision=amp_fp16", "Composer trains in amp_fp16 on one alone"),
         ("save_folder=README.md/checkpoints", "is not a writable folder"),
     ],
