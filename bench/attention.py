@@ -5,10 +5,11 @@
 
 One sequence, causal, with ALiBi except for the last row of each length, which is the practical limit: torch's fused
 attention without any bias. Masks and biases are built before the clock starts, for all kernels: a model builds them
-once a batch, not in each layer. FLOPs are those of the causal half, 2·S²·H·D forward and 2.5 times that backward (five
-products instead of two). On a CPU denormal numbers count as zero for all kernels, as in this project's runs. Peak
-memory is what the call adds to inputs, mask and bias that lie there already; how it grows from 1k to 128k tokens is
-measured apart, in one call a length, on a CPU with a single head.
+once a batch, not in each layer. On a GPU the shortest lengths show what Python takes to start a kernel. FLOPs are
+those of the causal half, 2·S²·H·D forward and 2.5 times that backward (five products instead of two). On a CPU
+denormal numbers count as zero for all kernels, as in this project's runs. Peak memory is what the call adds to inputs,
+mask and bias that lie there already; how it grows from 1k to 128k tokens is measured apart, in one call a length, on a
+CPU with a single head.
 """
 
 import argparse
@@ -119,6 +120,8 @@ def measure_memory(kernel: str, S: int, suite: str) -> dict[str, Any]:
         function, qkv = build(kernel, S, H, D, device)
         with torch.no_grad():  # compiles, and builds mask and bias
             weights = torch.ones_like(function(*qkv))
+        if device == "cuda":  # where compiling the backward pass, and choosing its kernels, takes memory
+            torch.autograd.grad(function(*qkv), qkv, weights)
         return {"peak_bytes": _peak_of(lambda: torch.autograd.grad(function(*qkv), qkv, weights), device)}
     except torch.OutOfMemoryError:
         return {"why": "out of memory"}
@@ -247,7 +250,6 @@ def main() -> None:
     parser.add_argument("--suite", choices=["cpu", "cuda"], help="default: cuda where there is a GPU")
     parser.add_argument("--render", action="store_true", help="write the table anew from what was measured")
     arguments = parser.parse_args()
-    measured = {}
     if not arguments.render:
         import torch
 
@@ -258,18 +260,22 @@ def main() -> None:
             sys.exit(f"error: suite {suite.lower()}: this machine has {'a' if suite == 'CPU' else 'no'} GPU")
         if suite == "CPU":
             flush_denormals()
-        rows = []
+        found: dict[str, Any] = {"machine": machine_and_versions("torch", "llm-foundry"), "rows": [], "memory": []}
         for S in LENGTHS[suite]:
             for kernel in KERNELS[suite]:
-                rows.append({"kernel": kernel, "S": S, **measure(kernel, S, suite)})
-                print(rows[-1], flush=True)
-        memory = []
+                found["rows"].append({"kernel": kernel, "S": S, **measure(kernel, S, suite)})
+                print(found["rows"][-1], flush=True)
+            write({suite: found})  # after each length: a machine may be there for minutes only
         for S in MEMORY_LENGTHS:
             for kernel in MEMORY_KERNELS:
-                memory.append({"kernel": kernel, "S": S, **measure_memory(kernel, S, suite)})
-                print(memory[-1], flush=True)
-        machine = machine_and_versions("torch", "llm-foundry")
-        measured = {suite: {"machine": machine, "rows": rows, "memory": memory}}
+                found["memory"].append({"kernel": kernel, "S": S, **measure_memory(kernel, S, suite)})
+                print(found["memory"][-1], flush=True)
+            write({suite: found})
+        return
+    write({})
+
+
+def write(measured: Mapping[str, Any]) -> None:
     for suite, found in {**known("attention"), **measured}.items():
         (RESULTS / f"attention-{suite.lower()}.svg").write_text(plot(suite, found["rows"]))
     write_suites("attention", "Attention: time, speed and memory", COMMANDS, measured, render)

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ CASES: dict[str, list[tuple[str, dict[str, int], int, int]]] = {  # name, shape,
     ],
 }
 COMMANDS = {suite: f"python -m bench.train --suite {suite.lower()}" for suite in CASES}
-ROUNDS, STEPS = {"CPU": 2, "CUDA": 2}, {"CPU": 5, "CUDA": 12}
+ROUNDS, STEPS = 2, {"CPU": 5, "CUDA": 12}
 
 
 def model_section(shape: Mapping[str, int], seq_len: int, side: str) -> dict[str, Any]:
@@ -157,17 +157,22 @@ def _matmul_flops() -> float:
     return 2 * n**3 / best
 
 
-def measure(suite: str, name: str, shape: dict[str, int], seq_len: int, sequences: int) -> dict[str, Any]:
-    """One row: all sides, alternating."""
-    row: dict[str, Any] = {"name": name, "seq_len": seq_len}
-    job = {side: {"shape": dict(shape), "seq_len": seq_len, "sequences": sequences} for side in SIDES[suite]}
+def measure(
+    suite: str, name: str, shape: dict[str, int], seq_len: int, sequences: int, rounds: int
+) -> Iterator[dict[str, Any]]:
+    """One row after each round: all sides, alternating, ours first."""
+    job: dict[str, Any] = {
+        side: _first_to_try(suite, side, name, {"shape": dict(shape), "seq_len": seq_len, "sequences": sequences})
+        for side in SIDES[suite]
+    }
+    failed: dict[str, Any] = {}
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES[suite]}
-    for _ in range(ROUNDS[suite]):
-        for side in SIDES[suite]:
+    for _ in range(rounds):
+        for side in reversed(SIDES[suite]):
             while job[side] is not None:
                 result = _in_a_process({**job[side], "side": side, "steps": STEPS[suite]})
                 if "why" in result:
-                    row[side] = result
+                    failed[side] = result
                     job[side], found[side] = None, []
                     break
                 if not result.get("oom"):
@@ -175,9 +180,21 @@ def measure(suite: str, name: str, shape: dict[str, int], seq_len: int, sequence
                     break
                 found[side].clear()
                 job[side] = _smaller(name, job[side])
+        yield _row(suite, name, seq_len, job, found, failed)
+
+
+def _row(
+    suite: str,
+    name: str,
+    seq_len: int,
+    job: Mapping[str, Any],
+    found: Mapping[str, list[dict[str, Any]]],
+    failed: Mapping[str, Any],
+) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": name, "seq_len": seq_len}
     for side in SIDES[suite]:
         if not found[side]:
-            row.setdefault(side, None)
+            row[side] = failed.get(side)
             continue
         seconds = statistics.median(s for result in found[side] for s in result["seconds"])
         row[side] = {
@@ -190,6 +207,32 @@ def measure(suite: str, name: str, shape: dict[str, int], seq_len: int, sequence
         }
         print(f"{name} {seq_len} {side}: {row[side]['tokens_per_s']:,.0f} tokens/s", flush=True)
     return row
+
+
+def _first_to_try(suite: str, side: str, name: str, job: dict[str, Any]) -> dict[str, Any] | None:
+    """What memory is counted to suffice for, or not by much: each try that runs out of memory takes a minute."""
+    if suite == "CPU":
+        return job
+    import torch
+
+    from recipes.cost.hardware import find_gpu
+    from recipes.cost.memory import memory
+    from recipes.cost.setup import read_setup
+
+    there = torch.cuda.mem_get_info()[1] / 2**30
+    tried: dict[str, Any] | None = job
+    while tried is not None:
+        job = tried
+        recipe = {
+            "max_seq_len": tried["seq_len"],
+            "model": model_section(tried["shape"], tried["seq_len"], side),
+            "global_train_batch_size": tried["sequences"],
+            "device_train_microbatch_size": tried["sequences"],
+        }
+        if memory(read_setup(recipe, 1), find_gpu("h200")).total_gib <= 1.15 * there:
+            return tried
+        tried = _smaller(name, tried)
+    return job
 
 
 def _smaller(name: str, job: dict[str, Any]) -> dict[str, Any] | None:
@@ -282,6 +325,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", choices=["cpu", "cuda"], help="default: cuda where there is a GPU")
     parser.add_argument("--only", metavar="MODEL[-TOKENS]", help="measure these rows alone, such as 1B-8192")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of all sides, for each row (default: %(default)s)")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     parser.add_argument("--job-out", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--render", action="store_true", help="write the table anew from what was measured")
@@ -302,12 +346,13 @@ def main() -> None:
         if not cases:
             known_cases = ", ".join(f"{case[0]}-{case[2]}" for case in CASES[suite])
             sys.exit(f"error: --only: got {arguments.only}, expected one of {known_cases}")
-        for case in cases:  # written after each: a machine may be there for half an hour only
-            rows[case[0], case[2]] = row = measure(suite, *case)
+        # written after each round: a machine may be there for half an hour only
+        for row in (row for case in cases for row in measure(suite, *case, arguments.rounds)):
+            rows[row["name"], row["seq_len"]] = row
             here = [row[side]["machine"] for side in SIDES[suite] if row[side] and "machine" in row[side]]
             machine = here[0] if here else before.get("machine", "")
             if before["rows"] and machine != before["machine"]:
-                rows, before = {(case[0], case[2]): row}, {"rows": []}  # rows of one machine are compared
+                rows, before = {(row["name"], row["seq_len"]): row}, {"rows": []}  # rows of one machine are compared
             write_suites("train", title, COMMANDS, {suite: {"machine": machine, "rows": list(rows.values())}}, render)
         return
     write_suites("train", title, COMMANDS, {}, render)
