@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from recipes.config.file_names import is_remote
+from recipes.preflight.hub import cache_folder
+from recipes.training.checkpoints import first_rank_path
 
 PIECE = 2**24  # bytes read at once
 
@@ -32,26 +33,19 @@ def digest_of(
         configuration["path"] = path  # weights elsewhere are known by their name alone
     if name and not Path(str(name)).exists():
         configuration["hub"] = [name, _hub_commit(str(name))]
+    if name and entry.get("load_path") and (Path(str(name)) / "config.json").is_file():
+        configuration["folder"] = file_digest(
+            Path(str(name)) / "config.json"
+        )  # what the checkpoint's weights are put into
     if code_paths:
         configuration["code"] = [file_digest(Path(code)) for code in code_paths if Path(code).is_file()]
     return model_digest(local, configuration, tokenizer if tokenizer.is_dir() else None)
 
 
-def first_rank_path(path: str, run_name: str = "") -> str:
-    """A path with what Composer's placeholders in it stand for on the first process, such as {rank}."""
-    filled = dict.fromkeys(("rank", "local_rank", "node_rank"), "0") | {"run_name": run_name}
-    filled |= {key: os.environ.get(key.upper(), "1") for key in ("world_size", "local_world_size")}
-    for key, value in filled.items():
-        path = path.replace(f"{{{key}}}", value)
-    return path
-
-
 def _hub_commit(name: str) -> str | None:
     """The commit of a model of the Hugging Face hub that its cache has; None where it has none."""
-    home = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
-    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")
     try:
-        return (cache / f"models--{name.replace('/', '--')}" / "refs" / "main").read_text(encoding="utf-8").strip()
+        return (cache_folder("models", name) / "refs" / "main").read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
         return None
 

@@ -41,6 +41,7 @@ from recipes.preflight.data import local_data_files
 from recipes.preflight.evaluation import preflight_evaluation
 from recipes.preflight.machine import can_be_written
 from recipes.ranks import is_first_rank
+from recipes.reports.runs import perplexity
 from recipes.screen import exit_status, print_problems, usage
 from recipes.training.batches import shard_folders
 from recipes.training.startup import light_imports
@@ -84,7 +85,8 @@ def main(arguments: list[str]) -> int:
         problem = Problem(recipe.place(("results",)), ("results",), f"results cannot be written to {path}")
         return print_problems("this evaluation cannot be run", [problem])
     digest = results.digest(recipe, [*models, str(SCORING)], _files(recipe))
-    found = None if _is_elsewhere(recipe) else results.finished(path, digest)
+    # loggers get the numbers of each call, for which kept answers are counted again
+    found = None if _is_elsewhere(recipe) or recipe.get("loggers") else results.finished(path, digest)
     if found is not None and not only_prompts:
         if is_first_rank():
             print("evaluated before: same checkpoint, same tasks")
@@ -168,8 +170,8 @@ def _evaluate(
         result.setdefault("losses", {})[label or "eval"] = loss
         numbers[f"metrics/eval/{label + '/' if label else ''}LanguageCrossEntropy"] = loss
     if "losses" in result:
-        result["loss"] = next(iter(result["losses"].values()))
-        result["perplexity"] = math.exp(result["loss"])
+        result["loss"] = math.fsum(result["losses"].values()) / len(result["losses"])  # as a run's summary has it
+        result["perplexity"] = min(perplexity(result["loss"]), sys.float_info.max)  # JSON has no infinity
     cache = functools.partial(AnswerCache, folder, digest, rank=dist.get_global_rank())
     judged = run_tasks(tasks, lambda: loaded().backbone, tokenizer, length, batch, cache, bar)
     result["tasks"] = [j.result for j in judged]

@@ -28,7 +28,7 @@ from eval.harness_index import YAML, files_of
 from eval.questions import ScoringError
 from eval.tasks.rows import TaskError
 from recipes.config.keys import RecipeError
-from recipes.preflight.machine import can_be_written
+from recipes.preflight.machine import can_be_written, has_gpu
 from recipes.ranks import is_first_rank
 from recipes.screen import exit_status
 from recipes.training.startup import light_imports
@@ -165,7 +165,8 @@ def language_model(
 def _identify(chosen: argparse.Namespace) -> tuple[str, Path]:
     """The model's digest, and where its results go."""
     path = chosen.model
-    more = {"precision": chosen.precision, "max_length": chosen.max_length, "tokenizer": chosen.tokenizer}
+    default = "amp_bf16" if has_gpu() else "fp32"  # as _language_model chooses
+    more = {"precision": chosen.precision or default, "max_length": chosen.max_length, "tokenizer": chosen.tokenizer}
     if path.is_dir() and is_hf_folder(path):
         weights, folder = path, Path("runs") / f"eval-{path.name}"
         tokenizer = None

@@ -75,6 +75,8 @@ def evaluate(lm: Any, loaded: Any, limit: int | None = None) -> tuple[list[dict[
         filters = list(dict.fromkeys(sample["filter"] for sample in samples))
         of_filter = [sample for sample in samples if sample["filter"] == filters[0]]
         results.append(_task(label, name, scores, of_filter, filters[0], getattr(lm, "truncated", {}).get(name, 0)))
+        if getattr(loaded["tasks"][name].config, "process_results", None) is not None:
+            results[-1]["chance"] = None  # its numbers may be anything, such as the probability of what is right
         metric = results[-1]["metric"].partition(",")[0]
         judged = results[-1]["low"] is not None  # else no example is right or wrong by itself
         examples += [_example(label, metric, sample, judged, loaded["tasks"][name]) for sample in of_filter]
@@ -365,7 +367,8 @@ def _chance(samples: Sequence[Mapping[str, Any]], metric: str) -> float | None:
     counts = [_choices(sample) for sample in samples]
     if not metric.startswith("acc") or min(counts, default=0) < 2:
         return None
-    return sum(1 / count for count in counts) / len(counts)
+    right = [len(set(s["target"])) if isinstance(s["target"], (list, tuple)) else 1 for s in samples]
+    return sum(r / count for r, count in zip(right, counts, strict=True)) / len(counts)
 
 
 def _first_metric(scores: Mapping[str, Any], chosen: str | None = None) -> str:

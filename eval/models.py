@@ -30,6 +30,7 @@ from recipes.training.checkpoints import newest_in
 from recipes.weights.trained import LENGTHS, folder_config_of
 
 HF_MODEL = "hf_causal_lm"  # LLM Foundry's name for any causal model of transformers
+CHANGING = {"config_overrides", "peft_config", "load_in_8bit"}  # keys of it with which a folder is another model
 
 
 def spell_out_models(recipe: Recipe) -> Recipe:
@@ -112,16 +113,17 @@ def _from_folder(entry: Mapping[str, Any], place: Place, key: KeyPath) -> dict[s
 def is_folder(entry: Mapping[str, Any]) -> bool:
     """Whether a spelled-out entry is a Hugging Face folder on this machine, which transformers alone can load."""
     path = entry["model"].get("pretrained_model_name_or_path")
-    return entry["model"]["name"] == HF_MODEL and (Path(str(path)) / "config.json").is_file()
+    is_local = entry["model"]["name"] == HF_MODEL and (Path(str(path)) / "config.json").is_file()
+    its_own_weights = not entry.get("load_path") and entry["model"].get("pretrained", True)
+    return is_local and its_own_weights and not entry["model"].keys() & CHANGING
 
 
 def longest(entry: Mapping[str, Any], wanted: int) -> int:
     """Tokens that the model reads at most: what the recipe wants, or less where the model has less."""
-    if is_folder(entry):
-        folder = Path(entry["model"]["pretrained_model_name_or_path"])
-        section: Any = folder_config_of(folder)
-    else:
-        section = entry["model"]
+    section: Any = entry["model"]
+    folder = Path(str(section.get("pretrained_model_name_or_path")))
+    if section["name"] == HF_MODEL and (folder / "config.json").is_file():
+        section = {**folder_config_of(folder), **(section.get("config_overrides") or {})}
     has = next((section[name] for name in LENGTHS if section.get(name)), wanted)
     return min(wanted, int(has))
 

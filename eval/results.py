@@ -114,6 +114,9 @@ def show(path: Path, results: Mapping[str, Any]) -> None:
             table.add_column(column, justify="right", no_wrap=True)
         if "loss" in model:
             table.add_row("validation loss", f"{model['loss']:.3f}")
+            losses = model.get("losses", {})
+            for label, loss in losses.items() if len(losses) > 1 else ():
+                table.add_row(f"  {label}", f"{loss:.3f}")
             if model.get("unigram_entropy"):
                 table.add_row("  of single tokens", f"{model['unigram_entropy']:.3f}")
             table.add_row("validation perplexity", f"{model['perplexity']:,.1f}")

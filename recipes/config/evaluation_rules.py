@@ -30,6 +30,15 @@ def _of_its_own(recipe: Mapping[str, Any]) -> Iterator[Finding]:
         yield ("icl_tasks",), "there is nothing to evaluate: add tasks, an eval_loader or samples"
     if recipe.get("callbacks"):
         yield ("callbacks",), "an evaluation has no callbacks: nothing would call them; leave them out"
+    for key, loader in loaders(recipe, ["eval_loader"]):
+        dataset = section(loader, "dataset")
+        parts: dict[KeyPath, Any] = {("dataset",): dataset}
+        parts |= {("dataset", "streams", name): stream for name, stream in section(dataset, "streams").items()}
+        for inner, part in parts.items():
+            for name in ("epoch_size", "proportion", "repeat", "choose"):
+                if part.get(name) is not None:
+                    text = "chooses among samples, and an evaluation takes each once: leave it out"
+                    yield (*key, *inner, name), f"{text}, or limit it by eval_subset_num_batches"
     for index, entry in enumerate(recipe["models"]):
         if entry["model"].get("name") in OURS and not entry.get("load_path"):
             text = "is missing, and without a checkpoint the weights of such a model are random: name one, or a run"

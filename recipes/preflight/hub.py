@@ -21,9 +21,15 @@ def not_from_hub(key: KeyPath, what: str, kind: str, name: str) -> Iterator[tupl
 
 
 def in_hub_cache(kind: str, name: str) -> bool:
-    home = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
-    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")
-    return (cache / f"{kind}--{name.replace('/', '--')}" / "snapshots").is_dir()
+    return (cache_folder(kind, name) / "snapshots").is_dir()
+
+
+def cache_folder(kind: str, name: str) -> Path:
+    """Where the hub's cache has, or would have, one of its `models` or `datasets`."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=kind.removesuffix("s"))
 
 
 @functools.cache

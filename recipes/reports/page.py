@@ -15,6 +15,7 @@ from recipes.reports.charts import SERIES, Line, line_chart, share_bar, short
 from recipes.reports.run_record import Point, RunRecord, read_run
 from recipes.reports.runs import write_whole
 from recipes.reports.scores import is_share, score_with_interval
+from recipes.reports.summary import is_of_run
 from recipes.reports.tasks import section_of
 
 TEMPLATE = Path(__file__).with_suffix(".html")
@@ -198,11 +199,14 @@ def _evaluation(runs: Sequence[RunRecord]) -> str:
     rows = []
     for run in runs:
         for model in run.evaluation.get("models") or []:
-            name = escape(f"{run.name}: {model.get('name', '')}" if len(runs) > 1 else str(model.get("name", "")))
+            # another model's scores, or those of an older checkpoint, are not what this run has paid for
+            own = not run.summary or is_of_run(model, run.folder, run.summary)
+            name = str(model.get("name", "")) + ("" if own else f" ({Path(str(model.get('checkpoint'))).name})")
+            name = escape(f"{run.name}: {name}" if len(runs) > 1 else name)
             if isinstance(model.get("loss"), (int, float)):
                 rows.append(_result(name, "validation loss", f"{model['loss']:.3f}", "", "", ""))
             for task in model.get("tasks") or []:
-                rows.append(_task(name, task, run.bill.usd))
+                rows.append(_task(name, task, run.bill.usd, own))
     if not rows:
         return "<h2>Evaluation</h2><p class=soft>None yet: composer eval/evaluate.py RECIPE writes results.json.</p>"
     head = '<tr><th>model</th><th>task</th><th class="n">score</th><th class="n">chance</th>'
@@ -211,13 +215,13 @@ def _evaluation(runs: Sequence[RunRecord]) -> str:
     return f'<h2>Evaluation</h2><p class=soft>{text}</p><div class="scroll"><table>{head}{"".join(rows)}</table></div>'
 
 
-def _task(name: str, task: dict[str, Any], usd: float | None) -> str:
+def _task(name: str, task: dict[str, Any], usd: float | None, own: bool) -> str:
     score, chance = task.get("score"), task.get("chance")
     if not isinstance(score, (int, float)):
         return ""
     points = 100 * (score - (chance or 0.0))
     dear = "no better than chance" if points <= 0 else UNKNOWN if usd is None else _usd(usd / points)
-    if not is_share(task):  # a perplexity has no points
+    if not own or not is_share(task):  # a perplexity has no points
         dear = ""
     return _result(
         name,

@@ -81,6 +81,13 @@ def validation_loss(metrics: Mapping[str, Any]) -> float | None:
     return math.fsum(float(metrics[name]) for name in names) / len(names) if names else None
 
 
+def perplexity(loss: float) -> float:
+    try:
+        return math.exp(loss)
+    except OverflowError:  # of a model that has diverged
+        return math.inf
+
+
 def last_step(path: Path) -> int:
     """The step that the last readable line of a metrics file is about; 0 where there is none."""
     try:

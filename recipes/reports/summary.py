@@ -13,8 +13,9 @@ from typing import Any
 from recipes.config.file_names import is_remote
 from recipes.config.load import Recipe
 from recipes.cost.duration import in_words, number
-from recipes.reports.runs import METRICS, metrics_by_step, validation_loss, write_whole
+from recipes.reports.runs import METRICS, metrics_by_step, perplexity, validation_loss, write_whole
 from recipes.reports.scores import score_with_interval
+from recipes.training.checkpoints import is_of
 
 SUMMARY = "summary.json"
 EVALUATION = "results.json"
@@ -81,7 +82,7 @@ def print_summary(folder: Path) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     try:
-        rows = [*_learned(summary), *_paid(summary), *_evaluated(folder), *_files(folder, summary)]
+        rows = [*_learned(summary), *_paid(summary), *_evaluated(folder, summary), *_files(folder, summary)]
         steps = f"{summary['steps']:,}"
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
         damaged = f"{folder / SUMMARY} or {EVALUATION} beside it is damaged ({type(error).__name__}: {error})"
@@ -101,19 +102,12 @@ def _learned(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     if end is not None:
         before = f"{start:.3f} → " if start is not None and start != end else ""
         rows.append(("validation loss", f"{before}{end:.3f} nats a token"))
-        before = f"{_perplexity(start):,.1f} → " if start is not None and start != end else ""
-        rows.append(("validation perplexity", f"{before}{_perplexity(end):,.1f}"))
+        before = f"{perplexity(start):,.1f} → " if start is not None and start != end else ""
+        rows.append(("validation perplexity", f"{before}{perplexity(end):,.1f}"))
     start, end = summary.get("train_loss_start"), summary.get("train_loss_end")
     if start is not None and end is not None:
         rows.append(("training loss", f"{start:.3f} → {end:.3f}"))
     return rows
-
-
-def _perplexity(loss: float) -> float:
-    try:
-        return math.exp(loss)
-    except OverflowError:  # of a run that has diverged
-        return math.inf
 
 
 def _paid(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -145,9 +139,11 @@ def _paid(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _evaluated(folder: Path) -> list[tuple[str, str]]:
+def _evaluated(folder: Path, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = []
     for model in read_json(folder / EVALUATION).get("models", []):
+        if not is_of_run(model, folder, summary):  # judged beside this one, or before the run went on
+            continue
         if model.get("unigram_entropy") is not None:
             rows.append(("unigram entropy", f"{model['unigram_entropy']:.3f}: the loss of knowing frequencies alone"))
         for task in model.get("tasks", []):
@@ -156,6 +152,13 @@ def _evaluated(folder: Path) -> list[tuple[str, str]]:
         for sample in model.get("samples", []):
             rows.append(("sample", f"{sample['prompt']} …{sample['text']}"))
     return rows
+
+
+def is_of_run(model: Mapping[str, Any], folder: Path, summary: Mapping[str, Any]) -> bool:
+    """Whether an entry of results.json is of what the run ended with."""
+    if not model.get("checkpoint") or not summary.get("checkpoint"):
+        return model.get("name") == folder.resolve().name
+    return is_of(model["checkpoint"], Path(str(summary["checkpoint"])))
 
 
 def _files(folder: Path, summary: Mapping[str, Any]) -> list[tuple[str, str]]:

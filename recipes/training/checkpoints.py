@@ -139,6 +139,23 @@ def latest_filename(recipe: Recipe) -> str:
     return str(recipe.get("save_latest_filename", default))
 
 
+def first_rank_path(path: str, run_name: str = "") -> str:
+    """A path with what Composer's placeholders in it stand for on the first process, such as {rank}."""
+    filled = dict.fromkeys(("rank", "local_rank", "node_rank"), "0") | {"run_name": run_name}
+    filled |= {key: os.environ.get(key.upper(), "1") for key in ("world_size", "local_world_size")}
+    for key, value in filled.items():
+        path = path.replace(f"{{{key}}}", value)
+    return path
+
+
+def is_of(judged: Any, checkpoint: Path) -> bool:
+    """Whether a path that an evaluation wrote down is of the checkpoint; a moved run has its last parts alone."""
+    path = Path(first_rank_path(str(judged)))
+    if path.exists():
+        return path.resolve() == checkpoint.resolve()
+    return path.parts[-2:] == checkpoint.parts[-2:]
+
+
 def set_latest(folder: Path, latest: str, found: Found) -> None:
     """Make the link that Composer resumes from name the newest whole checkpoint, and clear away what is not whole.
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.digests import first_rank_path
 from recipes.cost.parameters import count_parameters
 from recipes.reports.scores import score_with_interval
 from recipes.reports.summary import EVALUATION, SUMMARY, read_json, recipe_digest
 from recipes.training.batches import shard_folders
+from recipes.training.checkpoints import is_of
 from recipes.weights.hf_architecture import CLASSES, family_of
 from recipes.weights.trained import Trained
 
@@ -142,20 +142,12 @@ def _evaluation(trained: Trained) -> list[str]:
     if isinstance(summary.get("eval_loss_end"), float):
         lines.append(f"- validation loss {summary['eval_loss_end']:.4f} nats a token at the end of training")
     for model in (read_json(run / EVALUATION) if run else {}).get("models", []):
-        if not _is_of(model, trained.checkpoint):
+        if not is_of(model.get("checkpoint"), trained.checkpoint):
             continue  # others were evaluated beside this one
         for task in model.get("tasks", []):
             chance = f", chance {task['chance']:.0%}" if task.get("chance") is not None else ""
             lines.append(f"- {task['label']}: {score_with_interval(task)}{chance}, {task['examples']} examples")
     return lines or ["This model was not evaluated."]
-
-
-def _is_of(model: Mapping[str, Any], checkpoint: Path) -> bool:
-    """Whether an entry of results.json is of the checkpoint, of which a moved run folder knows the last names only."""
-    judged = Path(first_rank_path(str(model.get("checkpoint"))))
-    if judged.exists():
-        return judged.resolve() == checkpoint.resolve()
-    return judged.parts[-2:] == checkpoint.parts[-2:]
 
 
 def _cost(run: Path | None) -> list[str]:

@@ -236,6 +236,7 @@ DATES = "{name: dates, num_fewshot: 0, random_baseline: 0.25}"
             "got a/b, expected a name without /",
         ),
         ("eval_loader.dataset.max_seq_len=64", "its sequences have 64 tokens, and whole"),
+        ("eval_loader.dataset.epoch_size=16", "eval_loader.dataset.epoch_size: chooses among samples"),
         ("callbacks={speed_monitor: {}}", "an evaluation has no callbacks"),
         (
             "models=[{model_name: m, model: MPT, tokenizer: {name: x/y}}]",

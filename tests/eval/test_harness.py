@@ -282,6 +282,7 @@ def test_what_a_model_chose_is_what_its_metric_took(metric: str, chosen: int, me
     assert (example["chosen"], example["correct"]) == (chosen, float(chosen == 0))
     assert example["logprobs"] == logprobs[:3]
     assert harness_tasks._chance([sample], metric) == pytest.approx(1 / 3)
+    assert harness_tasks._chance([{**sample, "target": [0, 2]}], metric) == pytest.approx(2 / 3)
     assert harness_tasks._example("t", metric, sample, False, task)["correct"] is None  # as of a perplexity
 
 

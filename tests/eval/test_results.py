@@ -11,7 +11,8 @@ import pytest
 
 from eval import results
 from eval.digests import digest_of
-from recipes.reports.summary import EVALUATION
+from eval.models import is_folder, longest
+from recipes.reports.summary import EVALUATION, SUMMARY, print_summary
 from recipes.weights.model_card import _evaluation
 from tests.run_folders import crashed_run
 
@@ -38,7 +39,7 @@ def test_results_outside_a_run_make_no_report(tmp_path: Path) -> None:
 
 
 def test_models_have_the_digest_of_their_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
 
     def of_hub(name: str) -> str:
         model = {"name": "hf_causal_lm", "pretrained_model_name_or_path": name}
@@ -55,7 +56,45 @@ def test_models_have_the_digest_of_their_weights(tmp_path: Path, monkeypatch: py
         (tmp_path / "r-rank0.pt").write_text(content)
         seen.add(digest_of({"model": {}, "tokenizer": {"name": "x/tokenizer"}, **ranked}, "fp32", "r"))
         seen.add(digest_of({"model": {}, "tokenizer": {"name": "x/tokenizer"}}, None, "", [f"{tmp_path}/r-rank0.pt"]))
-    assert len(seen) == 8
+    for theta in ("10000", "20000"):  # a checkpoint's weights are put into what a folder describes
+        (tmp_path / "config.json").write_text(f'{{"rope_theta": {theta}}}')
+        model = {"name": "hf_causal_lm", "pretrained_model_name_or_path": str(tmp_path)}
+        seen.add(digest_of({"model": model, "tokenizer": {"name": "x/tokenizer"}, **ranked}, "fp32", "r"))
+    assert len(seen) == 10
+
+
+def test_a_folder_with_changes_is_no_folder_alone(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 64}')
+    model = {"name": "hf_causal_lm", "pretrained_model_name_or_path": str(tmp_path)}
+    assert is_folder({"model": model})
+    assert longest({"model": model}, 100) == 64
+    for changed in ({"load_path": "x.pt"}, {"model": {**model, "pretrained": False}}):
+        assert not is_folder({"model": model, **changed})
+    overridden = {"model": {**model, "config_overrides": {"max_position_embeddings": 32}}}
+    assert not is_folder(overridden)
+    assert longest(overridden, 100) == 32
+
+
+def test_a_summary_has_the_scores_of_the_runs_own_last_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "base"
+    (run / "checkpoints").mkdir(parents=True)
+    for name in ("ba12.pt", "ba15.pt"):
+        (run / "checkpoints" / name).touch()
+    task = {"label": "mc", "score": 0.375, "examples": 8, "low": None, "high": None}
+    entries = [
+        {"name": "base", "checkpoint": str(run / "checkpoints" / "ba12.pt"), "tasks": [task]},
+        {"name": "other", "checkpoint": "elsewhere/ba15.pt", "tasks": [{**task, "score": 0.55}]},
+    ]
+    (run / EVALUATION).write_text(json.dumps({"models": entries}))
+    for newest, shown in (("ba12.pt", "37.5%"), ("ba15.pt", "")):
+        text = json.dumps({"steps": 15, "checkpoint": str(run / "checkpoints" / newest), "recipe": "x"})
+        (run / SUMMARY).write_text(text)
+        print_summary(run)
+        said = capsys.readouterr().out
+        assert "55.0%" not in said
+        assert ("37.5%" in said) == bool(shown)
 
 
 def test_a_model_card_has_the_scores_of_its_own_checkpoint(tmp_path: Path) -> None:
