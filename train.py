@@ -79,7 +79,7 @@ def main(arguments: list[str]) -> int:
     run.trainer.close()
 
     if is_first_rank():
-        write_summary(folder, recipe, run.cost.summary(), *run.end(), stopped=run.stopped)
+        write_summary(folder, recipe, run.cost.summary(), *run.end(), stopped=run.stopped, ended=run.ended_early)
         tell(print_summary, folder)
         tell(write_page, [folder])
     if run.stopped:

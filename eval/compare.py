@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.metrics import Z_95, standard_error
-from eval.results import examples_path
+from eval.results import HARNESS, examples_path
 from recipes.reports.summary import EVALUATION
 from recipes.screen import exit_status
 
@@ -88,7 +88,9 @@ def _sign_test(gained: int, lost: int) -> float:
 
 def read(path: Path, model: str | None) -> tuple[str, Records, dict[str, str]]:
     """A model's name, its records and the digests of its tasks. Raises ValueError in words."""
-    path = path / EVALUATION if path.is_dir() else path
+    if path.is_dir():
+        of_harness_alone = (path / HARNESS).is_file() and not (path / EVALUATION).is_file()
+        path = path / (HARNESS if of_harness_alone else EVALUATION)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         entries = {str(entry["name"]): entry for entry in content["models"]}

@@ -10,7 +10,7 @@ import torch
 
 from eval.backbone import Backbone
 from eval.cache import Answer, AnswerCache
-from eval.questions import Prompt
+from eval.questions import Prompt, ScoringError
 from eval.scoring import Model, Progress, answer_batches
 
 SEED = 17  # where a task samples
@@ -67,16 +67,20 @@ def _batch(backbone: Backbone, prompts: Sequence[Prompt], tokenizer: Any, as_har
     stop, ends = prompts[0].stop, _ends(backbone, tokenizer) if as_harness else tokenizer.eos_token_id
     with torch.random.fork_rng():  # a training run draws its own numbers on
         torch.manual_seed(SEED)
-        out = backbone.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=prompts[0].max_new_tokens,
-            pad_token_id=pad,
-            eos_token_id=ends,
-            stopping_criteria=StoppingCriteriaList([_AllStopped(tokenizer, stop, width, as_harness)]),
-            synced_gpus=backbone.sharded,
-            **settings,
-        )
+        try:
+            out = backbone.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=prompts[0].max_new_tokens,
+                pad_token_id=pad,
+                eos_token_id=ends,
+                stopping_criteria=StoppingCriteriaList([_AllStopped(tokenizer, stop, width, as_harness)]),
+                synced_gpus=backbone.sharded,
+                **settings,
+            )
+        except (ValueError, TypeError) as error:  # arguments that transformers judges when it uses them
+            text = str(error).partition("\n")[0]
+            raise ScoringError(f"{prompts[0].name}: cannot be generated with {prompts[0].settings}: {text}") from None
     texts = list(tokenizer.batch_decode(out[:, width:], skip_special_tokens=True))
     if as_harness:
         special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]

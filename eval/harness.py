@@ -177,7 +177,7 @@ def _identify(chosen: argparse.Namespace) -> tuple[str, Path]:
         tokenizer = Path(str(trained.recipe.get("tokenizer.name")))
     tokenizer = Path(chosen.tokenizer) if chosen.tokenizer else tokenizer
     digest = model_digest(weights, more, tokenizer if tokenizer is not None and tokenizer.is_dir() else None)
-    return digest, chosen.out or folder / "harness.json"
+    return digest, chosen.out or folder / results.HARNESS
 
 
 def _digest_of_question(chosen: argparse.Namespace, model: str) -> str:

@@ -24,7 +24,7 @@ from eval.suite import gauntlet_scores, logged, run_tasks, tasks_of
 from eval.tasks.rows import TaskError
 from recipes.callbacks.budget import BudgetGuard
 from recipes.callbacks.cost import CostMonitor
-from recipes.reports.run_record import TASKS
+from recipes.reports.run_record import TASKS, read_tasks
 
 log = logging.getLogger("recipes")
 
@@ -66,6 +66,14 @@ class TaskEvaluation(Callback):
         self._is_due = create_interval_scheduler(interval)  # before the checkpoint of the same step is saved
         self._backbone: Backbone | None = None
         self._last_batch = -1
+
+    def make_up_for(self, state: State, logger: Logger) -> None:
+        """Evaluate at the step that a run has come to, where a stop kept it from that."""
+        found = read_tasks(self.folder / TASKS) if dist.get_global_rank() == 0 else ()
+        missing = [not any(record.get("step") == int(state.timestamp.batch) for record in found)]
+        dist.broadcast_object_list(missing)
+        if missing[0]:
+            self._evaluate(state, logger)
 
     def fit_start(self, state: State, logger: Logger) -> None:
         if self.at_start and state.timestamp.batch == 0:
@@ -129,7 +137,7 @@ class TaskEvaluation(Callback):
             from eval import harness_tasks
             from eval.harness_lm import ScoringLM
 
-            lm = ScoringLM(lambda: backbone, self.tokenizer, self.max_seq_len, self.batch_size)
+            lm = ScoringLM(lambda: backbone, self.tokenizer, self.reads, self.batch_size)
             found, _ = harness_tasks.evaluate(lm, self._load_harness(), self.harness.get("limit"))
             results += found
             numbers |= {f"metrics/{r['label']}/{name}": value for r in found for name, value in r["metrics"].items()}

@@ -17,6 +17,7 @@ from recipes.reports.runs import write_whole
 from recipes.reports.scores import interval, number
 from recipes.reports.summary import EVALUATION, SUMMARY
 
+HARNESS = "harness.json"  # what eval.harness found, in a run folder
 EXAMPLES = "examples.jsonl"  # beside the results: one line an example
 
 

@@ -19,7 +19,7 @@ from composer import Callback, Evaluator, Trainer
 from composer.loggers import ConsoleLogger, LoggerDestination
 from composer.loggers.progress_bar_logger import ProgressBarLogger
 from composer.profiler import JSONTraceHandler, Profiler, cyclic_schedule
-from composer.utils import dist
+from composer.utils import dist, format_name_with_dist_and_time
 from llmfoundry import registry
 from llmfoundry.callbacks import HuggingFaceCheckpointer
 from llmfoundry.data.dataloader import build_dataloader
@@ -39,7 +39,7 @@ from recipes.cost.parameters import MPT
 from recipes.cost.rate import cost_section
 from recipes.cost.setup import shards
 from recipes.models.compiling import checkpoint_blocks, checkpoint_by_operation, compile_blocks
-from recipes.reports.runs import METRICS, run_folder, run_name
+from recipes.reports.runs import METRICS, metrics_by_step, run_folder, run_name, validation_loss
 from recipes.training.batches import Batches, microbatch_with_room, plan_batches
 from recipes.training.checkpoints import as_composer_lists, latest_filename, resumes, save_filename
 from recipes.training.lora import add_lora, reset_lora
@@ -79,20 +79,46 @@ class Run:
         if self.recipe.get("only_composer_checkpoint"):
             self.trainer.save_checkpoint_to_save_folder()
             return
-        if state.max_duration is not None and state.timestamp >= state.max_duration:
-            return
+        is_done = state.max_duration is not None and state.timestamp >= state.max_duration
         try:
-            if eval_first and state.timestamp.batch == 0:
+            if is_done:
+                self._make_up_for_what_is_missing()
+                return
+            if eval_first and state.timestamp.batch == 0 and state.evaluators:
                 self.trainer.eval()
             self.trainer.fit()
         except BudgetReached:
-            for guard in self._guards():
+            for guard in self._guards() if not is_done else ():
                 guard.save_broken_off(self.trainer)
+
+    def _make_up_for_what_is_missing(self) -> None:
+        """What a stop or a failure behind the last checkpoint kept from being done: evaluation, an export."""
+        state = self.trainer.state
+        step = int(state.timestamp.batch)
+        lines = metrics_by_step(self.folder / METRICS) if dist.get_global_rank() == 0 else {}
+        is_missing = [validation_loss(lines.get(step, {})) is None]
+        dist.broadcast_object_list(is_missing)
+        if is_missing[0] and state.evaluators:
+            self.trainer.eval()
+        from eval.in_loop import TaskEvaluation
+
+        for callback in state.callbacks:
+            if isinstance(callback, TaskEvaluation):
+                callback.make_up_for(state, self.trainer.logger)
+            if isinstance(callback, HuggingFaceCheckpointer) and not _has_exported(callback, state):
+                callback._save_checkpoint(
+                    state, self.trainer.logger, upload_to_save_folder=True, register_to_mlflow=True
+                )
 
     @property
     def stopped(self) -> str | None:
         """Why the budget guard ended the run early, in words; None where it did not."""
         return next((guard.stopped for guard in self._guards() if guard.stopped), None)
+
+    @property
+    def ended_early(self) -> str | None:
+        """What ended the run before its time for good, in words: a callback of the recipe's, not the guard."""
+        return "by one of its callbacks" if self.cost.ended_early and not self.stopped else None
 
     @staticmethod
     def wait_for_all() -> None:
@@ -109,6 +135,17 @@ class Run:
         if last is not None and last.endswith(".distcp"):
             last = os.path.dirname(last)  # a sharded checkpoint is a folder
         return int(self.trainer.state.timestamp.batch), last
+
+
+def _has_exported(saver: HuggingFaceCheckpointer, state: Any) -> bool:
+    """Whether a Hugging Face folder of this step is there; one that is kept elsewhere is taken to be."""
+    if saver.remote_ud is not None:
+        return True
+    name = os.path.join(saver.save_dir_format_str, saver.huggingface_folder_name_fstr)
+    folder = format_name_with_dist_and_time(name, state.run_name, state.timestamp)
+    there = [os.path.isfile(os.path.join(folder, "config.json"))]
+    dist.broadcast_object_list(there)
+    return there[0]
 
 
 @functools.cache

@@ -19,7 +19,10 @@ from eval.tasks.rows import FIELDS, Row, TaskError, check_rows, read_rows
 # The file counts by its content, the shots one by one, the length where it cut something.
 NOT_ASKED = {"dataset_uri", "num_fewshot", "max_seq_len", "label", "metric_names", "batch_size", "random_baseline"}
 GIVEN_BY_RUN = {"max_new_tokens", "use_cache", "pad_token_id", "eos_token_id"}  # of generation_kwargs
-ONE_TEXT = {"num_return_sequences", "return_dict_in_generate", "max_length", "min_length"}  # cannot be set
+# Arguments of `generate` that give more than one text, or that want a model, a tokenizer or objects beside them.
+NOT_FOR_TASKS = {"num_return_sequences", "return_dict_in_generate", "max_length", "min_length", "stop_strings"}
+NOT_FOR_TASKS |= {"constraints", "force_words_ids", "num_beam_groups", "dola_layers", "watermarking_config"}
+NOT_FOR_TASKS |= {"prompt_lookup_num_tokens", "assistant_early_exit", "token_healing"}
 COT_BUFFER = 10  # tokens more for an answer where a chain of thought is written, as LLM Foundry has it
 KEYS = {field.name for field in fields(prompts.Format)} | {
     "label",
@@ -111,6 +114,40 @@ def build_tasks(
     used, from the first.
     Raises TaskError for anything wrong with the task or its file.
     """
+    path, (rows, file_digest, lines) = check_task(settings, fetch)
+    kind, label, form = settings["icl_task_type"], str(settings["label"]), prompts.format_of(settings)
+    names = tuple(settings.get("metric_names") or metrics.OF_KIND[kind][:1])
+    generation = dict(settings.get("generation_kwargs") or {})
+    length = min(int(settings.get("max_seq_len") or max_len), reads or max_len)
+    asked = {key: value for key, value in settings.items() if key not in NOT_ASKED}
+    tasks = []
+    for shots in settings["num_fewshot"]:
+        for category, part in _by_category(rows, settings, path, lines).items():
+            name = f"{label}/{shots}-shot" + (f"/{category}" if category else "")
+            if shots >= len(part):
+                text = f"{shots} examples before each question are not there: it has {len(part)} rows"
+                raise TaskError(f"{name}: num_fewshot: {text}; ask for at most {len(part) - 1}")
+            examples, cut = _examples(name, part, kind, shots, settings, generation, form, tokens, length, most)
+            what = [asked, shots, category, len(examples), length if cut else None, file_digest]
+            digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
+            tasks.append(
+                Task(
+                    name,
+                    kind,
+                    digest,
+                    _chance(settings, kind, examples),
+                    examples,
+                    cut,
+                    names,
+                    settings,
+                    settings.get("batch_size"),
+                )
+            )
+    return tasks
+
+
+def check_task(settings: Mapping[str, Any], fetch: Fetch = Path) -> tuple[str | Path, tuple[list[Row], str, list[int]]]:
+    """Whose file it is, and its rows, their digest and lines. Raises TaskError: what is wrong by itself."""
     kind = settings.get("icl_task_type")
     label = str(settings.get("label", "?"))
     if not isinstance(kind, str) or kind not in FIELDS:
@@ -148,33 +185,8 @@ def build_tasks(
         renamed["choices" if kind == "multiple_choice" else "context_options"] = form.choices_key
     compared = metrics.normalised if settings.get("do_normalization", True) else str.strip
     check_rows(rows, kind, str(path), renamed, lines, compared)
-    generation = _generation(label, settings.get("generation_kwargs") or {})
-    length = min(int(settings.get("max_seq_len") or max_len), reads or max_len)
-    asked = {key: value for key, value in settings.items() if key not in NOT_ASKED}
-    tasks = []
-    for shots in settings["num_fewshot"]:
-        for category, part in _by_category(rows, settings, path, lines).items():
-            name = f"{label}/{shots}-shot" + (f"/{category}" if category else "")
-            if shots >= len(part):
-                text = f"{shots} examples before each question are not there: it has {len(part)} rows"
-                raise TaskError(f"{name}: num_fewshot: {text}; ask for at most {len(part) - 1}")
-            examples, cut = _examples(name, part, kind, shots, settings, generation, form, tokens, length, most)
-            what = [asked, shots, category, len(examples), length if cut else None, file_digest]
-            digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
-            tasks.append(
-                Task(
-                    name,
-                    kind,
-                    digest,
-                    _chance(settings, kind, examples),
-                    examples,
-                    cut,
-                    names,
-                    settings,
-                    settings.get("batch_size"),
-                )
-            )
-    return tasks
+    _check_generation(label, settings.get("generation_kwargs"))
+    return path, (rows, file_digest, lines)
 
 
 def judge(task: Task, answers: Mapping[str, Scored | str]) -> Outcome:
@@ -287,16 +299,16 @@ def _examples(
     return tuple(examples), cut
 
 
-def _generation(label: str, asked: Any) -> dict[str, Any]:
-    """`generation_kwargs`, as transformers' `generate` takes them. Raises TaskError for what it does not."""
+def _check_generation(label: str, asked: Any) -> None:
+    """Raises TaskError for `generation_kwargs` that transformers' `generate` does not take, or not for tasks."""
     if not asked:
-        return {}
+        return
     from transformers import GenerationConfig
 
     name = f"task {label}: generation_kwargs"
     if not isinstance(asked, Mapping):
         raise TaskError(f"{name}: got {asked!r}, expected arguments of transformers' generate, such as do_sample: true")
-    known = set(GenerationConfig().to_dict()) - ONE_TEXT
+    known = set(GenerationConfig().to_dict()) - NOT_FOR_TASKS
     for key in asked:
         if key not in known:
             guess = difflib.get_close_matches(str(key), known, 1)
@@ -305,12 +317,15 @@ def _generation(label: str, asked: Any) -> dict[str, Any]:
     most = asked.get("max_new_tokens", 1)
     if type(most) is not int or most < 1:
         raise TaskError(f"{name}: max_new_tokens: got {most!r}, expected a whole number of at least 1")
+    for key in ("temperature", "top_k"):
+        value = asked.get(key, 1)
+        if asked.get("do_sample") and not (isinstance(value, (int, float)) and value > 0):
+            raise TaskError(f"{name}: {key}: got {value!r}, expected more than 0; without sampling, do_sample: false")
     try:
         json.dumps(dict(asked))
         GenerationConfig(**asked).validate()
     except (TypeError, ValueError) as error:
         raise TaskError(f"{name}: {str(error).splitlines()[0]}") from None
-    return dict(asked)
 
 
 def _without_end(ids: tuple[int, ...], end: int | None) -> tuple[int, ...]:

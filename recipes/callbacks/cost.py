@@ -147,6 +147,7 @@ class CostMonitor(Callback):
         self._pace = Pace()
         self._hours_left: float | None = None
         self._max_duration: Time[int] | None = None
+        self.ended_early = False
         self._stop = threading.Event()
         self._closed = False
 
@@ -254,6 +255,8 @@ class CostMonitor(Callback):
     def fit_end(self, state: State, logger: Logger) -> None:
         if progress(state, self._max_duration) == 1:  # else it was stopped, and something is left
             self._hours_left = 0.0
+        else:
+            self.ended_early = True
 
     def _tell_compilation_apart(self) -> None:
         """Once a process: what its first step took beyond the second is compilation and warm-up."""

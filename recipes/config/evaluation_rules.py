@@ -8,6 +8,7 @@ from typing import Any
 from recipes.config.keys import KeyPath
 from recipes.config.sections import Finding, loaders, section
 from recipes.cost.parameters import OURS
+from recipes.cost.run_length import read_duration
 
 
 def _of_training(recipe: Mapping[str, Any]) -> Iterator[Finding]:
@@ -15,6 +16,19 @@ def _of_training(recipe: Mapping[str, Any]) -> Iterator[Finding]:
     has_evaluation = any(recipe.get(key) for key in ("eval_loader", "icl_tasks", "harness_tasks"))
     if recipe.get("eval_first") and not has_evaluation:
         yield ("eval_first",), "there is nothing to evaluate: add eval_loader or icl_tasks"
+    has_tasks = bool(recipe.get("icl_tasks") or recipe.get("harness_tasks"))
+    interval = recipe.get("task_interval")
+    if interval is not None and not has_tasks:
+        yield ("task_interval",), "there are no icl_tasks and no harness_tasks to evaluate"
+    how_often = read_duration(interval if interval is not None else recipe.get("eval_interval", "1ba"))
+    if has_tasks and how_often is not None and how_often.amount == 0:
+        text = f"got {interval}" if interval is not None else "missing, and eval_interval is 0"
+        yield ("task_interval",), f"{text}; expected a part of the run, such as 500ba: tasks would never be evaluated"
+    for index, task in enumerate(recipe.get("icl_tasks") or []):
+        if task["label"] in (section(recipe, "harness_tasks").get("tasks") or []):
+            text = f"{task['label']} is the name of one of harness_tasks too: scores are known by these names"
+            yield ("icl_tasks", index, "label"), f"{text}, so give another"
+    yield from _stoppers(recipe)
     if model == "hf_t5":
         if recipe.get("icl_tasks"):
             yield ("icl_tasks",), "in-context learning evaluates decoder-only models, not hf_t5"
@@ -23,6 +37,22 @@ def _of_training(recipe: Mapping[str, Any]) -> Iterator[Finding]:
                 yield (*key, "name"), "hf_t5 is trained on prompts and responses: use the finetuning loader"
     if section(recipe, "model").get("load_in_8bit"):
         yield ("model", "load_in_8bit"), "8-bit weights can be evaluated but not trained"
+
+
+def _stoppers(recipe: Mapping[str, Any]) -> Iterator[Finding]:
+    """Callbacks that wait for what never comes."""
+    callbacks = section(recipe, "callbacks")
+    labels = {loader.get("label", "eval") for _, loader in loaders(recipe, ["eval_loader"])}
+    if section(callbacks, "budget_guard").get("max_usd_per_hundredth_loss") is not None and not labels:
+        key = ("callbacks", "budget_guard", "max_usd_per_hundredth_loss")
+        yield key, "needs an eval_loader, by whose losses it judges"
+    for name in ("early_stopper", "threshold_stopper"):
+        wanted = section(callbacks, name).get("dataloader_label")
+        if wanted is not None and wanted not in labels | {"train"}:
+            text = (
+                f"got {wanted}, expected train or a validation loader: {', '.join(sorted(labels)) or 'there is none'}"
+            )
+            yield ("callbacks", name, "dataloader_label"), text
 
 
 def _of_its_own(recipe: Mapping[str, Any]) -> Iterator[Finding]:

@@ -48,6 +48,17 @@ def _kernel_problems(model: Mapping[str, Any], recipe: Recipe) -> Iterator[tuple
         yield ("model", "attn_config", "attn_impl"), text
 
 
+def _task_problems(key: KeyPath, task: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
+    """What is wrong with a task's settings and rows, without a tokenizer."""
+    from eval.tasks.icl import check_task
+    from eval.tasks.rows import TaskError
+
+    try:
+        check_task(task)
+    except TaskError as error:
+        yield key, str(error)
+
+
 def task_file_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     tasks = recipe.get("icl_tasks", [])
     for index, task in enumerate(tasks if isinstance(tasks, list) else []):
@@ -56,6 +67,11 @@ def task_file_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
             yield from scheme_problems(("icl_tasks", index, "dataset_uri"), uri)
         elif not Path(uri).is_file():
             yield ("icl_tasks", index, "dataset_uri"), f"no task: there is no file {uri}"
+        else:
+            yield from _task_problems(("icl_tasks", index), task)
+    for index, folder in enumerate(recipe.get("harness_tasks.include", [])):
+        if not Path(str(folder)).is_dir():
+            yield ("harness_tasks", "include", index), f"there is no folder {folder}"
     for key in ("icl_tasks", "eval_gauntlet"):
         path = recipe.get(key)
         if isinstance(path, str) and not Path(path).is_file():

@@ -15,6 +15,7 @@ from recipes.config.file_names import is_remote
 from recipes.config.keys import KeyPath
 from recipes.config.load import Recipe
 from recipes.cost.parameters import MPT, OURS, count_parameters
+from recipes.cost.rate import choose_rate, cost_section
 from recipes.cost.setup import shards
 from recipes.installing import install
 from recipes.launch import GPU_DEVICES
@@ -90,6 +91,7 @@ def device_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
             yield ("precision",), f"{text}; use amp_bf16 without it"
     if has_gpu():
         return
+    yield from _price_of_a_cpu(recipe)
     if recipe.get("precision", "amp_bf16") != "fp32":
         text = f"no GPU here, and Composer trains in {recipe.get('precision', 'amp_bf16')} on one alone"
         yield ("precision",), f"{text}: set precision: fp32 on a CPU"
@@ -104,6 +106,17 @@ def device_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     if needed > memory:
         text = f"no GPU here, and {parameters:,} parameters need about {needed / 2**30:,.0f} GiB a process to train"
         yield ("model",), f"{text}; this machine has {memory / 2**30:.0f} GiB: run it on GPUs, or try a smaller model"
+
+
+def _price_of_a_cpu(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
+    """A budget that is planned for a GPU, and cannot be kept where there is none."""
+    guard, cost = recipe.get("callbacks.budget_guard", {}), cost_section(recipe.values)
+    if guard.get("budget_usd") is None and guard.get("max_usd_per_hundredth_loss") is None:
+        return
+    stated = {key: cost.get(key) for key in ("usd_per_device_hour", "prices_file")}
+    if choose_rate(None, **stated, price_kind=cost.get("price_kind") or "on_demand").usd_per_device_hour is None:
+        text = "counts dollars, and no GPU is here: state cost.usd_per_device_hour, what this machine costs"
+        yield ("callbacks", "budget_guard"), text
 
 
 def _parameters(recipe: Recipe) -> int:

@@ -15,7 +15,7 @@ from recipes.preflight.machine import device_problems, disk_problems, memory_pro
 from recipes.preflight.packages import package_problems
 from recipes.preflight.weights import pretrained_problems, tokenizer_problems, weight_problems
 from recipes.reports.runs import run_folder
-from recipes.reports.summary import COSMETIC, recipe_digest
+from recipes.reports.summary import COSMETIC
 from recipes.training.batches import plan_batches
 from recipes.training.checkpoints import in_save_folder, of_the_other_kind, step_of, to_go_on_from
 
@@ -68,8 +68,8 @@ def resume_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
         text = f"the checkpoints in {kept} are of another model ({what})"
         yield ("model",), f"{text}: choose another run_name or save_folder, or delete {folder}"
     step, steps = step_of(recipe, found.newest), plan_batches(recipe).steps
-    if step and steps and step >= steps and recipe_digest(before) != recipe_digest(recipe):
-        what = _changes(_deciding(before), _deciding(recipe))
+    what = _changes(_deciding(before), _deciding(recipe))
+    if step and steps and step >= steps and what:
         text = (
             f"the run in {folder} is at step {step:,}, and this recipe has {steps:,}: it would train nothing ({what})"
         )
@@ -86,8 +86,13 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {before.get(key)} → {now.get(key)}" for key in changed)
 
 
+# Beside COSMETIC, keys that do not say what is trained: a run at its end may be called with others.
+OF_THE_END = ("only_hf_checkpoint", "only_composer_checkpoint", "callbacks.budget_guard", "callbacks.hf_checkpointer")
+
+
 def _deciding(recipe: Recipe) -> dict[str, Any]:
-    return {key: value for key, value in _flat(recipe.values).items() if key.split(".")[0] not in COSMETIC}
+    flat = {key: value for key, value in _flat(recipe.values).items() if key.split(".")[0] not in COSMETIC}
+    return {key: value for key, value in flat.items() if not key.startswith(OF_THE_END)}
 
 
 def _architecture(model: Mapping[str, Any]) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def read_run(folder: Path) -> RunRecord:
         bill=bill,
         summary=summary,
         evaluation=read_json(folder / EVALUATION),
-        tasks=_tasks(folder / TASKS),
+        tasks=read_tasks(folder / TASKS),
         recipe=recipe,
         recipe_text=text,
         training=tuple(training),
@@ -140,7 +140,7 @@ def _curves(folder: Path, tokens_per_step: int) -> tuple[list[Point], list[Point
     return training, validation
 
 
-def _tasks(path: Path) -> tuple[Mapping[str, Any], ...]:
+def read_tasks(path: Path) -> tuple[Mapping[str, Any], ...]:
     """One record a step, the last one written, with what all of that step cost; a line torn by a kill is left out."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -42,11 +42,18 @@ def is_finished(folder: Path, recipe: Recipe) -> bool:
 
 
 def write_summary(
-    folder: Path, recipe: Recipe, cost: Any, last_step: int, checkpoint: str | None, stopped: str | None = None
+    folder: Path,
+    recipe: Recipe,
+    cost: Any,
+    last_step: int,
+    checkpoint: str | None,
+    stopped: str | None = None,
+    ended: str | None = None,
 ) -> None:
     """Write summary.json from the metrics file and the meter.
 
-    cost: the frozen dataclass that CostMonitor.summary() returns. stopped: why the run ended before its time, if so.
+    cost: the frozen dataclass that CostMonitor.summary() returns. stopped: why the run ended before its time, if it may
+    go on. ended: what ended it before its time, for good.
     """
     by_step = metrics_by_step(folder / METRICS)
     losses = {step: loss for step, r in by_step.items() if (loss := validation_loss(r)) is not None}
@@ -57,6 +64,7 @@ def write_summary(
         "checkpoint": checkpoint,
         "steps": last_step,
         "stopped": stopped,
+        "ended_early": ended,
         "train_loss_start": _at(train, 0),
         "train_loss_end": _at(train, -1),
         "eval_loss_start": _at(losses, 0),
@@ -98,6 +106,8 @@ def _learned(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = []
     if summary.get("stopped"):
         rows.append(("stopped early", summary["stopped"]))
+    if summary.get("ended_early"):
+        rows.append(("ended early", summary["ended_early"]))
     start, end = summary.get("eval_loss_start"), summary.get("eval_loss_end")
     if end is not None:
         before = f"{start:.3f} → " if start is not None and start != end else ""

@@ -13,7 +13,7 @@ import yaml
 
 from eval.models import spell_out_models
 from recipes.config.check import check, load_checked
-from recipes.config.keys import RecipeError
+from recipes.config.keys import RecipeError, dotted
 from recipes.config.load import load
 from recipes.preflight.training import preflight
 
@@ -131,6 +131,19 @@ def test_the_evaluation_recipe_is_sound_once_its_run_is_there(recipe_file: Write
         ("eval_gauntlet=x.yaml", "eval_gauntlet", "icl_tasks"),
         ("save_num_checkpoints_to_keep=0", "save_num_checkpoints_to_keep", "at least 1"),
         ("precision=amp_fp8", "precision", "Transformer Engine"),
+        ("task_interval=5ba", "task_interval", "no icl_tasks and no harness_tasks"),
+        (
+            "callbacks.mono_checkpoint_saver={save_folder: x, batch_interval: 1}",
+            "callbacks.mono_checkpoint_saver",
+            "of FSDP1",
+        ),
+        ("algorithms={alibi: {max_sequence_length: 8}}", "algorithms.alibi", "model.attn_config.alibi: true"),
+        (
+            "callbacks={early_stopper: {monitor: LanguageCrossEntropy, dataloader_label: mc/0-shot, patience: 1ep}}",
+            "callbacks.early_stopper.dataloader_label",
+            "got mc/0-shot, expected train or a validation loader: eval",
+        ),
+        ("eval_gauntlet={weighting: X}", "eval_gauntlet", "there are none"),
         ("max_duration=0", "max_duration", "at least 1"),
         ("max_duration=0e9tok", "max_duration", "such as 100ba"),
         ("max_duration=1.25e1ba", "max_duration", "a whole number of ba"),
@@ -437,3 +450,23 @@ def test_tasks_in_a_file_are_judged_like_the_recipes_own(tmp_path: Path) -> None
     ]
     tasks.write_text(f"icl_tasks:\n- {entry}}}\n")
     assert load_checked(QUICKSTART, [f"icl_tasks={tasks}"])["icl_tasks"][0]["label"] == "a"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "words"),
+    [
+        (["task_interval=0ba"], "task_interval", "got 0ba; expected a part of the run"),
+        (["eval_interval=0ba"], "task_interval", "missing, and eval_interval is 0"),
+        (["harness_tasks={tasks: [mine]}"], "icl_tasks.0.label", "is the name of one of harness_tasks too"),
+        (
+            ["eval_loader=null", "eval_first=false", "callbacks.budget_guard.max_usd_per_hundredth_loss=1"],
+            "callbacks.budget_guard.max_usd_per_hundredth_loss",
+            "needs an eval_loader",
+        ),
+    ],
+)
+def test_tasks_that_would_never_be_evaluated(overrides: list[str], key: str, words: str) -> None:
+    task = "icl_tasks=[{label: mine, dataset_uri: x.jsonl, num_fewshot: [0], icl_task_type: multiple_choice}]"
+    with pytest.raises(RecipeError) as raised:
+        load_checked(QUICKSTART, [task, *overrides])
+    assert [(dotted(p.key), words in p.text) for p in raised.value.problems] == [(key, True)]

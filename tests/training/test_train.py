@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -148,6 +150,36 @@ def test_a_batch_that_two_processes_cannot_share_is_said_once(
     )
     assert result.returncode != 0
     assert result.stderr.count("9 sequences cannot be shared by 2 devices; 8 or 10 can") == 1
+
+
+def test_what_was_not_done_behind_the_last_checkpoint_is_made_up_for(
+    shards: Path, tmp_path: Path, run_command: Command
+) -> None:
+    rows = [{"query": "My fellow", "choices": ["citizens", "banana"], "gold": n % 2} for n in range(4)]
+    (tmp_path / "task.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = f"label: mc, dataset_uri: {tmp_path}/task.jsonl, num_fewshot: [0], icl_task_type: multiple_choice"
+    run, exports = tmp_path / "run", tmp_path / "exports"
+    saver = f"callbacks.hf_checkpointer={{save_folder: {exports}, save_interval: 1dur}}"
+    # tasks alone are evaluated first too
+    words = ["max_duration=4ba", f"icl_tasks=[{{{task}}}]", "eval_first=true", "eval_loader=null", "eval_interval=2ba"]
+    command = ["python", "train.py", *recipe_arguments(shards, run, *words, saver, "eval_subset_num_batches=-1")]
+    first = run_command(*command)
+    assert first.returncode == 0, first.stderr
+    steps = [json.loads(line)["step"] for line in (run / "tasks.jsonl").read_text().splitlines()]
+    assert steps == [0, 2, 4]
+    exported = exports / "huggingface" / "ba4"
+    assert (exported / "config.json").is_file()
+
+    lines = (run / "tasks.jsonl").read_text().splitlines(keepends=True)
+    (run / "tasks.jsonl").write_text("".join(lines[:-1]))
+    (run / "summary.json").unlink()
+    shutil.rmtree(exported)
+    again = run_command(*command)
+    assert again.returncode == 0, again.stderr
+    made_up = [json.loads(line) for line in (run / "tasks.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in made_up] == [0, 2, 4]
+    assert made_up[-1]["tasks"][0]["score"] == json.loads(lines[-1])["tasks"][0]["score"]
+    assert (exported / "config.json").is_file()
 
 
 def test_checkpoints_of_another_model_are_not_gone_on_from(whole: Path, shards: Path, run_command: Command) -> None:
