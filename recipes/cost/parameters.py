@@ -76,7 +76,7 @@ class ModelShape:
     qk_ln: bool
     qk_gn: bool
     layers_reusing_kv: int
-    sliding_windows: tuple[int, ...]  # one a layer, -1 for none; none at all without attention
+    attention_layers: int
     attends: bool = True  # False for RWKV, whose tokens have no scores with each other
 
     @property
@@ -238,7 +238,7 @@ def model_shape(model: Mapping[str, Any]) -> ModelShape:
         qk_ln=bool(attn["qk_ln"]),
         qk_gn=bool(attn["qk_gn"]),
         layers_reusing_kv=sum(layer["reuse_kv_layer_idx"] is not None for layer in layers),
-        sliding_windows=tuple(int(layer["sliding_window_size"]) for layer in layers),
+        attention_layers=len(layers),
     )
 
 
@@ -265,7 +265,7 @@ def _rwkv_shape(model: Mapping[str, Any]) -> ModelShape:
         qk_ln=False,
         qk_gn=False,
         layers_reusing_kv=0,
-        sliding_windows=(),
+        attention_layers=0,
         attends=False,
     )
 

@@ -85,7 +85,7 @@ def step_time(
     matrix_rate = matrix_peak * c[f"matrix_{gpu.efficiency_like}"] * s.d_model / (s.d_model + c["width"])
     attention_rate = attention_peak * c[f"attention_{gpu.efficiency_like}"] * s.head_dim / (s.head_dim + c["head_dim"])
     matrix_s = tokens * (setup.matrix_passes * flops.matrix + setup.head_passes * flops.head) / matrix_rate
-    attention_s = tokens * passes * flops.attention_full / attention_rate
+    attention_s = tokens * passes * flops.attention / attention_rate
     element_bytes = s.n_layers * s.d_model * c["elementwise_bytes"] * passes / 3 + s.vocab_size * c["logit_bytes"]
     element_bytes += 0 if s.attends else s.n_layers * s.d_model * WKV_BYTES * passes / 3
     elementwise_s = tokens * element_bytes * (setup.compute_bytes / 2) / gpu.memory_bytes_per_s

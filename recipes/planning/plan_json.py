@@ -28,7 +28,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "params_embedding": e.setup.parameters.embedding,
         "flops_per_token": e.flops_per_token,
         "flops_per_token_matrix": 3 * plan.flops.matrix,
-        "flops_per_token_attention": 3 * plan.flops.attention_full,
+        "flops_per_token_attention": 3 * plan.flops.attention,
         "flops_per_token_head": 3 * plan.flops.head,
         "flops_per_token_causal": plan.flops_causal_per_token,
         "tokens": e.tokens,

@@ -109,7 +109,7 @@ def _model(plan: Plan) -> list[Row]:
         ),
         (
             "  by part",
-            f"matrix products {3 * f.matrix:.3g}, attention {3 * f.attention_full:.3g}, head {3 * f.head:.3g}: "
+            f"matrix products {3 * f.matrix:.3g}, attention {3 * f.attention:.3g}, head {3 * f.head:.3g}: "
             f"forward and backward, 2 FLOPs a multiply-add{causal}",
         ),
     ]

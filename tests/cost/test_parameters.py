@@ -11,7 +11,6 @@ import pytest
 from recipes.cost.flops import (
     causal_flops_per_token,
     flops_per_token,
-    llm_foundry_flops_per_batch,
     llm_foundry_flops_per_token,
 )
 from recipes.cost.parameters import ATTN_DEFAULTS, MODEL_DEFAULTS, adapter_parameters, count_parameters, model_shape
@@ -124,36 +123,26 @@ def test_flops_equal_llm_foundry(name: str) -> None:
     batch = {"input_ids": torch.zeros(5, 32, device="meta")}
 
     assert count_parameters(config).active == wrapper.n_active_params
-    assert llm_foundry_flops_per_batch(config, 5, 32) == ComposerMPTCausalLM.flops_per_batch(wrapper, batch)  # type: ignore[arg-type]
+    assert 5 * 32 * llm_foundry_flops_per_token(config, 32) == ComposerMPTCausalLM.flops_per_batch(wrapper, batch)  # type: ignore[arg-type]
 
 
 def test_the_conventions_differ_by_half_the_attention() -> None:
     layers, d_model, seq_len = 32, 4096, 8192
     total = 6_649_286_656
-    full = llm_foundry_flops_per_token(MPT_7B_8K)
+    full = llm_foundry_flops_per_token(MPT_7B_8K, seq_len)
     assert full == 6 * total + 12 * layers * d_model * seq_len
-    assert causal_flops_per_token(MPT_7B_8K) == 6 * total + 6 * layers * d_model * seq_len
+    assert causal_flops_per_token(MPT_7B_8K, seq_len) == 6 * total + 6 * layers * d_model * seq_len
 
 
 def test_flops_by_part_add_up() -> None:
-    parts = flops_per_token(MPT_7B_8K)
+    parts = flops_per_token(MPT_7B_8K, 8192)
     count = count_parameters(MPT_7B_8K)
     assert parts.matrix == 2 * (count.attention + count.ffn)
     assert parts.head == 2 * 50432 * 4096
-    assert parts.attention_causal == parts.attention_full / 2
-    assert parts.backward() == 2 * parts.forward()
-    assert parts.training() == 3 * parts.forward()
+    assert parts.attention == 32 * 4 * 4096 * 8192
     # 6 N counts the norms' weights, which take part in no matrix product: nothing else differs.
-    assert llm_foundry_flops_per_token(MPT_7B_8K) - parts.training() == 6 * count.norms
-    assert parts.training(recompute=True) == 4 * parts.forward() - parts.head
-
-
-def test_sliding_window_costs_its_width() -> None:
-    window = {**SMALL, "attn_config": {"sliding_window_size": 3}}
-    by_hand = sum(min(i + 1, 4) for i in range(32)) / 32
-    parts = flops_per_token(window, 32)
-    assert parts.attention_causal == pytest.approx(3 * 4 * 64 * by_hand)
-    assert parts.attention_full == 3 * 4 * 64 * 32
+    forward = parts.matrix + parts.attention + parts.head
+    assert llm_foundry_flops_per_token(MPT_7B_8K, 8192) - 3 * forward == 6 * count.norms
 
 
 def test_defaults_are_llm_foundrys() -> None:

@@ -38,7 +38,7 @@ def test_the_table_is_consistent(rows: list[fit.Row]) -> None:
     for r in rows:
         peak = r.gpu.peak(r.setup.precision)
         assert peak is not None
-        flops_per_s = llm_foundry_flops_per_token(r.setup.model) * r.tokens_per_s_per_gpu
+        flops_per_s = llm_foundry_flops_per_token(r.setup.model, r.setup.seq_len) * r.tokens_per_s_per_gpu
         assert flops_per_s / peak == pytest.approx(r.mfu, rel=0.01), r.name
 
 
@@ -79,7 +79,7 @@ def test_parts_add_up_and_mfu_follows() -> None:
     parts = [step.matrix_s, step.attention_s, step.elementwise_s, step.communication_s, step.optimizer_s]
     assert sum(parts) == pytest.approx(step.total_s)
     assert all(part > 0 for part in parts)
-    flops = llm_foundry_flops_per_token(RECIPE["model"] | {"max_seq_len": 2048})
+    flops = llm_foundry_flops_per_token(RECIPE["model"] | {"max_seq_len": 2048}, 2048)
     assert step.mfu == pytest.approx(flops * 1024 * 2048 / 8 / step.total_s / 989.5e12)
     assert 0.3 < step.mfu < 0.6
 
