@@ -159,9 +159,7 @@ class ScoringLM(TemplateLM):
         return whole
 
     def _loglikelihood_tokens(self, requests: list[Any], **_: Any) -> list[tuple[float, bool]]:
-        asked = [Request(tuple(before), tuple(after), str(words)) for words, before, after in requests]
-        found = score(self.model, asked, self.batch_size, self.max_length)
-        return [(answer.total, answer.greedy) for answer in found]
+        raise NotImplementedError  # what the class above wants for its own `loglikelihood`, which is not used here
 
     def _request(self, before: Sequence[int], after: Sequence[int], request: Instance) -> Request:
         """The last max_length + 1 tokens: the last one is predicted, not read."""

@@ -110,12 +110,12 @@ def _templates_compiled_once() -> Iterator[None]:
         del env.from_string  # the class's own again
 
 
-def prompts(loaded: Any, limit: int = 1) -> list[tuple[str, str, str]]:
+def prompts(loaded: Any) -> list[tuple[str, str, str]]:
     """(task, exact prompt, what is asked for) of the first example of each task."""
     shown = []
     for name, task in loaded["tasks"].items():
-        _check_examples(name, task, limit)
-        task.build_all_requests(limit=limit, rank=0, world_size=1)
+        _check_examples(name, task, limit=1)
+        task.build_all_requests(limit=1, rank=0, world_size=1)
         first = task.instances[0].args
         shown.append((name, str(first[0]), str(first[1]) if len(first) > 1 else ""))
     return shown

@@ -41,34 +41,6 @@ def digest(recipe: Recipe, models: Iterable[str], files: Iterable[Path]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def task_result(
-    *,
-    label: str,
-    metric: str,
-    outcomes: Sequence[float] | None,
-    score: float,
-    chance: float | None,
-    examples: int,
-    digest: str,
-    truncated: int,
-    metrics: Mapping[str, float],
-    seconds: float,
-) -> dict[str, Any]:
-    """One task's entry in results.json. outcomes: one number an example; None where the score is not their mean."""
-    return {
-        "label": label,
-        "metric": metric,
-        "score": score,
-        **uncertainty(outcomes),
-        "chance": chance,
-        "examples": examples,
-        "truncated": truncated,
-        "digest": digest,
-        "metrics": dict(metrics),
-        "seconds": round(seconds, 3),
-    }
-
-
 def uncertainty(outcomes: Sequence[float] | None) -> dict[str, float | None]:
     """Standard error, the 95 % interval, and half its width."""
     if not outcomes:

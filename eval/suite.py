@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 
 from eval.cache import Answer, AnswerCache
 from eval.generation import generate
-from eval.results import task_result
+from eval.results import uncertainty
 from eval.scoring import Model, Progress, score
 from eval.tasks.icl import Outcome, Task, Tokens, build_tasks, judge
 from eval.tasks.rows import TaskError
@@ -28,19 +29,21 @@ class Judged:
 
     @property
     def result(self) -> dict[str, Any]:
+        """The task's entry in results.json."""
         first = self.task.metric_names[0]
-        return task_result(
-            label=self.task.label,
-            metric=first,
-            outcomes=self.outcome.outcomes if "Calibration" not in first else None,
-            score=self.outcome.scores[first],
-            chance=self.task.chance if "Calibration" not in first else None,
-            examples=len(self.task.examples),
-            digest=self.task.digest,
-            truncated=self.task.truncated,
-            metrics=self.outcome.scores,
-            seconds=self.seconds,
-        )
+        is_mean = "Calibration" not in first  # of one number an example
+        return {
+            "label": self.task.label,
+            "metric": first,
+            "score": self.outcome.scores[first],
+            **uncertainty(self.outcome.outcomes if is_mean else None),
+            "chance": self.task.chance if is_mean else None,
+            "examples": len(self.task.examples),
+            "truncated": self.task.truncated,
+            "digest": self.task.digest,
+            "metrics": dict(self.outcome.scores),
+            "seconds": round(self.seconds, 3),
+        }
 
     def examples(self) -> list[dict[str, Any]]:
         """One record an example, for comparing models."""
@@ -132,7 +135,7 @@ def gauntlet_scores(gauntlet: Mapping[str, Any], judged: Sequence[Judged]) -> di
 
     sizes = {j.task.label: len(j.task.examples) for j in judged}
     averages = EvalGauntlet(
-        **_thawed(gauntlet),
+        **copy.deepcopy(gauntlet),  # into which it writes
         logger_keys=[f"metrics/{j.task.label}/{n}" for j in judged for n in j.outcome.scores],
         benchmark_sizes=sizes,
     )
@@ -178,9 +181,3 @@ def _choices(entry: Mapping[str, Any], scratch: Path) -> int:
     key = entry.get("choices_key") or ("choices" if entry["icl_task_type"] == "multiple_choice" else "context_options")
     choices = read_rows(fetch(str(entry["dataset_uri"]), scratch))[0][0].get(key)
     return len(choices) if isinstance(choices, list) and choices else 1
-
-
-def _thawed(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _thawed(inner) for key, inner in value.items()}
-    return [_thawed(inner) for inner in value] if isinstance(value, list) else value

@@ -35,7 +35,7 @@ from recipes.config.keys import Problem, RecipeError
 from recipes.config.load import Recipe
 from recipes.config.sections import loaders
 from recipes.cost.hardware import gpu_from_device_name
-from recipes.cost.parameters import MPT
+from recipes.cost.parameters import MPT, RWKV
 from recipes.cost.rate import cost_section
 from recipes.cost.setup import shards
 from recipes.models.compiling import checkpoint_blocks, checkpoint_by_operation, compile_blocks
@@ -152,17 +152,18 @@ def _has_exported(saver: HuggingFaceCheckpointer, state: Any) -> bool:
 def register_components() -> None:
     """Put this project's models, callbacks and loggers into LLM Foundry's registries."""
     spare_questions()
-    from recipes.callbacks import budget, cost, recompiles
-    from recipes.models import mpt, rwkv
-    from recipes.training import optimizers
+    from recipes.callbacks.recompiles import RecompileCounter
+    from recipes.models.mpt import ComposerMPTCausalLM
+    from recipes.models.rwkv import ComposerRwkvCausalLM
+    from recipes.training.optimizers import FusedAdamW
 
-    mpt.register()
-    rwkv.register()
+    registry.models.register(MPT, func=ComposerMPTCausalLM)  # in the place of LLM Foundry's
+    registry.models.register(RWKV, func=ComposerRwkvCausalLM)
+    registry.optimizers.register("fused_adamw", func=FusedAdamW)
     registry.dataloaders.register("preferences", func=build_preference_loader)
-    cost.register()
-    budget.register()
-    recompiles.register()
-    optimizers.register()
+    registry.callbacks.register("cost_monitor", func=CostMonitor)
+    registry.callbacks.register("budget_guard", func=BudgetGuard)
+    registry.callbacks.register("recompile_counter", func=RecompileCounter)
     registry.loggers.register("metrics_file", func=MetricsFile)
 
 

@@ -15,11 +15,11 @@ from llmfoundry.models.mpt import MPTConfig, MPTForCausalLM
 from recipes.build import build
 from recipes.config.check import check
 from recipes.config.load import Recipe, load
+from recipes.config.model_rules import target_problems
 from recipes.cost.parameters import RWKV, count_parameters
 from recipes.models.rwkv import RwkvConfig, RwkvForCausalLM
 from recipes.planning import listing
 from recipes.reports.runs import read_metrics
-from recipes.training.lora import target_problems
 from recipes.weights.hf_architecture import refusals
 
 from .conftest import ROOT, Command

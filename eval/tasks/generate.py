@@ -11,10 +11,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from eval.tasks.cloze import make_cloze, read_documents
+from eval.tasks.cloze import make_cloze
 from eval.tasks.dates import make_dates
 from eval.tasks.sentences import make_next_sentences
 from recipes.reports.runs import write_whole
@@ -54,6 +54,19 @@ def main(arguments: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def read_documents(path: Path, key: str) -> Iterator[str]:
+    """The texts of a JSONL file, under `key`. Raises ValueError naming a line that has none."""
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                text = json.loads(line)[key]
+                if not isinstance(text, str):
+                    raise TypeError(f"{key} is {type(text).__name__}, not text")
+                yield text
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                raise ValueError(f"{path}:{number}: not a JSON object with {key!r}: {error}") from None
 
 
 if __name__ == "__main__":

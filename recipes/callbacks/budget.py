@@ -31,7 +31,6 @@ from composer import Trainer
 from composer.core import Callback, Event, State
 from composer.loggers import Logger
 from composer.utils import dist
-from llmfoundry import registry
 
 from recipes.callbacks.cost import CostMonitor
 from recipes.cost.ledger import first_start_unix_s
@@ -48,11 +47,6 @@ RECENT_CALLS = 20  # of which the longest is taken for a step
 
 class BudgetReached(Exception):
     """Breaks off an evaluation at the limit; whoever started the trainer saves and ends the run."""
-
-
-def register() -> None:
-    """Makes `budget_guard` a callback name in LLM Foundry's registry."""
-    registry.callbacks.register("budget_guard", func=BudgetGuard)
 
 
 class BudgetGuard(Callback):

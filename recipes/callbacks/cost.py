@@ -29,7 +29,6 @@ from typing import Any
 from composer.core import Callback, Event, State, Time
 from composer.loggers import Logger
 from composer.utils import dist
-from llmfoundry import registry
 
 from recipes.callbacks.energy import Meter, WattsMeter, choose_meter
 from recipes.callbacks.readings import device_gpu, flops_per_batch, progress, show
@@ -71,11 +70,6 @@ PHASE_FROM = {
     Event.ITERATION_CHECKPOINT: "checkpoint",
     Event.FIT_END: "other",
 }
-
-
-def register() -> None:
-    """Makes `cost_monitor` a callback name in LLM Foundry's registry."""
-    registry.callbacks.register("cost_monitor", func=CostMonitor)
 
 
 class CostMonitor(Callback):

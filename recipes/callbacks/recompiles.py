@@ -10,7 +10,6 @@ import logging
 
 from composer.core import Callback, State
 from composer.loggers import Logger
-from llmfoundry import registry
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +51,3 @@ def compiled_graphs() -> int:
     from torch._dynamo.utils import counters
 
     return int(counters["stats"]["unique_graphs"])
-
-
-def register() -> None:
-    registry.callbacks.register("recompile_counter", func=RecompileCounter)

@@ -33,21 +33,18 @@ LIMITS = {"minimum": "at least", "exclusiveMinimum": "more than", "maximum": "at
 SHOWN = 40  # allowed names listed in one message
 
 
-def load_checked(path: str | Path, overrides: Iterable[str] = (), kind: str = "train") -> Recipe:
-    """Load a recipe and raise RecipeError with everything that is wrong with it.
-
-    kind: `train` for train.py, `eval` for eval/evaluate.py.
-    """
+def load_checked(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Load a training recipe and raise RecipeError with everything that is wrong with it."""
     world_size()
     recipe = with_named_files(load(path, overrides))
-    problems = check(recipe, kind)
+    problems = check(recipe)
     if problems:
         raise RecipeError(problems)
-    return _variables_together(recipe, kind)
+    return _variables_together(recipe)
 
 
 def check(recipe: Recipe, kind: str = "train") -> list[Problem]:
-    """Everything wrong with a loaded recipe; empty when it is sound."""
+    """Everything wrong with a loaded recipe, of kind `train` or `eval`; empty when it is sound."""
     if text := _of_the_other_kind(recipe.values, kind):
         return [Problem(Place(str(recipe.path)), (), text)]
     own_code = bool(recipe.get("code_paths"))  # it may register names that the schema cannot know
@@ -91,9 +88,9 @@ def _holders(recipe: Recipe, kind: str) -> set[str]:
     return set(recipe.variables - set(_validator(kind).schema["properties"]))
 
 
-def _variables_together(recipe: Recipe, kind: str) -> Recipe:
+def _variables_together(recipe: Recipe) -> Recipe:
     """The recipe with its holders under `variables:`: where it is saved, nothing refers to them any more."""
-    holders = _holders(recipe, kind) & set(recipe.values)
+    holders = _holders(recipe, "train") & set(recipe.values)
     if not holders:
         return recipe
     values = {key: value for key, value in recipe.values.items() if key not in holders}

@@ -9,7 +9,6 @@ from recipes.config.keys import KeyPath
 from recipes.config.sections import Finding, is_number, section
 from recipes.cost.parameters import MODEL_DEFAULTS, count_parameters
 from recipes.models.backends import CHOICES, features, refusals
-from recipes.training.lora import target_problems
 
 MOST_LAYERS = 10_000
 
@@ -95,6 +94,26 @@ def size(model: Mapping[str, Any]) -> Iterator[Finding]:
             count_parameters(model)
         except ValueError as error:
             yield (), f"cannot be built: {error}"
+
+
+def target_problems(model: Mapping[str, Any]) -> list[str]:
+    """What is wrong with `model.peft_config.target_modules`, in words: modules that the model does not have."""
+    config = model.get("peft_config") or {}
+    wanted = config.get("target_modules")
+    there = modules_of(model)
+    if not wanted or isinstance(wanted, str):
+        return [f"got {wanted!r}, expected a list of some of {', '.join(there)}"]
+    return [
+        f"there is no module {name} in this model; it has {', '.join(there)}" for name in wanted if name not in there
+    ]
+
+
+def modules_of(model: Mapping[str, Any]) -> list[str]:
+    """Names of the matrices in a block of the model that a `model:` section describes."""
+    fused = (model.get("attn_config") or {}).get("fused_qkv", True)
+    gated = (model.get("ffn_config") or {}).get("ffn_type") == "mptglu"
+    attention = ["Wqkv"] if fused else ["Wq", "Wk", "Wv"]
+    return [*attention, "out_proj", "up_proj", "down_proj", *(["gate_proj"] if gated else [])]
 
 
 def _lora(model: Mapping[str, Any]) -> Iterator[Finding]:

@@ -73,8 +73,8 @@ class Row:
     name: str
 
 
-def load_rows(path: Path = TABLE_PATH) -> list[Row]:
-    with path.open(encoding="utf-8") as file:
+def load_rows() -> list[Row]:
+    with TABLE_PATH.open(encoding="utf-8") as file:
         return [_row(row) for row in csv.DictReader(line for line in file if not line.startswith("#"))]
 
 

@@ -116,10 +116,6 @@ class TrainingBalance:
 
     tokens_per_parameter: float
     optimal_tokens_per_parameter: float  # at the same FLOPs
-    optimal_parameters: float
-    optimal_tokens: float
-    loss: float
-    optimal_loss: float
     flops_wasted: float  # share of the FLOPs that the optimal split would not need for the same loss
     verdict: str
 
@@ -148,7 +144,10 @@ def balance(parameters: float, tokens: float, law: str = DEFAULT_LAW) -> Trainin
     flops = 6 * parameters * tokens
     best_parameters, best_tokens = chosen.optimal(flops)
     loss = chosen.loss(parameters, tokens)
-    enough = _flops_for(chosen, loss, flops)
+    best_loss = chosen.loss(best_parameters, best_tokens)
+    # along the best split the loss falls as a power of the FLOPs, down to the irreducible one
+    a, b = chosen.parameters_power, chosen.tokens_power
+    enough = flops * ((best_loss - chosen.irreducible) / (loss - chosen.irreducible)) ** ((a + b) / (a * b))
     ratio, best_ratio = tokens / parameters, best_tokens / best_parameters
     wasted = max(0.0, 1 - enough / flops)
     compared = f"{ratio:.3g} tokens a parameter where {best_ratio:.0f} are compute-optimal"
@@ -165,10 +164,6 @@ def balance(parameters: float, tokens: float, law: str = DEFAULT_LAW) -> Trainin
     return TrainingBalance(
         tokens_per_parameter=ratio,
         optimal_tokens_per_parameter=best_ratio,
-        optimal_parameters=best_parameters,
-        optimal_tokens=best_tokens,
-        loss=loss,
-        optimal_loss=chosen.loss(best_parameters, best_tokens),
         flops_wasted=wasted,
         verdict=verdict,
     )
@@ -205,15 +200,3 @@ def optimal_with_inference(loss: float, inference_tokens: float, law: str = DEFA
             low = left
     parameters = math.exp((low + high) / 2)
     return parameters, chosen.tokens_for(loss, parameters)
-
-
-def _flops_for(law: ScalingLaw, loss: float, at_most: float) -> float:
-    """Fewest training FLOPs that reach a loss, by bisection over log FLOPs."""
-    low, high = math.log(at_most) - 30, math.log(at_most)
-    for _ in range(60):
-        middle = (low + high) / 2
-        if law.loss(*law.optimal(math.exp(middle))) > loss:
-            low = middle
-        else:
-            high = middle
-    return math.exp(high)

@@ -32,20 +32,18 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, (MPTBlock, RwkvBlock))]
 
 
-def compile_blocks(model: nn.Module, backend: str = "inductor") -> int:
-    """Compiles each block's forward pass, and so its backward; gives how many there are.
+def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
+    """Compiles each block's forward pass, and so its backward.
 
     All blocks share what is compiled once. Attention stays outside: it has kernels of its own (FlexAttention's is
     compiled by itself), and masks that differ from batch to batch would be reasons to compile again. FSDP's and
     checkpointing's hooks stay outside as well; names of parameters do not change.
     """
-    found = blocks(model)
-    for block in found:
+    for block in blocks(model):
         for layer in block.modules():
             if isinstance(layer, GroupedQueryAttention):
                 layer.attn_fn = torch.compiler.disable(layer.attn_fn)
         block.forward = torch.compile(block.forward, backend=backend)  # type: ignore[method-assign]
-    return len(found)
 
 
 def checkpoint_blocks(model: nn.Module) -> None:
@@ -53,16 +51,14 @@ def checkpoint_blocks(model: nn.Module) -> None:
     apply_ac(model, True, False, generate_composer_model_check_fn(model))
 
 
-def checkpoint_by_operation(model: nn.Module) -> int:
-    """Keeps only the outputs of ``KEPT`` operations of each block for the backward pass; gives how many blocks.
+def checkpoint_by_operation(model: nn.Module) -> None:
+    """Keeps only the outputs of ``KEPT`` operations of each block for the backward pass.
 
     Between no checkpointing and a whole block's: the memory of norms and activations is saved, and recomputing them
     costs no matrix product. FlexAttention's compiled kernel cannot be seen from here and runs again.
     """
-    found = blocks(model)
-    for block in found:
+    for block in blocks(model):
         block.forward = functools.partial(_checkpointed, block.forward)  # type: ignore[method-assign]
-    return len(found)
 
 
 def _checkpointed(forward: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,8 +1,7 @@
 """LLM Foundry's MPT, with our attention in it and the parts back that newer packages took away.
 
 Each class is LLM Foundry's with a few methods replaced: parameter names, initialisation, blocks, FSDP wrapping and
-activation checkpointing stay its own, so its checkpoints load here and ours load there. ``register`` puts
-``ComposerMPTCausalLM`` in the place of LLM Foundry's ``mpt_causal_lm``.
+activation checkpointing stay its own, so its checkpoints load here and ours load there.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from functools import partial, wraps
 from typing import Any
 
 import torch
-from llmfoundry import registry
 from llmfoundry.metrics import TokenAccuracy
 from llmfoundry.models.layers.attention import GroupedQueryAttention, gen_slopes, is_flash_v2_installed
 from llmfoundry.models.mpt import modeling_mpt as foundry
@@ -302,8 +300,3 @@ class ComposerMPTCausalLM(foundry.ComposerMPTCausalLM):
             metric.sum_loss += outputs.cross_entropy
             metric.total_items += outputs.tokens
         return {}
-
-
-def register() -> None:
-    """Makes ``name: mpt_causal_lm`` mean our model; call it before building one through LLM Foundry's registry."""
-    registry.models.register("mpt_causal_lm", func=ComposerMPTCausalLM)

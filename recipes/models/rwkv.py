@@ -19,12 +19,10 @@ from typing import Any
 import torch
 import transformers
 from composer.utils import dist
-from llmfoundry import registry
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from recipes.cost.parameters import RWKV
 from recipes.models import loss as losses
 from recipes.models.mpt import ComposerMPTCausalLM, LossOutput
 from recipes.models.sharded import local_rows
@@ -380,8 +378,3 @@ def _token_before(x: Tensor, starts: Tensor | None, last: Tensor | None) -> Tens
     first = torch.zeros_like(x[:, :1]) if last is None else last[:, None].to(x.dtype)
     before = torch.cat([first, x[:, :-1]], dim=1)
     return before if starts is None else before.masked_fill(starts[..., None], 0)
-
-
-def register() -> None:
-    """Makes ``name: rwkv_causal_lm`` known to LLM Foundry's registry."""
-    registry.models.register(RWKV, func=ComposerRwkvCausalLM)

@@ -136,15 +136,10 @@ def make_plans(recipe: Recipe, options: Options) -> tuple[list[Plan], list[str]]
     named = options.gpu or _recipe_gpu(recipe)
     if named is not None:
         return [_plan(recipe, find_gpu(named).name, options)], []
-    plans, left_out = [], []
-    for name in load_hardware():
-        try:
-            plans.append(_plan(recipe, name, options))
-        except ValueError as error:
-            if "has no published" not in str(error):  # one GPU lacks the precision; anything else is wrong for all
-                raise
-            left_out.append(str(error).partition(";")[0].removeprefix("precision: "))
-    return plans, left_out
+    precision = str(recipe.get("precision", "amp_bf16"))
+    can = {name: gpu.peak(precision) is not None for name, gpu in load_hardware().items()}
+    left_out = [f"{name} has no published {precision} peak" for name, has_peak in can.items() if not has_peak]
+    return [_plan(recipe, name, options) for name, has_peak in can.items() if has_peak], left_out
 
 
 def _first(*values: float | None) -> float:

@@ -82,11 +82,11 @@ def share_bar(shares: Iterable[tuple[str, str, float]]) -> str:
     )
 
 
-def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers between low and high, about so many; always at least one."""
+def ticks(low: float, high: float) -> list[float]:
+    """Round numbers between low and high, about five; always at least one."""
     if high <= low:
         return [low]
-    rough = (high - low) / about
+    rough = (high - low) / 5
     power = 10 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
     first = math.ceil(low / step - 1e-9)

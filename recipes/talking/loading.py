@@ -14,8 +14,8 @@ from recipes.config.load import Recipe
 from recipes.cost.parameters import OURS, RWKV
 from recipes.ranks import is_first_of_machine, is_first_rank
 from recipes.training.checkpoints import FILENAME, SHARDED, find_checkpoints
-from recipes.training.lora import Merged, has_adapters, scaling
 from recipes.training.startup import light_imports
+from recipes.weights.merged import merged
 from recipes.weights.trained import LENGTHS, RWKV_LENGTH, Trained, find_trained, folder_config_of, is_hf_folder
 
 
@@ -189,9 +189,7 @@ def build_for_generation(trained: Trained) -> Any:
         trained.verify()
     model = _empty(trained.model)
     with trained.tensors() as files:
-        source = files
-        if has_adapters(files):
-            source = Merged(files, scaling(trained.model.get("peft_config") or {}))
+        source = merged(files, trained.model)
         state = {name: source.rows(name) for name in source.shapes()}
     _fill(model, state, f"{trained.checkpoint} is not a checkpoint of {trained.recipe.path}")
     return model

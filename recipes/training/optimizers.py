@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from llmfoundry import registry
 
 
 class FusedAdamW(torch.optim.AdamW):
@@ -37,7 +36,3 @@ def _relative(group: dict[str, Any], lr: float, weight_decay: float) -> dict[str
     if first_lr <= 0:
         raise ValueError(f"fused_adamw: lr of a group: got {first_lr}, expected more than 0")
     return {**group, "weight_decay": group.get("weight_decay", weight_decay) / first_lr}
-
-
-def register() -> None:
-    registry.optimizers.register("fused_adamw", func=FusedAdamW)

@@ -3,6 +3,7 @@
 trained.py             a model by the path that a user has: a run, a checkpoint, a folder
 tensor_files.py        tensors in files, a few rows at a time; checkpoint_tensors.py: in Composer's checkpoints
 number_types.py        the types of their numbers, and one written as another
+merged.py              adapters (LoRA) read as the model that they make
 hf_architecture.py     one architecture, two spellings; hf_rwkv.py: those of RWKV
 hf_names.py            which rows of which tensor are which
 pretrained.py          in: `pretrained: PATH`

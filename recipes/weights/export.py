@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from recipes.training.lora import Merged, has_adapters, scaling
 from recipes.weights.appearing import appearing
 from recipes.weights.export_adapter import write_adapter
 from recipes.weights.folder_files import save_tokenizer, write_configs
 from recipes.weights.hf_architecture import folder_config, refusals
 from recipes.weights.hf_names import Link, links
+from recipes.weights.merged import merged
 from recipes.weights.model_card import model_card
 from recipes.weights.shards import Target, write_shards
 from recipes.weights.tensor_files import TensorFiles
@@ -58,9 +58,7 @@ def export(
             with appearing(out) as folder:
                 said = write_adapter(trained, files, folder, DTYPES[dtype], tokenizer, out.name)
             return f"{out}: {said}"
-        source = files
-        if has_adapters(files):
-            source = Merged(files, scaling(trained.model.get("peft_config") or {}))
+        source = merged(files, trained.model)
         targets = plan(trained, source)
         _refuse_full_disk(out, sum(target.bytes(DTYPES[dtype]) for target in targets))
         trained.verify()

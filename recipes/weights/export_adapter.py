@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from recipes.training.lora import HIGH, LOW, has_adapters
 from recipes.weights.folder_files import save_tokenizer, write_json
 from recipes.weights.hf_names import Link, links
+from recipes.weights.merged import HIGH, LOW, has_adapters
 from recipes.weights.model_card import Adapter, model_card
 from recipes.weights.number_types import BEYOND_FP16, torch_type
 from recipes.weights.tensor_files import TensorFiles

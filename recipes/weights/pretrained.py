@@ -13,10 +13,10 @@ from typing import Any
 
 from recipes.config.keys import RecipeError
 from recipes.models.sharded import local_rows
-from recipes.training.lora import BASE, Merged, has_adapters, scaling
 from recipes.weights.checkpoint_tensors import plain_name
 from recipes.weights.hf_architecture import architecture, architecture_of_folder, computed_more
 from recipes.weights.hf_names import Link, links
+from recipes.weights.merged import BASE, merged
 from recipes.weights.tensor_files import TensorFiles, safetensors_folder
 from recipes.weights.trained import RECIPE, find_trained, folder_config_of, is_hf_folder, run_around, with_length
 
@@ -97,8 +97,7 @@ def weights(path: Path) -> TensorFiles:
     if is_hf_folder(path):
         return safetensors_folder(path)
     trained = find_trained(path)
-    files = trained.tensors()
-    return Merged(files, scaling(trained.model.get("peft_config") or {})) if has_adapters(files) else files
+    return merged(trained.tensors(), trained.model)
 
 
 def _pieces(model: Mapping[str, Any], files: TensorFiles, path: Path) -> dict[str, list[Link]]:

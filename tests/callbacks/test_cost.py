@@ -17,8 +17,9 @@ from composer import ComposerModel, Trainer
 from composer.loggers import InMemoryLogger, LoggerDestination
 from torch.utils.data import DataLoader, Dataset
 
+from recipes.build import register_components
 from recipes.callbacks import cost as cost_module
-from recipes.callbacks.cost import CostMonitor, register
+from recipes.callbacks.cost import CostMonitor
 from recipes.callbacks.energy import NvmlMeter, choose_meter
 from recipes.cost.hardware import find_gpu
 from recipes.cost.ledger import PHASES
@@ -288,7 +289,7 @@ def test_wrong_arguments_fail_at_once() -> None:
 def test_registered_by_name() -> None:
     from llmfoundry.utils.builders import build_callback
 
-    register()
+    register_components()
     monitor = build_callback("cost_monitor", {"usd_per_device_hour": 1.5})
     assert isinstance(monitor, CostMonitor)
 

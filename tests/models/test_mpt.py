@@ -12,10 +12,10 @@ import torch
 from llmfoundry import registry
 from llmfoundry.models.layers.blocks import MPTBlock
 from llmfoundry.models.mpt import modeling_mpt as foundry
-from llmfoundry.utils.registry_utils import save_registry
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaConfig, LlamaRotaryEmbedding
 
+from recipes.build import register_components
 from recipes.models import attention, mpt
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -374,6 +374,5 @@ def test_the_composer_model_is_llm_foundrys() -> None:
 
 
 def test_register_replaces_llm_foundrys_model() -> None:
-    with save_registry():
-        mpt.register()
-        assert registry.models.get("mpt_causal_lm") is mpt.ComposerMPTCausalLM
+    register_components()
+    assert registry.models.get("mpt_causal_lm") is mpt.ComposerMPTCausalLM

@@ -264,7 +264,7 @@ def test_blocks_are_checkpointed_and_wrapped() -> None:
     want = gradients(composer_model())
     whole, operations = composer_model(), composer_model()
     compiling.checkpoint_blocks(whole)
-    assert compiling.checkpoint_by_operation(operations) == 2
+    compiling.checkpoint_by_operation(operations)
     for model in (whole, operations):
         for got, gradient in zip(gradients(model), want, strict=True):
             torch.testing.assert_close(got, gradient)
