@@ -3,9 +3,9 @@
     python -m recipes.cost.fit            # fits on the rows marked fit, writes measured/coefficients.json
     python -m recipes.cost.fit --check    # only prints the errors of the coefficients in the file
 
-Least squares on log(predicted / measured tokens a second) by Levenberg-Marquardt, with Huber weights, because some
-rows ran into their memory limit and are slow for a reason that no coefficient here describes. Coefficients are
-positive, so their logarithms are fitted; a weak pull to the starting values holds those the data say little about.
+Least squares on log(predicted / measured tokens a second), with Huber's loss, because some rows ran into their memory
+limit and are slow for a reason that no coefficient here describes. Coefficients are positive, so their logarithms are
+fitted; a weak pull to the starting values holds those the data say little about.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ import csv
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from recipes.cost.flops import FlopsPerToken, flops_per_token
 from recipes.cost.hardware import Gpu, find_gpu
@@ -110,78 +113,20 @@ def recipe_of(row: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def fit(rows: Sequence[Row], steps: int = 60) -> dict[str, float]:
+def fit(rows: Sequence[Row]) -> dict[str, float]:
     """Coefficients that predict `rows` best, from START."""
-    names = list(START)
-    start = [math.log(START[name]) for name in names]
+    from scipy.optimize import least_squares  # only here: no other command waits for it
 
-    def residuals(logs: Sequence[float]) -> list[float]:
-        c = {name: math.exp(value) for name, value in zip(names, logs, strict=True)}
-        return [
-            math.log(step_time(r.setup, r.gpu, c, r.flops).tokens_per_s_per_gpu / r.tokens_per_s_per_gpu) for r in rows
-        ]
+    start = np.log(list(START.values()))
 
-    logs = _levenberg_marquardt(residuals, start, steps)
-    return {name: math.exp(value) for name, value in zip(names, logs, strict=True)}
+    def residuals(logs: NDArray[np.float64]) -> NDArray[np.float64]:
+        c = dict(zip(START, np.exp(logs).tolist(), strict=True))
+        predicted = [step_time(r.setup, r.gpu, c, r.flops).tokens_per_s_per_gpu for r in rows]
+        errors = [math.log(p / r.tokens_per_s_per_gpu) for p, r in zip(predicted, rows, strict=True)]
+        return np.concatenate([errors, PULL * (logs - start)])
 
-
-def _levenberg_marquardt(
-    residuals: Callable[[Sequence[float]], list[float]], start: Sequence[float], steps: int
-) -> list[float]:
-    """Minimises Huber(residuals) + PULL² |x - start|²; Marquardt 1963, with the Jacobian by differences."""
-    n, nudge, damping = len(start), 1e-4, 1e-2
-
-    def cost(x: Sequence[float], r: Sequence[float]) -> float:
-        huber = sum(e * e if abs(e) < HUBER else 2 * HUBER * abs(e) - HUBER**2 for e in r)
-        return huber + PULL**2 * sum((a - b) ** 2 for a, b in zip(x, start, strict=True))
-
-    x = list(start)
-    r = residuals(x)
-    best = cost(x, r)
-    for _ in range(steps):
-        columns = [residuals([v + nudge * (i == j) for i, v in enumerate(x)]) for j in range(n)]
-        jacobian = [[(moved - base) / nudge for moved, base in zip(column, r, strict=True)] for column in columns]
-        weights = [1.0 if abs(e) < HUBER else HUBER / abs(e) for e in r]
-        normal = [
-            [
-                sum(w * a * b for w, a, b in zip(weights, p, q, strict=True)) + PULL**2 * (i == j)
-                for j, q in enumerate(jacobian)
-            ]
-            for i, p in enumerate(jacobian)
-        ]
-        gradient = [
-            sum(w * a * e for w, a, e in zip(weights, p, r, strict=True)) + PULL**2 * (x[i] - start[i])
-            for i, p in enumerate(jacobian)
-        ]
-        for _ in range(10):
-            damped = [[v * (1 + damping * (i == j)) for j, v in enumerate(line)] for i, line in enumerate(normal)]
-            step = [max(-1.0, min(1.0, -s)) for s in _solve(damped, gradient)]
-            moved_x = [a + b for a, b in zip(x, step, strict=True)]
-            moved_r = residuals(moved_x)
-            moved_cost = cost(moved_x, moved_r)
-            if moved_cost < best:
-                x, r, best, damping = moved_x, moved_r, moved_cost, damping / 3
-                break
-            damping *= 4
-        else:
-            break
-    return x
-
-
-def _solve(matrix: Sequence[Sequence[float]], right: Sequence[float]) -> list[float]:
-    """Gaussian elimination with partial pivoting."""
-    n = len(right)
-    rows = [[*line, value] for line, value in zip(matrix, right, strict=True)]
-    for i in range(n):
-        pivot = max(range(i, n), key=lambda k: abs(rows[k][i]))
-        rows[i], rows[pivot] = rows[pivot], rows[i]
-        for k in range(i + 1, n):
-            factor = rows[k][i] / rows[i][i]
-            rows[k] = [a - factor * b for a, b in zip(rows[k], rows[i], strict=True)]
-    solution = [0.0] * n
-    for i in reversed(range(n)):
-        solution[i] = (rows[i][n] - sum(rows[i][k] * solution[k] for k in range(i + 1, n))) / rows[i][i]
-    return solution
+    found = least_squares(residuals, start, loss="huber", f_scale=HUBER)
+    return dict(zip(START, np.exp(found.x).tolist(), strict=True))
 
 
 def errors(rows: Sequence[Row], coefficients: Mapping[str, float]) -> list[float]:
