@@ -4,7 +4,7 @@ evaluate.py     LLM Foundry's tasks and gauntlet, validation loss, samples; harn
 compare.py      two models on the same examples; contamination.py: is a task in the training data
 in_loop.py      tasks while a training run goes on
 
-models.py       which models a recipe means; refusals.py: what cannot be done; loading.py: one, built
+models.py       which models a recipe means; loading.py: one, built; samples.py: texts that it goes on from
 suite.py        a model through its tasks (tasks/: LLM Foundry's kinds); metrics.py: answers to scores
 harness_tasks.py, harness_lm.py, harness_index.py   the harness's tasks, its `LM`, where its tasks are
 validation.py   the loss on held-out shards; baseline.py: what it must beat; generation.py: text

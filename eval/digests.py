@@ -9,8 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_prep.manifest import MANIFEST
 from recipes.config.file_names import is_remote
+from recipes.config.load import Recipe
+from recipes.config.sections import loaders
+from recipes.preflight.data import local_data_files
 from recipes.preflight.hub import cache_folder
+from recipes.training.batches import shard_folders
 from recipes.training.checkpoints import first_rank_path
 
 PIECE = 2**24  # bytes read at once
@@ -86,3 +91,35 @@ def _files(path: Path | None) -> list[Path]:
     if path.is_file():
         return [path]
     return sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith((".git", "README")))
+
+
+def files_of(recipe: Recipe) -> list[Path]:
+    """The files of tasks and of data that decide the results."""
+    files = [Path(path) for path in recipe.get("code_paths") or []]
+    for task in recipe.get("icl_tasks") or []:
+        files += _files_of_task(task)
+    folders = [Path(recipe["contamination"]["shards"])] if recipe.get("contamination") else []
+    for _, loader in loaders(recipe.values, ["eval_loader"]):
+        folders += shard_folders(loader.get("dataset") or {})
+        files += local_data_files(loader.get("dataset") or {})
+    return files + [file for folder in folders for file in _files_of_shards(folder)]
+
+
+def _files_of_task(task: Mapping[str, Any]) -> list[Path]:
+    uri = str(task["dataset_uri"])
+    if not uri.startswith("hf://"):
+        return [] if is_remote(uri) else [Path(uri)]
+    return local_data_files({"hf_name": uri.removeprefix("hf://"), "hf_kwargs": task.get("hf_loading_vars") or {}})
+
+
+def is_elsewhere(recipe: Recipe) -> bool:
+    """Whether the file of a task is not on this machine, so that only reading it tells whether it is still the same."""
+    tasks = recipe.get("icl_tasks") or []
+    return any(is_remote(task["dataset_uri"]) and not _files_of_task(task) for task in tasks)
+
+
+def _files_of_shards(folder: Path) -> list[Path]:
+    """What tells shards from others: their manifest, which has their checksums, else themselves."""
+    if (folder / MANIFEST).is_file():
+        return [folder / "index.json", folder / MANIFEST]
+    return sorted(file for file in folder.rglob("*") if file.is_file()) if (folder / "index.json").is_file() else []

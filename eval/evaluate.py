@@ -23,21 +23,19 @@ from typing import TYPE_CHECKING, Any
 if __name__ == "__main__":  # run as a script: look for modules in the folder above, not in this one
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from data_prep.manifest import MANIFEST
 from eval import results
 from eval.baseline import unigram_entropy
 from eval.cache import SCORING, AnswerCache
-from eval.digests import digest_of
+from eval.digests import digest_of, files_of, is_elsewhere
 from eval.models import long_loaders, longest, spell_out_models
 from eval.questions import ScoringError
+from eval.samples import continued, refuse_samples
 from eval.tasks.rows import TaskError
 from recipes.config.check import check
-from recipes.config.file_names import is_remote
 from recipes.config.keys import Place, Problem, RecipeError
 from recipes.config.load import Recipe, load
 from recipes.config.named_files import with_named_files
 from recipes.config.sections import loaders
-from recipes.preflight.data import local_data_files
 from recipes.preflight.evaluation import preflight_evaluation
 from recipes.preflight.machine import can_be_written
 from recipes.ranks import is_first_rank
@@ -47,10 +45,9 @@ from recipes.training.batches import shard_folders
 from recipes.training.startup import light_imports
 
 if TYPE_CHECKING:
-    from eval.backbone import Backbone
+    pass
 
 SHOW_PROMPTS = "--show-prompts"
-NEW_TOKENS = 60  # of a sample
 
 
 def main(arguments: list[str]) -> int:
@@ -84,9 +81,9 @@ def main(arguments: list[str]) -> int:
     if not can_be_written(path):
         problem = Problem(recipe.place(("results",)), ("results",), f"results cannot be written to {path}")
         return print_problems("this evaluation cannot be run", [problem])
-    digest = results.digest(recipe, [*models, str(SCORING)], _files(recipe))
+    digest = results.digest(recipe, [*models, str(SCORING)], files_of(recipe))
     # loggers get the numbers of each call, for which kept answers are counted again
-    found = None if _is_elsewhere(recipe) or recipe.get("loggers") else results.finished(path, digest)
+    found = None if is_elsewhere(recipe) or recipe.get("loggers") else results.finished(path, digest)
     if found is not None and not only_prompts:
         if is_first_rank():
             print("evaluated before: same checkpoint, same tasks")
@@ -121,7 +118,8 @@ def evaluate(recipe: Recipe, digests: list[str], folder: Path) -> tuple[list[dic
     digests: the models', in their order. folder: that of the results, for answers and task files.
     Raises RecipeError, TaskError, ScoringError.
     """
-    _refuse_samples(recipe)
+    _settings(recipe, recipe["models"][0])  # joins the processes' group, in which tokenizers are built
+    refuse_samples(recipe, functools.partial(_tokenizer, recipe))
     models, examples = [], []
     for entry, digest in zip(recipe["models"], digests, strict=True):
         result, records = _evaluate(recipe, entry, digest, folder)
@@ -184,7 +182,7 @@ def _evaluate(
         result["contamination"] = contaminated(tasks, tokenizer, **wanted)
     result["unigram_entropy"] = _unigram_entropy(recipe)
     if settings.get("samples"):
-        result["samples"] = _samples(loaded().backbone, tokenizer, settings["samples"])
+        result["samples"] = continued(loaded().backbone, tokenizer, settings["samples"])
     result["seconds"] = round(time.monotonic() - start, 3)
     if settings["loggers"] or loaded.cache_info().currsize:
         loaded().log(numbers)
@@ -233,38 +231,6 @@ def _checkpoint(entry: Mapping[str, Any]) -> str | None:
     return entry.get("load_path") or entry["model"].get("pretrained_model_name_or_path")
 
 
-def _files(recipe: Recipe) -> list[Path]:
-    """The files of tasks and of data that decide the results."""
-    files = [Path(path) for path in recipe.get("code_paths") or []]
-    for task in recipe.get("icl_tasks") or []:
-        files += _files_of_task(task)
-    folders = [Path(recipe["contamination"]["shards"])] if recipe.get("contamination") else []
-    for _, loader in loaders(recipe.values, ["eval_loader"]):
-        folders += shard_folders(loader.get("dataset") or {})
-        files += local_data_files(loader.get("dataset") or {})
-    return files + [file for folder in folders for file in _files_of_shards(folder)]
-
-
-def _files_of_task(task: Mapping[str, Any]) -> list[Path]:
-    uri = str(task["dataset_uri"])
-    if not uri.startswith("hf://"):
-        return [] if is_remote(uri) else [Path(uri)]
-    return local_data_files({"hf_name": uri.removeprefix("hf://"), "hf_kwargs": task.get("hf_loading_vars") or {}})
-
-
-def _is_elsewhere(recipe: Recipe) -> bool:
-    """Whether the file of a task is not on this machine, so that only reading it tells whether it is still the same."""
-    tasks = recipe.get("icl_tasks") or []
-    return any(is_remote(task["dataset_uri"]) and not _files_of_task(task) for task in tasks)
-
-
-def _files_of_shards(folder: Path) -> list[Path]:
-    """What tells shards from others: their manifest, which has their checksums, else themselves."""
-    if (folder / MANIFEST).is_file():
-        return [folder / "index.json", folder / MANIFEST]
-    return sorted(file for file in folder.rglob("*") if file.is_file()) if (folder / "index.json").is_file() else []
-
-
 def _unigram_entropy(recipe: Recipe) -> float | None:
     loader = recipe.get("eval_loader")
     if not isinstance(loader, dict) or loader.get("name") != "text":
@@ -273,55 +239,6 @@ def _unigram_entropy(recipe: Recipe) -> float | None:
     if len(folders) != 1 or not (folders[0] / "index.json").is_file():
         return None
     return unigram_entropy(folders[0])
-
-
-def _refuse_samples(recipe: Recipe) -> None:
-    """Raise RecipeError for a prompt of `samples:` that some model cannot go on from, before anything is scored."""
-    from recipes.build import reporting
-
-    wanted = recipe.get("samples", {"prompts": []})
-    new = wanted.get("max_new_tokens", NEW_TOKENS)
-    problems = []
-    for entry in recipe["models"] if wanted["prompts"] else []:
-        _settings(recipe, entry)
-        tokenizer, most = _tokenizer(recipe, entry), longest(entry, sys.maxsize)
-        for index, prompt in enumerate(wanted["prompts"]):
-            with reporting(recipe, "samples"):
-                count = len(tokenizer(prompt)["input_ids"])
-            text = None
-            if not count:
-                text = f"got {prompt!r}, which has no tokens: write something to go on from"
-            elif count + new - 1 > most:  # the last new token is written, not read
-                room = most - count + 1
-                mend = f"shorten it, or set max_new_tokens to {room} or less" if room > 0 else "shorten it"
-                text = f"{count} tokens and {new} new ones do not fit {entry['model_name']}, which reads {most}: {mend}"
-            if text:
-                key = ("samples", "prompts", index)
-                problems.append(Problem(recipe.place(key), key, text))
-    if problems:
-        raise RecipeError(problems)
-
-
-def _samples(backbone: Backbone, tokenizer: Any, wanted: dict[str, Any]) -> list[dict[str, str]]:
-    """Continue each prompt of `samples:`; sampling is seeded, so that the same checkpoint says the same."""
-    import torch
-
-    made = []
-    for prompt in wanted["prompts"]:
-        torch.manual_seed(wanted.get("seed", 17))
-        ids = tokenizer(prompt, return_tensors="pt")
-        ids = {k: v.to(backbone.device) for k, v in ids.items() if k != "token_type_ids"}
-        text = backbone.generate(
-            **ids,
-            max_new_tokens=wanted.get("max_new_tokens", NEW_TOKENS),
-            do_sample=wanted.get("temperature", 0.8) > 0,
-            temperature=wanted.get("temperature", 0.8) or None,
-            top_p=wanted.get("top_p", 0.9),
-            pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
-            synced_gpus=backbone.sharded,
-        )
-        made.append({"prompt": prompt, "text": tokenizer.decode(text[0, ids["input_ids"].shape[1] :])})
-    return made
 
 
 if __name__ == "__main__":

@@ -20,9 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from recipes.cost.flops import FlopsPerToken, flops_per_token
 from recipes.cost.hardware import Gpu, find_gpu
 from recipes.cost.setup import Setup, read_setup
@@ -115,11 +112,12 @@ def recipe_of(row: Mapping[str, str]) -> dict[str, Any]:
 
 def fit(rows: Sequence[Row]) -> dict[str, float]:
     """Coefficients that predict `rows` best, from START."""
-    from scipy.optimize import least_squares  # only here: no other command waits for it
+    import numpy as np  # only here: plans do without
+    from scipy.optimize import least_squares
 
     start = np.log(list(START.values()))
 
-    def residuals(logs: NDArray[np.float64]) -> NDArray[np.float64]:
+    def residuals(logs: Any) -> Any:
         c = dict(zip(START, np.exp(logs).tolist(), strict=True))
         predicted = [step_time(r.setup, r.gpu, c, r.flops).tokens_per_s_per_gpu for r in rows]
         errors = [math.log(p / r.tokens_per_s_per_gpu) for p, r in zip(predicted, rows, strict=True)]

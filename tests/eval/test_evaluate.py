@@ -10,7 +10,7 @@ from pathlib import Path
 import catalogue
 import pytest
 
-from eval import evaluate, harness, results
+from eval import digests, evaluate, harness, results
 from eval.models import spell_out_models
 from eval.results import examples_path
 from recipes.build import import_code
@@ -98,15 +98,15 @@ def test_data_is_known_by_more_than_its_index(shards: Path, whole: Path, task: P
     shutil.copytree(shards / "train", tmp_path / "train")
     data = [f"eval_loader.dataset.local={tmp_path}", f"contamination.shards={tmp_path}/train"]
     recipe = load(arguments(shards, whole, task)[0], [*arguments(shards, whole, task)[1:], *data])
-    seen = {results.digest(recipe, [], evaluate._files(recipe))}
+    seen = {results.digest(recipe, [], digests.files_of(recipe))}
     for name in ("val/manifest.json", "train/manifest.json"):  # as of shards in another order
         (tmp_path / name).write_text("{}")
-        seen.add(results.digest(recipe, [], evaluate._files(recipe)))
+        seen.add(results.digest(recipe, [], digests.files_of(recipe)))
     for folder in ("val", "train"):
         (tmp_path / folder / "manifest.json").unlink()
-        seen.add(results.digest(recipe, [], evaluate._files(recipe)))
+        seen.add(results.digest(recipe, [], digests.files_of(recipe)))
         next((tmp_path / folder).glob("*.mds")).write_bytes(b"other")
-        seen.add(results.digest(recipe, [], evaluate._files(recipe)))
+        seen.add(results.digest(recipe, [], digests.files_of(recipe)))
     assert len(seen) == 7
 
 
@@ -392,11 +392,11 @@ def test_results_are_not_taken_from_before_where_a_task_may_have_changed(shards:
 
     (tmp_path / "a.jsonl").write_text("{}")
     for uri in ("s3://bucket/a.jsonl", "hf://someone/words"):
-        assert evaluate._is_elsewhere(recipe_with(uri))
-    assert not evaluate._is_elsewhere(recipe_with(f"{tmp_path}/a.jsonl"))
+        assert digests.is_elsewhere(recipe_with(uri))
+    assert not digests.is_elsewhere(recipe_with(f"{tmp_path}/a.jsonl"))
     local = recipe_with("hf://json", f", hf_loading_vars: {{data_files: {tmp_path}/a.jsonl, split: train}}")
-    assert not evaluate._is_elsewhere(local)
-    assert evaluate._files(local) == [tmp_path / "a.jsonl"]
+    assert not digests.is_elsewhere(local)
+    assert digests.files_of(local) == [tmp_path / "a.jsonl"]
 
 
 def test_a_folder_on_the_command_line_takes_the_place_of_the_recipes_run() -> None:
@@ -409,7 +409,7 @@ def test_code_of_ones_own_is_imported(tmp_path: Path) -> None:
     recipe = load(RECIPE, [f"code_paths=[{tmp_path}/own.py]"])
     import_code(recipe)
     assert (tmp_path / "imported").exists()
-    assert tmp_path / "own.py" in evaluate._files(recipe)
+    assert tmp_path / "own.py" in digests.files_of(recipe)
     (tmp_path / "own.py").write_text("raise ValueError('nothing here')")
     with pytest.raises(RecipeError, match="Error executing"):
         import_code(recipe)
