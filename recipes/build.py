@@ -35,7 +35,7 @@ from recipes.config.keys import Problem, RecipeError
 from recipes.config.load import Recipe
 from recipes.config.sections import loaders
 from recipes.cost.hardware import gpu_from_device_name
-from recipes.cost.parameters import MPT, RWKV
+from recipes.cost.parameters import MPT, OURS, RWKV
 from recipes.cost.rate import cost_section
 from recipes.cost.setup import shards
 from recipes.models.compiling import checkpoint_blocks, checkpoint_by_operation, compile_blocks
@@ -193,6 +193,8 @@ def build(recipe: Recipe) -> Run:
         with reporting(recipe, "train_loader"):
             loader = complete_loader(settings["train_loader"], settings)
             train_loader = build_dataloader(loader, tokenizer, batches.sequences_per_device)
+            if recipe.get("model.name") in OURS and not recipe.get("dpo"):
+                train_loader.batch_transforms = without_needless_mask
         evaluators = build_evaluators(recipe, settings, tokenizer)
     with reporting(recipe, "model"):
         model = build_model(settings["model"], tokenizer, fsdp, tensor_parallel)
@@ -340,6 +342,13 @@ def _microbatch(recipe: Recipe, batches: Batches, is_split: bool) -> float | str
     size = microbatch_with_room(recipe, batches.devices, gpu, memory_gib)
     log.info("micro-batch: auto → %s of %s, for which memory is counted to suffice", size, batches.sequences_per_device)
     return size
+
+
+def without_needless_mask(batch: Any) -> Any:
+    """Leave out an attention mask that masks nothing, while it is on the CPU: to ask a GPU makes it catch up first."""
+    if "attention_mask" in batch and bool(batch["attention_mask"].all()):
+        del batch["attention_mask"]
+    return batch
 
 
 def build_evaluators(recipe: Recipe, settings: dict[str, Any], tokenizer: Any) -> list[Evaluator]:

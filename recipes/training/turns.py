@@ -8,13 +8,18 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from composer.utils import dist
 from filelock import FileLock, Timeout
 
 log = logging.getLogger("recipes")
 
 _WAIT_S = 120  # for others, whose data may lie far away
 SHARED_MEMORY = Path("/dev/shm")
+
+
+def loaders_lock(file: Path | None = None) -> FileLock:
+    """Held by who builds loaders on this machine."""
+    folder = SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())
+    return FileLock(file or folder / "recipes-loaders.lock", timeout=_WAIT_S, mode=0o666)
 
 
 @contextlib.contextmanager
@@ -25,12 +30,12 @@ def taking_turns(file: Path | None = None) -> Iterator[None]:
     moment all but one fail ("File exists"). The lock lies in that memory: a container may have one to itself. Where a
     lock cannot be had, no turn is taken.
     """
+    from composer.utils import dist  # only here: seconds
+
     with contextlib.ExitStack() as held:
         if dist.get_local_rank() == 0:
-            folder = SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())
-            lock = FileLock(file or folder / "recipes-loaders.lock", timeout=_WAIT_S, mode=0o666)
             try:
-                held.enter_context(lock)
+                held.enter_context(loaders_lock(file))
             except Timeout:
                 log.warning("another run of this machine has built its loaders for %d s; not waiting longer", _WAIT_S)
             except OSError as error:  # another user's file, or a file system without locks

@@ -397,7 +397,7 @@ def test_a_dry_run_judges_the_recipe_and_lists_what_is_missing_here(run_command:
     # the resolved recipe stands above the plan
     resolved: dict[str, Any] = yaml.safe_load(result.stdout.partition("\n     run  ")[0])
     assert resolved["optimizer"] == {
-        "name": "decoupled_adamw",
+        "name": "fused_adamw",
         "betas": [0.9, 0.95],
         "eps": 1e-8,
         "weight_decay": 0.0,

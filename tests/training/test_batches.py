@@ -105,3 +105,11 @@ def test_auto_is_composers_search_only_where_it_can_search(monkeypatch: pytest.M
     assert build._microbatch(automatic, batches, is_split=True) == microbatch_with_room(
         automatic, 64, find_gpu("h100"), 79
     )
+
+
+def test_a_mask_that_masks_nothing_is_left_out_before_it_is_on_the_gpu() -> None:
+    ids = torch.ones(2, 3, dtype=torch.long)
+    assert list(build.without_needless_mask({"input_ids": ids, "attention_mask": ids})) == ["input_ids"]
+    padded = {"input_ids": ids, "attention_mask": ids.clone().index_fill_(1, torch.tensor(2), 0)}
+    assert build.without_needless_mask(padded) is padded
+    assert "attention_mask" in padded
