@@ -53,6 +53,7 @@ def export(
     refuse_to_replace(out, overwrite, trained.checkpoint)
     refuse_what_cannot_be_said(trained.model)
     with trained.tensors() as files:
+        _refuse_diverged(trained, files)
         if unmerged:
             trained.verify()
             with appearing(out) as folder:
@@ -82,6 +83,15 @@ def refuse_what_cannot_be_said(model: Mapping[str, Any]) -> None:
     if found:
         listed = "".join(f"\n  {key}: {text}" for key, text in found)
         raise ValueError(f"this model cannot be exported to transformers' own classes:{listed}")
+
+
+def _refuse_diverged(trained: Trained, files: TensorFiles) -> None:
+    """Raises ValueError where weights are no numbers. A diverged run has lost all that it trains: small ones tell."""
+    for name, shape in files.shapes().items():
+        is_small = len(shape) == 1 or ".lora_" in name
+        if is_small and not bool(files.rows(name).isfinite().all()):
+            text = f"{name} in {trained.checkpoint} is not finite: the run has diverged"
+            raise ValueError(f"{text}; give an earlier checkpoint")
 
 
 def plan(trained: Trained, source: TensorFiles) -> list[Target]:

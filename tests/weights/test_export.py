@@ -173,6 +173,10 @@ def test_bad_input_is_said_in_words_and_leaves_nothing(shards: Path, tmp_path: P
     small = with_changes(MPT, vocab_size=256)
     with pytest.raises(ValueError, match="has 512 tokens, the model 256 embeddings"):
         export(write_run(tmp_path / "small", small, build(small), shards / "tokenizer"), out)
+    lost = build(MPT)
+    torch.nn.init.constant_(lost.transformer.norm_f.weight, float("nan"))
+    with pytest.raises(ValueError, match="is not finite: the run has diverged"):
+        export(write_run(tmp_path / "lost", MPT, lost, shards / "tokenizer"), out)
     with pytest.raises(ValueError, match="--tokenizer FOLDER"):
         export(write_run(tmp_path / "mute", MPT, build(MPT), tmp_path / "nowhere"), out)
     with pytest.raises(ValueError, match="does not exist"):
