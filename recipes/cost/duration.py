@@ -1,4 +1,4 @@
-"""Lengths of wall-clock time as people write them: 90min, 36h, 10d, 2w; and figures as they read them."""
+"""Lengths of wall-clock time as people write them: 90min, 36h, 10d, 2w."""
 
 from __future__ import annotations
 
@@ -17,11 +17,6 @@ def hours_of(text: str | int | float, key: str = "deadline") -> float:
     if match is None or float(match[1]) <= 0:
         raise ValueError(f"{key}: got {text!r}, expected a length above 0 with a unit: 90min, 36h, 10d or 2w.")
     return float(match[1]) * HOURS_OF_UNIT[match[2] or "h"]
-
-
-def number(value: float) -> str:
-    """Three digits, and all before the point: `26,912`, `100`, `0.0231`."""
-    return f"{value:,.0f}" if abs(value) >= 99.95 else f"{value:.3g}"
 
 
 def in_words(seconds: float) -> str:

@@ -16,8 +16,9 @@ from typing import Any
 from recipes.config.file_names import is_remote
 from recipes.config.keys import Problem, RecipeError
 from recipes.config.load import Recipe
-from recipes.cost.duration import hours_of, in_words, number
+from recipes.cost.duration import hours_of, in_words
 from recipes.cost.estimate import Estimate, estimate
+from recipes.cost.figures import number
 from recipes.cost.hardware import Gpu, find_gpu, gpu_from_device_name
 from recipes.cost.ledger import Ledger, first_start_unix_s, usd_of
 from recipes.cost.rate import choose_rate, cost_section

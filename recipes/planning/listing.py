@@ -14,6 +14,7 @@ from typing import Any
 
 from recipes.config.load import Recipe, load
 from recipes.cost.estimate import Estimate, estimate
+from recipes.cost.figures import short
 from recipes.cost.parameters import ModelShape, count_parameters, model_shape
 from recipes.cost.setup import tokens_of_run
 from recipes.training.batches import plan_batches
@@ -86,20 +87,10 @@ def rows(folder: Path = YAMLS) -> list[Row]:
         for path in sorted((folder / kind).glob("*.yaml")):
             recipe = load(path)
             model = {"max_seq_len": recipe["max_seq_len"], **recipe["model"]}
-            has_local_tokens = str(recipe["max_duration"]).endswith(("ba", "tok", "sp"))
-            tokens = tokens_of_run(recipe.values) if has_local_tokens else None
+            tokens = tokens_of_run(recipe.values)
             shape, count = model_shape(model), count_parameters(model).total
             found.append(Row(recipe, kind, f"{kind}/{path.name}", shape, count, tokens))
     return sorted(found, key=lambda row: (KINDS.index(row.kind), row.parameters, row.name))
-
-
-def short(number: float) -> str:
-    """1.3 B, 1.02 M, 2.00 T: three digits."""
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size * 0.9995:
-            value = float(f"{number / size:.3g}")
-            return f"{value:.{max(0, 2 - len(str(int(value))) + 1)}f} {letter}"
-    return f"{number:.0f}"
 
 
 # --- in the terminal ----------------------------------------------------------------------------------------------

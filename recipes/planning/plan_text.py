@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from recipes.cost.duration import in_words, number
+from recipes.cost.duration import in_words
 from recipes.cost.estimate import WHOLE_RUN_HIGH, WHOLE_RUN_LOW, WHOLE_RUN_MID, Range
+from recipes.cost.figures import number, short
 from recipes.cost.memory import parts_gib
 from recipes.cost.scaling import FITTED_PARAMETERS, FITTED_TOKENS, SCALING_LAWS, is_extrapolated, scaling_law
 from recipes.cost.spend import Purchase
@@ -184,8 +185,8 @@ def _law(plan: Plan) -> list[Row]:
         ("loss", f"{e.predicted_loss:.3f}{error} nats a token on the authors' data, by {law.source}; {others}"),
     ]
     if extrapolated:
-        low, high = map(_short, FITTED_PARAMETERS)
-        few, many = map(_short, FITTED_TOKENS)
+        low, high = map(short, FITTED_PARAMETERS)
+        few, many = map(short, FITTED_TOKENS)
         text = f"of unknown error: an extrapolation from runs of {low} to {high} parameters and {few} to {many} tokens"
         rows.append(("", text))
     elif law.loss_error_95 is None:
@@ -213,21 +214,19 @@ def _budget(plan: Plan) -> list[Row]:
     options = plan.options
     if plan.same_loss_serving is not None:
         parameters, tokens = plan.same_loss_serving
-        text = f"{_short(parameters)} parameters × {_short(tokens)} tokens reach the same loss and serve "
-        text += (
-            f"{_short(options.inference_tokens or 0)} tokens with the fewest FLOPs (6 N D + 2 N T, arXiv 2401.00448)"
-        )
+        text = f"{short(parameters)} parameters × {short(tokens)} tokens reach the same loss and serve "
+        text += f"{short(options.inference_tokens or 0)} tokens with the fewest FLOPs (6 N D + 2 N T, arXiv 2401.00448)"
         rows.append(("serving", text))
     if options.budget_usd is None or plan.tokens_for_budget is None:
         return rows
     within = {True: "enough for this recipe; ", False: "[bold red]less than this recipe takes[/bold red]; ", None: ""}
-    text = f"${options.budget_usd:,.0f}: {within[plan.within_budget]}it buys {_short(plan.tokens_for_budget)} tokens"
+    text = f"${options.budget_usd:,.0f}: {within[plan.within_budget]}it buys {short(plan.tokens_for_budget)} tokens"
     rows.append(("budget", f"{text} of this model"))
     if plan.model_is_given:
         return rows
     rows += _bought("best", plan.best, plan)
     if options.inference_tokens:
-        rows += _bought(f"serving {_short(options.inference_tokens)}", plan.best_serving, plan)
+        rows += _bought(f"serving {short(options.inference_tokens)}", plan.best_serving, plan)
     return rows
 
 
@@ -268,21 +267,14 @@ def _mid(value: Range | None) -> str:
 
 def _for_the_budget(plan: Plan) -> str:
     if plan.model_is_given:
-        return "?" if plan.tokens_for_budget is None else f"{_short(plan.tokens_for_budget)} tokens"
+        return "?" if plan.tokens_for_budget is None else f"{short(plan.tokens_for_budget)} tokens"
     if plan.tokens_for_budget is None:  # no rate
         return "?"
     return "nothing" if plan.best is None else _bought_briefly(plan.best)
 
 
 def _bought_briefly(bought: Purchase) -> str:
-    return f"{_short(bought.params_total)} parameters × {_short(bought.tokens)} tokens, loss {bought.loss:.3f}"
-
-
-def _short(count: float) -> str:
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
-        if count >= size * 0.9995:
-            return f"{count / size:.3g} {unit}"
-    return f"{count:,.0f}"
+    return f"{short(bought.params_total)} parameters × {short(bought.tokens)} tokens, loss {bought.loss:.3f}"
 
 
 def _price_order(plan: Plan) -> tuple[bool, bool, float]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from recipes.cost.duration import in_words, number
+from recipes.cost.duration import in_words
 from recipes.cost.estimate import WHOLE_RUN_MID
+from recipes.cost.figures import number
 from recipes.reports.run_record import RunRecord
 
 

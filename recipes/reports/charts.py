@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from recipes.cost.figures import short
+
 WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 12, 40  # room for the axes' words
 MOST_POINTS = 300  # of a line; more cannot be seen
@@ -48,9 +50,11 @@ def line_chart(lines: Iterable[Line], x_label: str, y_label: str) -> str:
     parts = []
     for tick in y_ticks:
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{py(tick):.1f}" y2="{py(tick):.1f}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{py(tick) + 4:.1f}" text-anchor="end">{short(tick)}</text>')
+        parts.append(f'<text x="{LEFT - 6}" y="{py(tick) + 4:.1f}" text-anchor="end">{short(tick, 4)}</text>')
     for tick in x_ticks:
-        parts.append(f'<text x="{px(tick):.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{short(tick)}</text>')
+        parts.append(
+            f'<text x="{px(tick):.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{short(tick, 4)}</text>'
+        )
     parts.append(f'<text class="label" x="{WIDTH - RIGHT}" y="{HEIGHT - 6}" text-anchor="end">{escape(x_label)}</text>')
     for line in lines:
         path = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in line.points)
@@ -59,7 +63,7 @@ def line_chart(lines: Iterable[Line], x_label: str, y_label: str) -> str:
             f'<polyline class="{kind}" style="stroke:var(--series-{line.colour % SERIES + 1})" points="{path}"/>'
         )
         if line.marked:
-            parts += [_dot(px(x), py(y), line, f"{short(x)} {x_label}: {y:.3f}") for x, y in line.points]
+            parts += [_dot(px(x), py(y), line, f"{short(x, 4)} {x_label}: {y:.3f}") for x, y in line.points]
     names = ", ".join(dict.fromkeys(line.name for line in lines))
     label = escape(f"{y_label} against {x_label}: {names}")
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
@@ -92,14 +96,6 @@ def ticks(low: float, high: float) -> list[float]:
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return [round(i * step, 12) for i in range(first, last + 1)] or [low]
-
-
-def short(value: float) -> str:
-    """`1.5 M`, `0.02`: a number for an axis."""
-    for size, unit in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e4, " k")):
-        if abs(value) >= size * 0.99995:
-            return f"{value / (1e3 if unit == ' k' else size):.4g}{unit}"
-    return f"{value:.4g}"
 
 
 def _thinned(line: Line) -> Sequence[tuple[float, float]]:

@@ -9,9 +9,10 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from recipes.cost.duration import in_words, number
+from recipes.cost.duration import in_words
+from recipes.cost.figures import number, short
 from recipes.reports.against_plan import figures, reasons
-from recipes.reports.charts import SERIES, Line, line_chart, share_bar, short
+from recipes.reports.charts import SERIES, Line, line_chart, share_bar
 from recipes.reports.run_record import Point, RunRecord, read_run
 from recipes.reports.runs import write_whole
 from recipes.reports.scores import is_share, score_with_interval
@@ -96,8 +97,8 @@ def _key(run: RunRecord) -> list[tuple[str, str]]:
         ("validation loss", UNKNOWN if loss is None else f"{loss:.3f}"),
         ("dollars", _usd(bill.usd)),
         ("a million tokens", _usd(per_million)),
-        ("tokens", short(bill.tokens)),
-        ("tokens/s", UNKNOWN if speed is None else short(round(speed))),
+        ("tokens", short(bill.tokens, 4)),
+        ("tokens/s", UNKNOWN if speed is None else short(round(speed), 4)),
         ("MFU", UNKNOWN if mfu is None else f"{mfu:.1%}"),
         ("goodput", UNKNOWN if bill.goodput is None else f"{bill.goodput:.0%}"),
         ("billed time", in_words(bill.wall_s)),

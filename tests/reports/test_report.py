@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from recipes.cost.figures import short
 from recipes.reports.against_plan import reasons
-from recipes.reports.charts import Line, line_chart, share_bar, short, ticks
+from recipes.reports.charts import Line, line_chart, share_bar, ticks
 from recipes.reports.page import write_page
 from recipes.reports.run_record import read_run
 from recipes.reports.summary import print_summary
@@ -139,7 +140,7 @@ def test_charts() -> None:
     assert ticks(0, 10) == [0, 2, 4, 6, 8, 10]
     assert ticks(3, 3) == [3]
     assert ticks(0.013, 0.019)
-    assert [short(v) for v in (1.5e12, 2e9, 3_500_000, 25_000, 999, 0.02)] == [
+    assert [short(v, 4) for v in (1.5e12, 2e9, 3_500_000, 25_000, 999, 0.02)] == [
         "1.5 T",
         "2 B",
         "3.5 M",

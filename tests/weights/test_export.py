@@ -201,7 +201,16 @@ def test_bad_input_is_said_in_words_and_leaves_nothing(shards: Path, tmp_path: P
     with pytest.raises(ValueError, match="--recipe FILE"):
         export(lonely, out)
     assert "MptForCausalLM" in export(lonely, out, recipe=run / "recipe.yaml")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["huge", "lonely", "mute", "other", "out", "run", "small"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "huge",
+        "lonely",
+        "lost",
+        "mute",
+        "other",
+        "out",
+        "run",
+        "small",
+    ]
 
 
 def test_what_a_kill_between_the_renames_hid_is_put_back(tmp_path: Path) -> None:
