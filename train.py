@@ -20,6 +20,7 @@ from recipes.reports.runs import run_folder, write_whole
 from recipes.reports.summary import SUMMARY, is_finished, print_summary, write_summary
 from recipes.screen import exit_status, print_plan, print_problems, print_recipe, print_stop, tell, usage
 from recipes.training.batches import plan_batches
+from recipes.training.data_record import record_data
 from recipes.training.holding import hold
 from recipes.training.startup import light_imports
 
@@ -72,6 +73,9 @@ def main(arguments: list[str]) -> int:
         return print_problems("this recipe cannot be built", error.problems)
     if is_first_rank():
         print(f"\n{run.resumed_from}")
+        changed = record_data(folder, recipe)
+        if changed and run.has_begun:
+            print(f"note: the data is not what this run began with, and its samples are counted on in it: {changed}")
         write_whole(folder / "recipe.yaml", recipe.to_yaml())
         (folder / SUMMARY).unlink(missing_ok=True)  # of a run that now goes on
     free_memory()

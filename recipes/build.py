@@ -111,6 +111,11 @@ class Run:
                 )
 
     @property
+    def has_begun(self) -> bool:
+        """Whether there are steps behind it: it goes on from a checkpoint."""
+        return int(self.trainer.state.timestamp.batch) > 0
+
+    @property
     def stopped(self) -> str | None:
         """Why the budget guard ended the run early, in words; None where it did not."""
         return next((guard.stopped for guard in self._guards() if guard.stopped), None)

@@ -5,6 +5,7 @@ processes.py    the processes, and how they share the model
 holding.py      one training at a time in a run folder; turns.py: runs that start in the same moment
 batches.py      sequences and durations -> micro-batches, steps, tokens (no torch)
 checkpoints.py  checkpoints that are whole or not there; resuming.py: which one a run goes on from
+data_record.py  what the data was when the run began
 optimizers.py   optimizers beside LLM Foundry's
 lora.py         adapters in the model; preferences.py: direct preference optimisation
 """

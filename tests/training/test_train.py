@@ -90,12 +90,19 @@ def test_a_longer_run_goes_on_from_the_last_checkpoint_that_is_whole(
         "python", "train.py", *recipe_arguments(shards, tmp_path, "max_duration=6ba", "scheduler.t_max=24ba")
     )
     assert first.returncode == 0, first.stderr
+    assert "not what this run began with" not in first.stdout
+    seen = json.loads((tmp_path / "data.json").read_text())
+    assert list(seen) == [str(shards / "train")]
+    (tmp_path / "data.json").write_text(json.dumps(dict.fromkeys(seen, "other")))  # as if it had been other data
     newest = tmp_path / "checkpoints" / "ep0-ba6-rank0.pt"
     newest.write_bytes(newest.read_bytes()[:-1000])
     again = run_command("python", "train.py", *recipe_arguments(shards, tmp_path, "scheduler.t_max=24ba"))
     assert again.returncode == 0, again.stderr
     assert "going on from" in again.stdout
     assert "ep0-ba3-rank0.pt; ignored ep0-ba6-rank0.pt: not whole" in again.stdout
+    assert f"note: the data is not what this run began with, and its samples are counted on in it: {shards}/train" in (
+        again.stdout
+    )
     assert losses(tmp_path) == losses(whole)
 
 
