@@ -19,7 +19,7 @@ from composer import Callback, Evaluator, Trainer
 from composer.loggers import ConsoleLogger, LoggerDestination
 from composer.loggers.progress_bar_logger import ProgressBarLogger
 from composer.profiler import JSONTraceHandler, Profiler, cyclic_schedule
-from composer.utils import dist, format_name_with_dist_and_time
+from composer.utils import dist
 from llmfoundry import registry
 from llmfoundry.callbacks import HuggingFaceCheckpointer
 from llmfoundry.data.dataloader import build_dataloader
@@ -27,7 +27,7 @@ from llmfoundry.utils import builders
 from llmfoundry.utils.config_utils import EvalConfig, TrainConfig, process_init_device
 from llmfoundry.utils.registry_utils import import_file
 
-from recipes.callbacks.budget import BudgetGuard, BudgetReached
+from recipes.callbacks.budget import BudgetGuard
 from recipes.callbacks.cost import CostMonitor
 from recipes.callbacks.log_lines import LogLines
 from recipes.callbacks.metrics_file import MetricsFile
@@ -39,7 +39,8 @@ from recipes.cost.parameters import MPT, OURS, RWKV
 from recipes.cost.rate import cost_section
 from recipes.cost.setup import shards
 from recipes.models.compiling import checkpoint_blocks, checkpoint_by_operation, compile_blocks
-from recipes.reports.runs import METRICS, metrics_by_step, run_folder, run_name, validation_loss
+from recipes.reports.runs import METRICS, run_folder, run_name
+from recipes.run import Run
 from recipes.training.batches import Batches, microbatch_with_room, plan_batches
 from recipes.training.checkpoints import as_composer_lists, latest_filename, resumes, save_filename
 from recipes.training.lora import add_lora, reset_lora
@@ -56,101 +57,6 @@ DEFAULTS: dict[str, Any] = {field.name: field.default for field in dataclasses.f
 EVAL_DEFAULTS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(EvalConfig)}
 EVAL_DEFAULTS |= {name: DEFAULTS[name] for name in ("expandable_segments", "max_split_size_mb", "cuda_load_lazy")}
 DEFAULTS["autoresume"] = None  # LLM Foundry's off becomes: on wherever there is something to resume from
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A run that is ready to start: its trainer, its meter, and where it keeps its files."""
-
-    recipe: Recipe
-    name: str
-    folder: Path
-    trainer: Trainer
-    cost: CostMonitor
-    resumed_from: str  # what was found to go on from, in words
-
-    def train(self, eval_first: bool) -> None:
-        """Train to the end of the recipe; nothing is left to do where the checkpoint was the last one."""
-        state = self.trainer.state
-        if self.recipe.get("only_hf_checkpoint"):
-            (saver,) = [c for c in state.callbacks if isinstance(c, HuggingFaceCheckpointer)]
-            saver._save_checkpoint(state, self.trainer.logger, upload_to_save_folder=True, register_to_mlflow=True)
-            return
-        if self.recipe.get("only_composer_checkpoint"):
-            self.trainer.save_checkpoint_to_save_folder()
-            return
-        is_done = state.max_duration is not None and state.timestamp >= state.max_duration
-        try:
-            if is_done:
-                self._make_up_for_what_is_missing()
-                return
-            if eval_first and state.timestamp.batch == 0 and state.evaluators:
-                self.trainer.eval()
-            self.trainer.fit()
-        except BudgetReached:
-            for guard in self._guards() if not is_done else ():
-                guard.save_broken_off(self.trainer)
-
-    def _make_up_for_what_is_missing(self) -> None:
-        """What a stop or a failure behind the last checkpoint kept from being done: evaluation, an export."""
-        state = self.trainer.state
-        step = int(state.timestamp.batch)
-        lines = metrics_by_step(self.folder / METRICS) if dist.get_global_rank() == 0 else {}
-        is_missing = [validation_loss(lines.get(step, {})) is None]
-        dist.broadcast_object_list(is_missing)
-        if is_missing[0] and state.evaluators:
-            self.trainer.eval()
-        from eval.in_loop import TaskEvaluation
-
-        for callback in state.callbacks:
-            if isinstance(callback, TaskEvaluation):
-                callback.make_up_for(state, self.trainer.logger)
-            if isinstance(callback, HuggingFaceCheckpointer) and not _has_exported(callback, state):
-                callback._save_checkpoint(
-                    state, self.trainer.logger, upload_to_save_folder=True, register_to_mlflow=True
-                )
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether there are steps behind it: it goes on from a checkpoint."""
-        return int(self.trainer.state.timestamp.batch) > 0
-
-    @property
-    def stopped(self) -> str | None:
-        """Why the budget guard ended the run early, in words; None where it did not."""
-        return next((guard.stopped for guard in self._guards() if guard.stopped), None)
-
-    @property
-    def ended_early(self) -> str | None:
-        """What ended the run before its time for good, in words: a callback of the recipe's, not the guard."""
-        return "by one of its callbacks" if self.cost.ended_early and not self.stopped else None
-
-    @staticmethod
-    def wait_for_all() -> None:
-        """Until every rank is here: one that exits with a code makes the launcher end the others."""
-        dist.barrier()
-
-    def _guards(self) -> list[BudgetGuard]:
-        return [c for c in self.trainer.state.callbacks if isinstance(c, BudgetGuard)]
-
-    def end(self) -> tuple[int, str | None]:
-        """Steps taken, and the path or URI of the last checkpoint (None without a save folder)."""
-        saved = self.trainer.saved_checkpoints
-        last = saved[-1] if saved else None
-        if last is not None and last.endswith(".distcp"):
-            last = os.path.dirname(last)  # a sharded checkpoint is a folder
-        return int(self.trainer.state.timestamp.batch), last
-
-
-def _has_exported(saver: HuggingFaceCheckpointer, state: Any) -> bool:
-    """Whether a Hugging Face folder of this step is there; one that is kept elsewhere is taken to be."""
-    if saver.remote_ud is not None:
-        return True
-    name = os.path.join(saver.save_dir_format_str, saver.huggingface_folder_name_fstr)
-    folder = format_name_with_dist_and_time(name, state.run_name, state.timestamp)
-    there = [os.path.isfile(os.path.join(folder, "config.json"))]
-    dist.broadcast_object_list(there)
-    return there[0]
 
 
 @functools.cache

@@ -62,7 +62,7 @@ def test_finished_work_is_not_done_again(whole: Path, shards: Path, run_command:
 def test_killed_runs_go_on_to_the_same_losses_bit_for_bit(whole: Path, shards: Path, tmp_path: Path) -> None:
     chance = random.Random(time.time_ns())
     command = [sys.executable, "train.py", *recipe_arguments(shards, tmp_path, "save_interval=1ba")]
-    for kill in range(3):
+    for kill in range(2):
         process = subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
         )
@@ -80,7 +80,7 @@ def test_killed_runs_go_on_to_the_same_losses_bit_for_bit(whole: Path, shards: P
     assert "autoresume: going on from" in last.stdout
     assert losses(tmp_path) == losses(whole)
     assert summary(tmp_path)["eval_loss_end"] == summary(whole)["eval_loss_end"]
-    assert summary(tmp_path)["starts"] == 4
+    assert summary(tmp_path)["starts"] == 3
 
 
 def test_a_longer_run_goes_on_from_the_last_checkpoint_that_is_whole(
