@@ -10,8 +10,9 @@ Rank 0 keeps the bill (the cost monitor's) and decides; the others learn it one 
 that no step waits for (at most once a second while the limit is far), so it decides when the next step will pass the
 limit. At a stop Composer saves its usual last checkpoint, no evaluation is begun, and one that is going on is broken
 off after the batch, or the task (those of `harness_tasks` are one), that it is at. So beyond its limit a run spends a
-step or a task, and a checkpoint, at most. Started again with a larger limit it goes on where it stopped. Whether the
-plan exceeds the budget is judged before anything is built, by recipes/planning/budget.py.
+step or a task, and a checkpoint, at most. Started again with a larger limit it goes on where it stopped; an evaluation
+that was due at that step is left out, but for the one at the end of the recipe, which is made up for. Whether the plan
+exceeds the budget is judged before anything is built, by recipes/planning/budget.py.
 """
 
 from __future__ import annotations

@@ -105,6 +105,7 @@ def test_unknown_gpu_lists_the_names() -> None:
         ("NVIDIA A100-SXM4-80GB", "a100-80gb"),
         ("NVIDIA A100-SXM4-40GB", "a100-40gb"),
         ("A100-SXM4-40GB", "a100-40gb"),
+        ("A100-SXM-80GB", "a100-80gb"),  # to older drivers
         ("NVIDIA A100 80GB PCIe", "a100-80gb"),
         ("NVIDIA H100 80GB HBM3", "h100-sxm"),
         ("NVIDIA H100 PCIe", "h100-pcie"),
