@@ -6,6 +6,7 @@ Also which files decide what a task of one's own asks.
 from __future__ import annotations
 
 import glob
+import importlib.util
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -54,6 +55,21 @@ def folders_of(names: Sequence[str]) -> list[Path] | None:
             for name in kinds["task"]:
                 found.setdefault(name, path.parent)  # the first counts, as in the harness
     return [*dict.fromkeys(found[name] for name in names)] if all(name in found for name in names) else None
+
+
+def unknown_names(names: Sequence[str], include: Sequence[Path]) -> list[str]:
+    """Those that no YAML file of these folders, or of the harness, has in it: in a second, without the harness."""
+    patterns = ("*", "?", "[")
+    wanted = {n for n in names if Path(n).suffix not in YAML and not any(p in n for p in patterns)}
+    package = importlib.util.find_spec("lm_eval")
+    own = [Path(folder) / "tasks" for folder in (package.submodule_search_locations or [])] if package else []
+    files = (path for folder in [*include, *own] for path in folder.rglob("*") if path.suffix in YAML)
+    for path in files:
+        if not wanted:
+            break
+        content = path.read_bytes()
+        wanted -= {name for name in wanted if name.encode() in content}
+    return sorted(wanted)
 
 
 def _declared(path: Path) -> dict[str, list[str]]:

@@ -13,7 +13,7 @@ from recipes.config.sections import loaders
 from recipes.cost.parameters import MPT
 from recipes.preflight.data import data_problems
 from recipes.preflight.machine import can_be_written, has_gpu, kernel_refusals
-from recipes.preflight.packages import package_problems, scheme_problems
+from recipes.preflight.packages import importable, package_problems, scheme_problems
 from recipes.preflight.weights import tokenizer_problems, weight_problems
 
 
@@ -48,6 +48,22 @@ def _kernel_problems(model: Mapping[str, Any], recipe: Recipe) -> Iterator[tuple
         yield ("model", "attn_config", "attn_impl"), text
 
 
+def _harness_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
+    """Names and folders of `harness_tasks` that are not there."""
+    from eval.harness_index import YAML, unknown_names
+
+    include = [Path(str(folder)) for folder in recipe.get("harness_tasks.include", [])]
+    for index, folder in enumerate(include):
+        if not folder.is_dir():
+            yield ("harness_tasks", "include", index), f"there is no folder {folder}"
+    names = [str(name) for name in recipe.get("harness_tasks.tasks", [])]
+    unknown = unknown_names(names, [folder for folder in include if folder.is_dir()])
+    unknown += [name for name in names if Path(name).suffix in YAML and not Path(name).is_file()]
+    for index, name in enumerate(names):
+        if name in unknown and importable("lm_eval"):
+            yield ("harness_tasks", "tasks", index), f"no task {name}, in the harness or in harness_tasks.include"
+
+
 def _task_problems(key: KeyPath, task: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
     """What is wrong with a task's settings and rows, without a tokenizer."""
     from eval.tasks.icl import check_task
@@ -69,9 +85,7 @@ def task_file_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
             yield ("icl_tasks", index, "dataset_uri"), f"no task: there is no file {uri}"
         else:
             yield from _task_problems(("icl_tasks", index), task)
-    for index, folder in enumerate(recipe.get("harness_tasks.include", [])):
-        if not Path(str(folder)).is_dir():
-            yield ("harness_tasks", "include", index), f"there is no folder {folder}"
+    yield from _harness_problems(recipe)
     for key in ("icl_tasks", "eval_gauntlet"):
         path = recipe.get(key)
         if isinstance(path, str) and not Path(path).is_file():

@@ -13,12 +13,14 @@ import pytest
 import yaml
 from composer.core import Precision
 
-from eval.harness_index import files_of, folders_of
+from eval.harness_index import files_of, folders_of, unknown_names
 from eval.in_loop import TaskEvaluation
 from eval.questions import ScoringError
 from eval.tasks.rows import TaskError
 from recipes.callbacks.budget import BudgetGuard
+from recipes.config.check import load_checked
 from recipes.preflight.machine import can_be_written
+from recipes.preflight.training import preflight
 from recipes.reports.runs import read_metrics
 from recipes.talking.loading import load_model
 
@@ -332,3 +334,16 @@ def test_its_own_tasks_are_found_where_its_index_of_all_finds_them() -> None:
     for name in [name for name, entry in known.items() if entry.kind.name == "TASK"][::1500]:
         assert folders_of([name]) in (None, [known[name].yaml_path.parent])
     assert all(folders_of([name]) is None for name in ("mmlu", "ai2_arc", "no_such_task"))  # a group, a tag, nothing
+
+
+def test_names_that_nothing_has_are_found_before_the_harness_is(tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    (tmp_path / "deeper").mkdir()
+    (tmp_path / "deeper" / "mine.yml").write_text("task: mine\n")
+    asked = ["hellaswag", "mmlu", "mmlu_*", "mine", "no_such_task", "own.yaml"]
+    assert unknown_names(asked, [tmp_path]) == ["no_such_task"]
+    tasks = f"harness_tasks={{tasks: [mine, no_such_task], include: [{tmp_path}, nowhere]}}"
+    said = [str(p) for p in preflight(load_checked("yamls/pretrain/mpt-quickstart.yaml", [tasks]))]
+    assert any("harness_tasks.tasks.1: no task no_such_task" in text for text in said)
+    assert any("harness_tasks.include.1: there is no folder nowhere" in text for text in said)
+    assert not any("tasks.0" in text for text in said)
