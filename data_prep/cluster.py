@@ -132,21 +132,21 @@ def _check_node(staging: Path, folder: str, versions: dict[str, str]) -> None:
     """Go to the folder that relative paths are relative to, if this node sees what the others see.
 
     Raises:
-        PrepError: it does not, or its engines are of other versions.
+        Interrupted: it does not, or its engines are of other versions.
     """
     node = f"--engine ray: node {socket.gethostname()}"
     if not os.path.isdir(folder):
-        raise PrepError(f"{node} has no folder {folder}; all nodes must see the same files under the same paths.")
+        raise Interrupted(f"{node} has no folder {folder}; all nodes must see the same files under the same paths.")
     os.chdir(folder)
     if not (staging / PLAN).is_file():
         where = os.path.abspath(staging)
-        raise PrepError(f"{node} does not see {where}; give an --out (or --work) on storage that all nodes share.")
+        raise Interrupted(f"{node} does not see {where}; give an --out (or --work) on storage that all nodes share.")
     here = _versions()
     if here != versions:
         differing = ", ".join(
             f"{name} {here[name]}, not {versions[name]}" for name in here if here[name] != versions[name]
         )
-        raise PrepError(f"{node} has {differing}; install the same on all nodes, so that all give the same ids.")
+        raise Interrupted(f"{node} has {differing}; install the same on all nodes, so that all give the same ids.")
 
 
 def _versions() -> dict[str, str]:

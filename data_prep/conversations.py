@@ -6,12 +6,20 @@ Two kinds of rows, as LLM Foundry knows them:
     {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}, ...]}
 """
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
 PROMPT_KEYS = ("prompt",)
 RESPONSE_KEYS = ("response", "completion")
 ROLES = ("system", "user", "assistant", "tool")
+# Arguments of apply_chat_template and of the rendering in it, which are no variables of a template
+_ARGUMENTS = (
+    "self conversation conversations messages tools documents chat_template add_generation_prompt "
+    "continue_final_message tokenize padding truncation max_length return_tensors return_dict "
+    "return_assistant_tokens_mask tokenizer_kwargs"
+)
+NOT_VARIABLES = frozenset(_ARGUMENTS.split())
 # ChatML, which LLM Foundry takes for tokenizers without a template of their own
 DEFAULT_TEMPLATE = (
     "{% for message in messages %}"
@@ -149,6 +157,21 @@ def checked_messages(row: dict[str, Any]) -> list[dict[str, str]]:
     if last != "assistant":
         raise BadExample(f"the last message is of role {last!r}; expected assistant: there is no answer to learn")
     return messages
+
+
+def trained_on(row: dict[str, Any]) -> str:
+    """What of a row that `turns` takes is trained on, as JSON: the same of copies with other fields or in other order.
+
+    Written as most rows are: a line of nothing else, from json.dumps with ensure_ascii=False, is this already.
+    """
+    if "messages" in row:
+        kept: dict[str, Any] = {
+            "messages": [{"role": message["role"], "content": message["content"]} for message in row["messages"]]
+        }
+    else:
+        prompt, response = checked_pair(row)
+        kept = {"prompt": prompt, "response": response}
+    return json.dumps(kept, ensure_ascii=False)
 
 
 def truncated(turns: list[Turn], length: int) -> list[Turn]:

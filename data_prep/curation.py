@@ -3,8 +3,9 @@
 Exact and near duplicates are found later, by what is noted of each document here.
 """
 
-import importlib.util
+import hashlib
 import sys
+import types
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.errors import PrepError
+from data_prep.errors import PrepError, changed_meanwhile
 from data_prep.long_rows import LongDocument
 from data_prep.part_files import SIGNATURES
 from data_prep.rows import Document
@@ -33,6 +34,7 @@ class FilterSettings:
     min_chars: int = 0
     max_chars: int = 0
     predicate: str = ""  # FILE.py:FUNCTION
+    predicate_sha256: str = ""  # of that file
     dedup: bool = False
     near_dedup: bool = False
 
@@ -42,7 +44,7 @@ class DocumentFilter:
 
     def __init__(self, settings: FilterSettings):
         self._settings = settings
-        self._predicate = load_predicate(settings.predicate) if settings.predicate else None
+        self._predicate = load_predicate(settings.predicate, settings.predicate_sha256) if settings.predicate else None
 
     def by_length(self, document: Document | LongDocument) -> str | None:
         """Why a document is left out before it is read; None: it is not."""
@@ -63,7 +65,7 @@ class DocumentFilter:
             return None
         try:
             kept = self._predicate(document.fields())
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             what = f"{type(error).__name__}: {error}"
             raise PrepError(f"--filter {self._settings.predicate} failed on {document.text[:60]!r}: {what}") from error
         if not isinstance(kept, bool):
@@ -71,23 +73,32 @@ class DocumentFilter:
         return None if kept else PREDICATE
 
 
-def load_predicate(name: str) -> Predicate:
-    """The function that FILE.py:FUNCTION names.
+def filter_file(name: str) -> str:
+    """FILE.py of FILE.py:FUNCTION. Raises PrepError where it is not written so."""
+    path, _, function = name.rpartition(":")
+    if not path.endswith(".py") or not function:
+        raise PrepError(f"--filter {name}: expected FILE.py:FUNCTION.")
+    return path
+
+
+def load_predicate(name: str, sha256: str) -> Predicate:
+    """The function that FILE.py:FUNCTION names, of a file with this SHA-256.
 
     Raises:
         PrepError: there is none.
+        Interrupted: the file holds something else by now.
+        OSError: it cannot be read.
     """
-    path, _, function = name.rpartition(":")
-    if not path.endswith(".py") or not Path(path).is_file() or not function:
-        raise PrepError(f"--filter {name}: expected FILE.py:FUNCTION, with a file that is there.")
-    spec = importlib.util.spec_from_file_location("data_prep_user_filter", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for their own module
+    path, function = filter_file(name), name.rpartition(":")[2]
+    content = Path(path).read_bytes()
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise changed_meanwhile(f"--filter {path}")
+    module = types.ModuleType("data_prep_user_filter")
+    module.__file__ = path
+    sys.modules[module.__name__] = module  # where dataclasses look for their own module
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
+        exec(compile(content, path, "exec", dont_inherit=True), module.__dict__)  # what was hashed, and no cached code
+    except (Exception, SystemExit) as error:
         raise PrepError(f"--filter {path} cannot be loaded: {type(error).__name__}: {error}") from error
     found = getattr(module, function, None)
     if not callable(found):

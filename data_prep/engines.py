@@ -3,6 +3,7 @@
 Where text that spells a special token is to stay text, gigatoken gets a tokenizer.json without the special tokens.
 """
 
+import hashlib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ import orjson
 import psutil
 from tokenizers import Tokenizer
 
-from data_prep.errors import PrepError
+from data_prep.errors import PrepError, changed_meanwhile
 from data_prep.long_texts import CutRule, cut_rule, pieces_of
 from data_prep.newer_characters import has_newer_character
 from data_prep.tokenising import Engine, HuggingFaceEngine
@@ -46,8 +47,21 @@ class EngineSettings:
 
     name: str  # one of NAMES
     path: str  # of tokenizer.json
+    sha256: str  # of its bytes
     allow_special: bool  # text that spells a special token becomes that token
     cuts: CutRule | None = None  # where texts may be cut
+
+    def content(self) -> bytes:
+        """The bytes of tokenizer.json.
+
+        Raises:
+            Interrupted: they are no longer those that the run began with.
+            OSError: they cannot be read.
+        """
+        content = Path(self.path).read_bytes()
+        if hashlib.sha256(content).hexdigest() != self.sha256:
+            raise changed_meanwhile(f"--tokenizer {self.path}")
+        return content
 
     def make(self, reference: Engine | None = None) -> Engine:
         """The engine.
@@ -57,13 +71,15 @@ class EngineSettings:
 
         Raises:
             PrepError: this engine is not installed or cannot do what the tokenizer wants; says which.
+            Interrupted, OSError: as `content` does.
         """
+        content = self.content()
         if self.name == "tokenizers":
-            return HuggingFaceEngine(Tokenizer.from_file(self.path), self.allow_special)
+            return HuggingFaceEngine(Tokenizer.from_buffer(content), self.allow_special, self.path)
         try:
             if self.name == "gigatoken":
-                return GigatokenEngine(self.path, self.allow_special, self.cuts, reference)
-            return FastokensEngine(self.path, self.allow_special)
+                return GigatokenEngine(content, self, reference)
+            return FastokensEngine(content, self.allow_special)
         except ImportError as error:
             raise PrepError(f"not installed here ({error})") from error
         except PrepError:
@@ -76,7 +92,7 @@ class GigatokenEngine:
     """gigatoken, a document at a time on this thread: no batch calls, so no awkward arrays and no thread pool.
 
     Of a document with one of NEWER_CHARACTERS the pieces that have them go to `tokenizers`, which is loaded for the
-    first; all of it where `cuts` is None.
+    first; all of it where there is no rule where it may be cut.
 
     Its caches grow with every new word and have no limit; so it is loaded again (0.15 s) when the process has grown by
     160 MiB since the last time.
@@ -84,19 +100,18 @@ class GigatokenEngine:
 
     name = "gigatoken"
 
-    def __init__(self, path: str, allow_special: bool, cuts: CutRule | None = None, reference: Engine | None = None):
+    def __init__(self, content: bytes, settings: EngineSettings, reference: Engine | None = None):
         from gigatoken.gigatoken_rs import load_hf_json  # only here: not on every platform
 
-        content = Path(path).read_bytes()
         if b"\\p{P" in content or b"\\p{S" in content:
             raise PrepError(
                 "knows newer punctuation and symbols than tokenizers (\\p{P} or \\p{S} in the pre-tokenizer)"
             )
-        if not allow_special:
+        if not settings.allow_special:
             content = without_special_tokens(content)
         self._load: Callable[[], Any] = lambda: load_hf_json(content)
-        self.cuts = cuts
-        self._make_reference = lambda: EngineSettings("tokenizers", path, allow_special).make()
+        self.cuts = settings.cuts
+        self._make_reference = replace(settings, name="tokenizers").make
         self._reference = reference
         self._process = psutil.Process()
         self._renew()
@@ -133,10 +148,10 @@ class FastokensEngine:
 
     name = "fastokens"
 
-    def __init__(self, path: str, allow_special: bool):
+    def __init__(self, content: bytes, allow_special: bool):
         from fastokens._native import Tokenizer as Fast  # not `fastokens`, whose shim imports more
 
-        self._tokenizer = Fast.from_file(path)
+        self._tokenizer = Fast.from_json_str(content.decode("utf-8"))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._split_special_tokens = not allow_special
@@ -158,13 +173,14 @@ def choose_engine(
         strict: fail where an engine gives other ids, or the one asked for cannot be used, instead of taking the next.
 
     Raises:
-        PrepError: under `strict`.
+        PrepError: under `strict`, or where the tokenizer itself cannot encode them.
+        Interrupted, OSError: as `EngineSettings.content` does.
     """
     texts = [*_HARD_TEXTS, *(f"a{token} b{token}\n{token}" for token in special_tokens_of(tokenizer)[:8]), *sample]
-    reference = HuggingFaceEngine(tokenizer, settings.allow_special)
+    reference = HuggingFaceEngine(tokenizer, settings.allow_special, settings.path)
     expected: list[Ids] | None = None
     for name in NAMES[:-1] if asked == "auto" else (asked,):
-        candidate = EngineSettings(name, settings.path, settings.allow_special)
+        candidate = replace(settings, name=name)
         if name == reference.name:
             break
         try:
@@ -178,7 +194,7 @@ def choose_engine(
         if difference is None:
             return _with_cuts(candidate, engine, sample)
         _report(name, f"gives other ids than tokenizers: {difference}", strict, loud=True)
-    return _with_cuts(EngineSettings(reference.name, settings.path, settings.allow_special), reference, sample)
+    return _with_cuts(replace(settings, name=reference.name), reference, sample)
 
 
 def first_difference(texts: Sequence[str], expected: Sequence[Ids], got: Sequence[Ids]) -> str | None:
@@ -194,7 +210,7 @@ def first_difference(texts: Sequence[str], expected: Sequence[Ids], got: Sequenc
 
 def _with_cuts(settings: EngineSettings, engine: Engine, sample: Sequence[str]) -> tuple[EngineSettings, Engine]:
     """Where texts may be cut, found out and told to the engine."""
-    cuts = cut_rule(settings.path, engine, settings.allow_special, sample)
+    cuts = cut_rule(settings.content(), engine, settings.allow_special, sample)
     if isinstance(engine, GigatokenEngine):
         engine.cuts = cuts
     return replace(settings, cuts=cuts), engine

@@ -1,6 +1,7 @@
 """What the user has to hear, in words and an exit status, instead of a traceback."""
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -16,7 +17,13 @@ class PrepError(ValueError):
 
 
 class Interrupted(PrepError):
-    """The command was cut off by something that passes: run again, it goes on from what is finished."""
+    """The command was cut off by something that passes or is mended: run again, it goes on from what is finished."""
+
+
+def changed_meanwhile(what: str) -> Interrupted:
+    """What to raise where a file is no longer the one that the run began with."""
+    advice = "put back what it was and give the same command again, or begin anew with --overwrite"
+    return Interrupted(f"{what} changed while the run went on; {advice}.")
 
 
 class Stopped(BaseException):
@@ -61,6 +68,9 @@ def exit_status(run: Callable[[], None], then: str = "begins anew") -> int:
     def stop(number: int, frame: FrameType | None) -> None:
         raise Stopped
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names and texts may have what a terminal cannot show
     before = signal.signal(signal.SIGTERM, stop)
     try:
         run()

@@ -17,8 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.built import DOCUMENTS, BuiltSplit, write_manifest
-from data_prep.conversations import BadExample, ConversationTokenizer, count_tokens, truncated
-from data_prep.errors import PrepError, exit_status, refuse_not_utf8
+from data_prep.conversations import (
+    NOT_VARIABLES,
+    BadExample,
+    ConversationTokenizer,
+    count_tokens,
+    trained_on,
+    truncated,
+)
+from data_prep.errors import PrepError, changed_meanwhile, exit_status, refuse_not_utf8
 from data_prep.holdout import checked_fraction, is_held_out
 from data_prep.manifest import FileRecord, Manifest, SourceRecord
 from data_prep.options import add_common_options
@@ -100,7 +107,7 @@ def run(arguments: argparse.Namespace) -> None:
         "format": "turns",
         "holdout": checked_fraction(arguments.holdout),
         "holdout_split": arguments.holdout_split if arguments.holdout else None,
-        "tokenizer_settings": {name: sha256_of_file(folder / name) for name in SETTINGS if (folder / name).is_file()},
+        "tokenizer_settings": _settings_of(folder),
         "template_values": dict(_named_value(word) for word in arguments.template_value),
         **held_option(arguments, HOLD_MB),
     }
@@ -128,16 +135,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 def make(plan: Plan, staging: Path, out: Path, most: int) -> list[Manifest]:
     """Read every row once and write every split, with its manifest, below `staging`. `most`: bytes of a row."""
-    from transformers import AutoTokenizer  # only here: seconds
-
     options = plan.options
-    folder = str(Path(plan.tokenizer.path).parent)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # whatever transformers says of a configuration
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise PrepError(f"--tokenizer {folder}: transformers cannot load it: {reason}") from error
-    conversations = ConversationTokenizer(tokenizer, options["template_values"])
+    conversations = ConversationTokenizer(_load_with_transformers(plan), options["template_values"])
     writers = {
         name: SplitWriter(staging / name, MAIN if name == options["split"] else HELD_OUT) for name in plan.splits
     }
@@ -168,7 +167,7 @@ def make(plan: Plan, staging: Path, out: Path, most: int) -> list[Manifest]:
                     turns = _shortened(turns, length, place, options, counts)
                     if not turns:
                         continue
-                held = is_held_out(row.decode("utf-8"), options["holdout"])
+                held = options["holdout"] and is_held_out(trained_on(value), options["holdout"])
                 writers[options["holdout_split"] if held else options["split"]].add(turns, row)
                 if bar.is_due():
                     tokens = sum(writer.tokens for writer in writers.values())
@@ -182,6 +181,32 @@ def make(plan: Plan, staging: Path, out: Path, most: int) -> list[Manifest]:
     rejected = counts.pop("rejected")
     left_out = {reason: count for reason, count in counts.items() if count}
     return [write_manifest(plan, staging / name, built[name], records, rejected, left_out) for name in plan.splits]
+
+
+def _settings_of(folder: Path) -> dict[str, str]:
+    """SHA-256 of the files beside tokenizer.json, by name."""
+    return {name: sha256_of_file(folder / name) for name in SETTINGS if (folder / name).is_file()}
+
+
+def _load_with_transformers(plan: Plan) -> Any:
+    """The tokenizer that the plan names.
+
+    Raises:
+        PrepError: transformers cannot load it.
+        Interrupted: its files changed since the plan was made, which transformers may have read already.
+    """
+    from transformers import AutoTokenizer  # only here: seconds
+
+    folder = Path(plan.tokenizer.path).parent
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    except Exception as error:  # whatever transformers says of a configuration
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise PrepError(f"--tokenizer {folder}: transformers cannot load it: {reason}") from error
+    found = (sha256_of_file(plan.tokenizer.path), _settings_of(folder))
+    if found != (plan.tokenizer.sha256, plan.options["tokenizer_settings"]):
+        raise changed_meanwhile(f"--tokenizer {folder}")
+    return tokenizer
 
 
 def _shortened(turns: list[Any], length: int, place: str, options: dict[str, Any], counts: dict[str, int]) -> list[Any]:
@@ -221,6 +246,8 @@ def _named_value(word: str) -> tuple[str, str]:
     name, equals, value = word.partition("=")
     if not equals or not name.isidentifier():
         raise PrepError(f"--template-value {word}: expected NAME=VALUE, such as date_string='26 Jul 2024'.")
+    if name in NOT_VARIABLES:
+        raise PrepError(f"--template-value {word}: expected a variable of the chat template, and {name} is none.")
     return name, value
 
 

@@ -211,7 +211,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     if given.samples < 0 or given.characters < 0:
         parser.error("--samples and --characters: expected 0 or more")
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     folder = Path(os.path.expanduser(given.folder))
     return exit_status(lambda: run(folder, given.tokenizer, given.samples, given.characters))
 

@@ -20,9 +20,10 @@ from data_prep.rows import Rejected, byte_order_mark, parse_object, text_of, why
 
 LONG_ROW = 8 << 20  # bytes of a row from which it is not held
 _BLOCK = 1 << 20  # bytes of a row that are held of it
-# A string may be cut in front of these: an ASCII character that is in no escape sequence, the first byte of any other
-# character, or an escape sequence that is not the second half of a surrogate pair.
-_CUT = re.compile(rb"[ ,.\-(\xc2-\xf4]|(?<!\\)\\(?!u[dD][c-fC-F])")
+# A string may be cut in front of these: an ASCII character that is in no escape sequence, by what it is or as no
+# backslash is near, the first byte of any other character, or an escape sequence that is not the second half of a
+# surrogate pair.
+_CUT = re.compile(rb"[ ,.\-(\xc2-\xf4]|(?<=[^\\]{6})[\x00-\x7f]|(?<!\\)\\(?!u[dD][c-fC-F])")
 _LONGEST_ESCAPE = 6  # bytes
 
 
@@ -78,7 +79,8 @@ def read_long_row(
 ) -> LongDocument | Rejected:
     """The rest of a line of JSON Lines read from `file`, and the document that the line holds, or why it holds none.
 
-    Memory: what the row has beside strings of more than 1 MiB, up to `spool.most_held`.
+    Memory: what the row has beside strings of more than 1 MiB, and of these what has no place to cut, each up to
+    `spool.most_held`.
 
     Args:
         beginning: its first LONG_ROW bytes.
@@ -179,6 +181,7 @@ class _Strings(ExitStack):
         self._carry = b""  # of the block before: a backslash whose escape sequence is not there yet
         self._string: bytearray | None = None  # of the string that has begun: what is not in its file yet
         self._string_at = 0  # where in the row that begins
+        self._searched = 0  # bytes of it from its start that have no place to cut
         self._writer: _TextWriter | None = None  # its file
         self._bytes = 0  # of the row in the blocks before
 
@@ -242,7 +245,7 @@ class _Strings(ExitStack):
         assert self._string is not None
         if self._writer is None:
             self._writer = self.enter_context(_TextWriter(self._folder / f"long.text.{len(self.texts)}"))
-        end = len(self._string) if is_whole else _last_cut(self._string)
+        end = len(self._string) if is_whole else _last_cut(self._string, self._searched)
         piece = bytes(self._string[:end])
         try:
             self._writer.write(orjson.loads(b'"' + piece + b'"'))
@@ -251,6 +254,9 @@ class _Strings(ExitStack):
             return Rejected(self._number, why_no_string(piece, error, self._string_at, place))
         del self._string[:end]
         self._string_at += end
+        self._searched = max(len(self._string) - _LONGEST_ESCAPE, 0)
+        if len(self._string) > self._most_held:
+            return too_much_to_hold(self._number, "in a string a stretch without a place to cut", self._most_held)
         return None
 
     def _close(self) -> None:
@@ -275,13 +281,13 @@ def _closing_quote(block: bytes, start: int) -> int:
     return -1
 
 
-def _last_cut(string: bytearray) -> int:
-    """The last place where a string may be cut; 0: none."""
+def _last_cut(string: bytearray, searched: int) -> int:
+    """The last place where a string may be cut, whose first `searched` bytes have none; 0: none."""
     last = len(string) - _LONGEST_ESCAPE
-    for width in (256, len(string)):
-        places = [found.start() for found in _CUT.finditer(string, max(last - width, 0)) if found.start() <= last]
-        if places:
-            return places[-1]
+    for start in (max(last - 256, searched), searched):
+        places = (found.start() for found in _CUT.finditer(string, start) if found.start() <= last)
+        if place := max(places, default=0):
+            return place
     return 0
 
 

@@ -8,7 +8,6 @@ LLaMA's put ▁ for spaces, and where no token of theirs has one behind another 
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,7 +66,7 @@ def pieces_of(blocks: Iterable[str], characters: int, rule: CutRule | None, most
     yield "".join(waiting)
 
 
-def cut_rule(tokenizer_json: str, engine: Engine, allow_special: bool, sample: Sequence[str]) -> CutRule | None:
+def cut_rule(tokenizer_json: bytes, engine: Engine, allow_special: bool, sample: Sequence[str]) -> CutRule | None:
     """Where the tokenizer's texts may be cut, by its configuration, and by its ids on a sample cut everywhere.
 
     Args:
@@ -75,7 +74,7 @@ def cut_rule(tokenizer_json: str, engine: Engine, allow_special: bool, sample: S
         allow_special: whether text that spells a special token becomes that token.
         sample: texts.
     """
-    config = orjson.loads(Path(tokenizer_json).read_bytes())
+    config = orjson.loads(tokenizer_json)
     added = [token for token in config.get("added_tokens") or [] if allow_special or not token.get("special")]
     if any(token.get("lstrip") or token.get("rstrip") or token.get("single_word") for token in added):
         return None

@@ -14,7 +14,7 @@ from data_prep.plan import Plan
 from data_prep.progress import RunProgress
 from data_prep.rejects import REJECTED, RowNumbers, list_rejected
 from data_prep.splits import build_splits, shard_bytes
-from data_prep.tasks import ORDERS, PARTS, HashTask, PartTask, Task, read_record
+from data_prep.tasks import ORDERS, PARTS, HashTask, PartTask, Task, read_record, source_digests
 from data_prep.workers import Executor
 
 
@@ -36,10 +36,8 @@ def make_splits(
     built = build_splits(staging, names, ordered, options["seq_len"], plan.dtype, executor)
     if rejected_rows is not None:
         rejected_rows.rename(staging / names[MAIN] / REJECTED)
-    records = [
-        SourceRecord(**asdict(source), sha256=_sha256(staging, number, facts))
-        for number, source in enumerate(plan.sources)
-    ]
+    digests = source_digests(staging, facts, len(plan.sources))
+    records = [SourceRecord(**asdict(source), sha256=digests[number]) for number, source in enumerate(plan.sources)]
     left_out: dict[str, int] = dict(ordered.left_out)
     for part in facts:
         for reason, count in part.left_out.items():
@@ -92,10 +90,3 @@ def order(plan: Plan, staging: Path, facts: list[PartFacts]) -> Ordered:
         return order_by_part(facts, staging / ORDERS)
     tables = DocumentTables(staging / PARTS, len(facts), table_type(dedup, similarity is not None))
     return order_by_document(tables, staging / ORDERS, dedup, similarity, seed)
-
-
-def _sha256(staging: Path, number: int, facts: list[PartFacts]) -> str:
-    record = read_record(staging, f"source.{number}")
-    if record is not None:
-        return str(record["sha256"])
-    return next(part.sha256[str(number)] for part in facts if str(number) in part.sha256)

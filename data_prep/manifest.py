@@ -81,6 +81,10 @@ class Manifest:
         """The split that this one belongs to: itself, unless it is held out."""
         return self.splits[-1]
 
+    def stands_at(self, name: str, main_split: str) -> bool:
+        """Whether a folder of this name is the split of that main one that was written there, and no copy of it."""
+        return (self.split, self.main_split) == (name, main_split)
+
     def was_made_with(self, tokenizer: Path) -> bool:
         """Whether a tokenizer.json is the one of these ids, perhaps saved anew by transformers."""
         if sha256_of_file(tokenizer) == self.tokenizer.sha256:
@@ -224,7 +228,9 @@ class MadeFrom:
     sources: list[SourceRecord]
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """With absolute paths, as the next run may be started elsewhere."""
+        sources = [dataclasses.replace(source, path=_absolute(source.path)) for source in self.sources]
+        return dataclasses.asdict(dataclasses.replace(self, sources=sources))
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> "MadeFrom":
@@ -238,7 +244,8 @@ class MadeFrom:
 def differences(old: MadeFrom, new: MadeFrom) -> list[str]:
     """What a run from `new` would do differently; empty: it would write the same bytes.
 
-    A source is the same where its path, size and time of change are; else its SHA-256 decides.
+    A source is the same where its path, size and time of change are; else its SHA-256 decides. Of
+    --filter the function and its file's SHA-256 count, not where the file lies.
     """
     changes = []
     if new.tokenizer_sha256 != old.tokenizer_sha256:
@@ -251,7 +258,7 @@ def differences(old: MadeFrom, new: MadeFrom) -> list[str]:
             before, after = old.options.get(name) or {}, new.options.get(name) or {}
             files = sorted(file for file in {*before, *after} if before.get(file) != after.get(file))
             changes += [f"--tokenizer: {', '.join(files)} beside it changed, or was not noted"] if files else []
-        elif old.options.get(name) != new.options.get(name):
+        elif _comparable(old.options, name) != _comparable(new.options, name):
             flag = name.replace("_", "-")
             changes.append(f"--{flag}: {old.options.get(name)!r} -> {new.options.get(name)!r}")
     if len(new.sources) != len(old.sources):
@@ -265,6 +272,12 @@ def differences(old: MadeFrom, new: MadeFrom) -> list[str]:
                 f"input: {record.path} ({record.bytes:,} bytes) -> {source.path} ({source.bytes:,} bytes){other}"
             )
     return changes
+
+
+def _comparable(options: dict[str, Any], name: str) -> Any:
+    """What of an option decides the output: of --filter FILE.py:FUNCTION the function; filter_sha256 has the file."""
+    value = options.get(name)
+    return value.rpartition(":")[2] if name == "filter" and value else value
 
 
 def _same_source(source: SourceRecord, record: SourceRecord) -> bool:

@@ -9,7 +9,6 @@ Each SOURCE is the --out of a data_prep.pretrain run and its share of the tokens
 import argparse
 import contextlib
 import itertools
-import json
 import math
 import re
 import shlex
@@ -24,7 +23,7 @@ from data_prep.errors import PrepError, exit_status, refuse_not_utf8
 from data_prep.manifest import MANIFEST, Manifest, shard_problems
 from data_prep.plan import MAIN, read_manifest
 from data_prep.storage import local_output
-from data_prep.writing import write_durably
+from data_prep.writing import replace_durably
 
 _MANY_EPOCHS = 4  # Muennighoff et al. 2023 (arXiv 2305.16264): up to 4 epochs are about as good as new text
 
@@ -122,7 +121,7 @@ def run(arguments: argparse.Namespace) -> None:
     words = [*arguments.sources, *([] if arguments.tokens is None else ["--tokens", f"{arguments.tokens:g}"])]
     command = " ".join(["python -m data_prep.mixture", *map(_in_a_comment, [*words, "--out", str(out)])])
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_durably(out, fragment(streams, command).encode())
+    replace_durably(out, fragment(streams, command).encode())
     for stream in streams:
         note = (
             f"  (more than {_MANY_EPOCHS} epochs: repeated text teaches less)" if stream.epochs > _MANY_EPOCHS else ""
@@ -135,8 +134,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _in_a_comment(word: str) -> str:
-    """A word of the command line, quoted where a shell wants it, on one line."""
-    return shlex.quote(word).replace("\n", "\\n").replace("\r", "\\r")
+    """A word of the command line, quoted where a shell wants it, without what ends a line or is none of YAML's."""
+    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in shlex.quote(word))
+    return "".join(escaped)
 
 
 def _parse(source: str) -> tuple[str, float]:
@@ -153,7 +153,8 @@ def _parse(source: str) -> tuple[str, float]:
 
 def _main_split(folder: Path) -> Manifest:
     candidates = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    found = [manifest for path in candidates if (manifest := read_manifest(path)) and manifest.role == MAIN]
+    manifests = [(path.name, manifest) for path in candidates if (manifest := read_manifest(path))]
+    found = [manifest for name, manifest in manifests if manifest.role == MAIN and manifest.stands_at(name, name)]
     if len(found) != 1:
         names = ", ".join(manifest.split for manifest in found) or "none"
         raise PrepError(f"{folder}: expected the --out of one data_prep.pretrain run; its main splits: {names}.")
@@ -171,7 +172,7 @@ def _main_split(folder: Path) -> Manifest:
 
 
 def _refuse_differences(found: Sequence[tuple[str, Manifest]]) -> None:
-    """Raises PrepError where sources were made with different tokenizers or lengths."""
+    """Raises PrepError where sources were made with different tokenizers, lengths or separators."""
     first_folder, first = found[0]
     seen: set[Path] = set()
     for folder, manifest in found:
@@ -181,6 +182,7 @@ def _refuse_differences(found: Sequence[tuple[str, Manifest]]) -> None:
         for what, one, other in (
             ("tokenizer", first.tokenizer.sha256[:12], manifest.tokenizer.sha256[:12]),
             ("--seq-len", str(first.seq_len), str(manifest.seq_len)),
+            ("separator of documents", str(first.separators), str(manifest.separators)),
         ):
             if one != other:
                 raise PrepError(f"{folder} and {first_folder} were made with another {what}: {other} and {one}.")
@@ -198,12 +200,18 @@ def _names(folders: Sequence[str]) -> list[str]:
 
 
 def _quoted(text: str) -> str:
-    """A string as YAML has it: as it is where nothing in it means something else."""
+    """A string as YAML has it: as it is where nothing in it means something else.
+
+    Raises:
+        PrepError: a recipe would put the value of a variable into it.
+    """
+    if "${" in text:
+        raise PrepError(f"{text}: recipes take ${{...}} for a variable; give a name without it.")
     plain = re.fullmatch(r"[\w./-]+", text) and not text.startswith("-") and yaml.safe_load(text) == text
     with contextlib.suppress(ValueError):
         float(text)  # 1e5 is text to PyYAML and a number to others
         plain = False
-    return text if plain else json.dumps(text, ensure_ascii=False)
+    return text if plain else yaml.safe_dump(text, default_style='"', width=math.inf).rstrip("\n")
 
 
 def _tokenizer_name(manifest: Manifest) -> str:

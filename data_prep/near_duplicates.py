@@ -1,8 +1,9 @@
 """Near-duplicate documents, by locality-sensitive hashing of their MinHash signatures.
 
 A signature is cut into bands; documents that agree in one whole band are compared, and are near duplicates where the
-share of equal hashes, which estimates the Jaccard similarity of their shingles, is the threshold or more. A document is
-left out if it is a near duplicate of one before it that is kept.
+share of equal hashes is the threshold or more. It estimates the Jaccard similarity of their shingles: those that both
+have, as a share of those that the two have together; so a text within a longer one is no near duplicate of it. A
+document is left out if it is a near duplicate of one before it that is kept.
 
 So the first of the documents that share a band is kept if that holds in all its bands, and those that are near
 duplicates of it are left out; then the same is asked of those that are left, until none is. Each round reads a file

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.curation import FilterSettings, load_predicate
+from data_prep.curation import FilterSettings, filter_file, load_predicate
 from data_prep.errors import PrepError, refuse_not_utf8
 from data_prep.holdout import checked_fraction
 from data_prep.long_rows import LONG_ROW
@@ -60,6 +60,7 @@ class Plan:
             min_chars=given.get("min_chars", 0),
             max_chars=given.get("max_chars", 0),
             predicate=given.get("filter", ""),
+            predicate_sha256=given.get("filter_sha256", ""),
             dedup=given.get("dedup", False),
             near_dedup="near_dedup" in given,
         )
@@ -111,8 +112,6 @@ def checked_common_options(arguments: argparse.Namespace) -> None:
     if not 0 <= arguments.max_rejected <= 1:
         raise PrepError(f"--max-rejected {arguments.max_rejected:g}: expected a share of the rows, 0 to 1 (0.01).")
     refuse_not_utf8("--out ", arguments.out)
-    if not arguments.out:
-        raise PrepError("--out '': expected the folder to write to.")
     for option, name in (("--split", arguments.split), ("--holdout-split", arguments.holdout_split)):
         if not name or name.startswith(".") or Path(name).name != name:
             raise PrepError(f"{option} {name!r}: expected the name of a folder, such as train.")
@@ -138,8 +137,8 @@ def _curation(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.near_dedup is not None and importlib.util.find_spec("rensa") is None:
         raise PrepError("--near-dedup: the package rensa is not installed (pip install rensa).")
     if arguments.filter:
-        load_predicate(arguments.filter)
-        given["filter_sha256"] = sha256_of_file(arguments.filter.rpartition(":")[0])
+        given["filter_sha256"] = sha256_of_file(filter_file(arguments.filter))
+        load_predicate(arguments.filter, given["filter_sha256"])
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -171,7 +170,7 @@ def what_to_replace(out: Path, plan: Plan, overwrite: bool) -> list[str]:
     """The splits in `out` that publishing takes away, a main one last.
 
     Without `overwrite` those are what a run that was killed while it published has left: held-out parts whose main
-    split is not there.
+    split is not there. A split that was moved or copied to another name stays.
 
     Raises:
         PrepError: a folder of that name holds something else.
@@ -183,11 +182,13 @@ def what_to_replace(out: Path, plan: Plan, overwrite: bool) -> list[str]:
     for folder in sorted(path for path in out.iterdir() if path.is_dir() and not path.name.startswith(".")):
         wanted = folder.name in plan.splits
         manifest = read_manifest(folder) if wanted else _readable_manifest(folder)
-        main = manifest.main_split if manifest else ""
-        if main == plan.options["split"] and (overwrite or not (out / main).exists()):
+        main = plan.options["split"]
+        if manifest and manifest.stands_at(folder.name, main) and (overwrite or not (out / main).exists()):
             replaced.append(folder.name)
         elif wanted and (manifest or any(folder.iterdir())):
-            owner = f"belongs to {out / main}" if main else f"was not written by this command (no {MANIFEST} in it)"
+            owner = f"was not written by this command (no {MANIFEST} in it)"
+            if manifest:
+                owner = f"belongs to {out / manifest.main_split}, as its split {manifest.split!r}"
             raise PrepError(f"{folder} {owner}; move it away, or give another --out or another name.")
         elif wanted:
             replaced.append(folder.name)  # an empty folder

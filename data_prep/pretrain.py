@@ -104,10 +104,10 @@ def _is_made(out: Path, plan: Plan, overwrite: bool, to_be_copied: bool) -> bool
 
 def make(arguments: argparse.Namespace, plan: Plan, tokenizer: Tokenizer, out: Path) -> Made:
     """Make and publish what the plan says in `out`, which this process holds."""
-    sources, options, path = plan.sources, plan.options, plan.tokenizer.path
+    sources, options = plan.sources, plan.options
     replaced = what_to_replace(out, plan, arguments.overwrite)
     sample = sample_texts(sources, options["text_key"])
-    wanted = EngineSettings("", path, options["allow_special"])
+    wanted = EngineSettings("", plan.tokenizer.path, plan.tokenizer.sha256, options["allow_special"])
     chosen, engine = choose_engine(arguments.encoder, wanted, tokenizer, sample, arguments.strict)
     settings = PartSettings(
         sources=sources,
@@ -189,7 +189,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--dtype", default="auto", choices=("auto", "uint16", "int32"), help=help_text)
     add("--shuffle-seed", type=int, metavar="N", help="shuffle the documents of --split, the same way for the same N")
     add("--dedup", action="store_true", help="leave out documents whose text was there before")
-    help_text = "leave out documents that are this similar to one before (0.8: 80 %% of their 5-word shingles)"
+    help_text = (
+        "leave out texts that share with one before this part of the 5-word shingles that the two have together (0.8)"
+    )
     add("--near-dedup", type=float, metavar="F", help=help_text)
     add("--min-chars", type=int, default=0, metavar="N", help="leave out shorter documents (%(default)s)")
     add("--max-chars", type=int, default=0, metavar="N", help="leave out longer documents (%(default)s: no limit)")

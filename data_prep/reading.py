@@ -117,6 +117,9 @@ class SourceReader:
             raise
 
     def _damage(self, line: int, error: BaseException) -> str:
+        if "requires too much memory" in str(error):  # zstd's words
+            what = "compressed with a window above 128 MB"
+            return f"{self.source.path}: {what}; decompress it (zstd -d --long=31), and give that or compress it anew."
         return f"{self.source.path}:{line + 1}: the compressed data is damaged or cut short ({error}); fetch it again."
 
 

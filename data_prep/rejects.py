@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.errors import PrepError
+from data_prep.errors import Interrupted
 from data_prep.part_files import REJECTS, PartFacts, part_folder
 from data_prep.parts import Part
 from data_prep.sources import Source
@@ -38,7 +38,7 @@ def list_rejected(
     """The list of all rejected rows, in `staging`; None: there are none.
 
     Raises:
-        PrepError: they are more than `max_share` (0..1) of all rows; then the list is in `out`.
+        Interrupted: they are more than `max_share` (0..1) of all rows; then the list is in `out`.
     """
     count = sum(part.rejected for part in facts)
     if not count:
@@ -58,8 +58,8 @@ def list_rejected(
     if share > max_share:
         shutil.move(path, out / REFUSED)
         rejected = f"{count:,} of {rows_read:,} rows were rejected ({share:.2%})"
-        raise PrepError(
+        raise Interrupted(
             f"{rejected}, more than --max-rejected {max_share:g}; {out / REFUSED} lists them. "
-            "Mend the input, or allow more."
+            "Allow more to go on from what is finished, or mend the input and give --overwrite."
         )
     return path

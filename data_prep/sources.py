@@ -2,7 +2,10 @@
 
 import glob
 import hashlib
+import json
 import os
+import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +14,9 @@ from data_prep.errors import PrepError, refuse_not_utf8
 from data_prep.storage import is_remote, list_files, open_file, remote_errors, state_of
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt")
+OWN_FILE = re.compile(r"shard\.\d{5,}\.mds|index\.json|manifest\.json|documents\.jsonl|rejected\.jsonl")  # of a split
 _MAGIC = "*?["
+_NAMES_TOLD = 4
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,9 @@ class Source:
 
 def find_sources(inputs: Sequence[str]) -> list[Source]:
     """The files that files, folders (their own files, sorted) and globs (sorted; ** goes deeper) stand for.
+
+    Of folders and globs, what these commands have written into a split is left out. A note tells of it, and of files
+    with other names.
 
     Raises:
         PrepError: an input that is missing, matches nothing, is of another format, or is given twice.
@@ -73,7 +81,7 @@ def sha256_of_source(source: Source) -> str:
 def _expand(given: str) -> list[str]:
     expected = "/".join(SUFFIXES)
     if os.path.isdir(given):
-        found = sorted(entry.path for entry in os.scandir(given) if _is_visible(entry.name))
+        found = _input_files(given, sorted(entry.path for entry in os.scandir(given) if entry.name[0] != "."))
         if not found:
             raise PrepError(
                 f"{given}: a folder with no {expected} file in it (for those deeper: '{given}/**/*.jsonl')."
@@ -86,20 +94,18 @@ def _expand(given: str) -> list[str]:
         return [given]
     if any(character in given for character in _MAGIC):
         found = sorted(path for path in glob.glob(given, recursive=True) if os.path.isfile(path))
-        matching = [path for path in found if path.endswith(SUFFIXES)]
+        matching = _input_files(given, found)
         if not matching:
-            other = f"; {len(found)} files match but have other names" if found else ""
-            raise PrepError(f"{given}: matches no {expected} file{other}.")
+            raise PrepError(f"{given}: matches no {expected} file.")
         return matching
     raise PrepError(f"{given}: no such file or folder.")
 
 
 def _expand_url(given: str) -> list[str]:
-    found = list_files(given)
-    matching = [url for url in found if _is_visible(url.rpartition("/")[2])]
+    found = [url for url in list_files(given) if not os.path.basename(url).startswith(".")]
+    matching = _input_files(given, found)
     if not matching:
-        other = f"; {len(found)} files there have other names" if found else ""
-        raise PrepError(f"{given}: no {'/'.join(SUFFIXES)} file there{other}.")
+        raise PrepError(f"{given}: no {'/'.join(SUFFIXES)} file there.")
     _refuse_mixture(given, matching)
     return matching
 
@@ -116,8 +122,37 @@ def _refuse_mixture(given: str, paths: list[str]) -> None:
         raise PrepError(f"{what}; say which are documents, as with '{given.rstrip('/')}/*.jsonl'.")
 
 
-def _is_visible(name: str) -> bool:
-    return name.endswith(SUFFIXES) and not name.startswith(".")
+def _input_files(given: str, found: list[str]) -> list[str]:
+    """Of the files that a folder or glob stands for, those to read."""
+    named = [path for path in found if path.endswith(SUFFIXES)]
+    outputs = [path for path in named if path != given and _is_output(path)]
+    _tell_of(given, "are output of an earlier run and were not read (give them by their names)", outputs)
+    others = [path for path in found if not path.endswith(SUFFIXES) and _may_be_meant(path)]
+    _tell_of(given, "have other names and were not read", others)
+    return sorted({*named} - {*outputs})
+
+
+def _is_output(path: str) -> bool:
+    """Whether a file is of a split that was made before: its held-out documents, or the rows that were left out."""
+    if not OWN_FILE.fullmatch(os.path.basename(path)):
+        return False
+    try:
+        with open_file(os.path.join(os.path.dirname(path), "manifest.json")) as file:
+            manifest = json.loads(file.read())
+    except (OSError, ValueError):
+        return False
+    return isinstance(manifest, dict) and "splits" in manifest
+
+
+def _may_be_meant(path: str) -> bool:
+    name = os.path.basename(path)
+    return not name.startswith(".") and not OWN_FILE.fullmatch(name) and (is_remote(path) or os.path.isfile(path))
+
+
+def _tell_of(given: str, what: str, paths: list[str]) -> None:
+    if paths:
+        names = [os.path.basename(path) for path in paths[:_NAMES_TOLD]] + ["…"] * (len(paths) > _NAMES_TOLD)
+        print(f"note: {given}: {len(paths)} files {what}: {', '.join(names)}", file=sys.stderr)
 
 
 def _identity(path: str) -> str:

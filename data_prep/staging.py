@@ -4,12 +4,14 @@ import contextlib
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from data_prep.errors import Interrupted, PrepError
 from data_prep.manifest import MadeFrom, differences
+from data_prep.part_files import load_part
 from data_prep.publishing import LOCK, STAGING, exclusive
-from data_prep.tasks import ORDERS, PARTS, RECORDS, UNFINISHED
+from data_prep.tasks import ORDERS, PARTS, RECORDS, UNFINISHED, source_digests
 from data_prep.writing import write_durably
 
 PLAN = "plan.json"
@@ -25,7 +27,7 @@ def remove_leftovers(out: Path, made_from: MadeFrom) -> None:
         return
     with exclusive(out):
         old = _read_plan(out / STAGING)
-        if not (old and any(_finished_parts(out / STAGING)) and differences(old[0], made_from)):
+        if not (old and any(_finished_parts(out / STAGING)) and _changes(out / STAGING, old[0], made_from)):
             shutil.rmtree(out / STAGING, ignore_errors=True)
 
 
@@ -41,7 +43,7 @@ def resumable_staging(out: Path, made_from: MadeFrom, part_bytes: int, overwrite
     """The staging folder, with the parts that an earlier run of the same plan finished.
 
     It is gone at the end, unless the run was cut off (by a signal, a full disk, a source that is not there, a worker
-    that died) after a part was finished.
+    that died, too many bad rows) after a part was finished.
 
     Raises:
         PrepError: an unfinished run of another plan left parts there, and `overwrite` was not given.
@@ -73,13 +75,24 @@ def _left_by_same_plan(staging: Path, made_from: MadeFrom, part_bytes: int, over
     if plan is None:
         return False
     old, old_bytes = plan
-    changes = differences(old, made_from)
+    changes = _changes(staging, old, made_from)
     if old_bytes != part_bytes:
         changes.append(f"--part-mb: {old_bytes / 1e6:g} -> {part_bytes / 1e6:g}")
     if changes and not overwrite and any(_finished_parts(staging)):
         what = "\n  ".join([f"{staging.parent} holds the finished parts of a run that was cut off:", *changes])
         raise PrepError(f"{what}\nGive the same again to go on, another --out, or --overwrite to throw them away.")
     return not changes
+
+
+def _changes(staging: Path, old: MadeFrom, new: MadeFrom) -> list[str]:
+    """`differences` that matter to the finished parts; the bound on bad rows is asked for when all are finished."""
+    old = replace(old, options={**old.options, "max_rejected": new.options.get("max_rejected")})
+    if not differences(old, new):
+        return []
+    facts = (load_part(staging / PARTS, int(path.name)) for path in _finished_parts(staging))
+    known = source_digests(staging, (part for part in facts if part), len(old.sources))
+    sources = [replace(source, sha256=known.get(number, "")) for number, source in enumerate(old.sources)]
+    return differences(replace(old, sources=sources), new)
 
 
 def _read_plan(staging: Path) -> tuple[MadeFrom, int] | None:

@@ -41,8 +41,10 @@ def local_output(given: str) -> Path:
     """The path of an output that has to be on this machine.
 
     Raises:
-        PrepError: it is a URL.
+        PrepError: it is a URL, or empty, which would be the working directory.
     """
+    if not given:
+        raise PrepError("--out '': expected a path to write to.")
     if is_remote(given):
         raise PrepError(f"--out {given}: expected a path on this machine; data_prep.pretrain alone writes to URLs.")
     return Path(os.path.expanduser(given))
@@ -91,8 +93,10 @@ def list_files(url: str) -> list[str]:
         else:
             try:
                 kind = filesystem.info(inner)["type"]  # not isfile, to which a store that cannot be reached is empty
-            except FileNotFoundError:
-                return []
+            except FileNotFoundError as error:
+                if _is_missing(error, url):
+                    return []
+                raise
             if kind == "file":
                 return [url]
             found = [entry["name"] for entry in filesystem.ls(inner, detail=True) if entry["type"] == "file"]
@@ -124,21 +128,38 @@ def filesystem_of(url: str) -> tuple[Any, str]:
 
 @contextlib.contextmanager
 def remote_errors(url: str) -> Iterator[None]:
-    """Whatever a store's client raises, as an OSError that names the URL; of a path nothing is changed."""
+    """Whatever a store's client raises, as an OSError that names the URL; of a path nothing is changed.
+
+    Raises:
+        PrepError: a server that gives whole files only.
+    """
     try:
         yield
     except PrepError:
         raise
     except OSError as error:
-        if error.errno is not None or not is_remote(url):
+        if error.filename is not None or not is_remote(url):
             raise
-        missing = isinstance(error, FileNotFoundError)
-        number = errno.ENOENT if missing else errno.EIO
-        raise OSError(number, os.strerror(number) if missing else str(error), url) from error
+        if _is_missing(error, url):
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), url) from error
+        words = error.strerror or str(error)
+        if isinstance(error, FileNotFoundError):  # what happened is in its cause
+            words = f"{type(error.__cause__).__name__}: {error.__cause__}"
+        raise OSError(error.errno or errno.EIO, words, url) from error
     except Exception as error:  # botocore's, google's and others have no common class
         if not is_remote(url):
             raise
+        if "support range requests" in str(error):  # fsspec's words, a ValueError
+            raise PrepError(f"{url}: its server does not serve parts of files; fetch it, and give the file.") from error
         raise OSError(errno.EIO, f"{type(error).__name__}: {error}", url) from error
+
+
+def _is_missing(error: OSError, url: str) -> bool:
+    """Whether a file is not there. fsspec says so too of every HTTP server that does not answer as it should."""
+    if not isinstance(error, FileNotFoundError):
+        return False
+    cause = error.__cause__
+    return not url.startswith("http") or cause is None or getattr(cause, "status", None) == 404
 
 
 def _time_ns(found: dict[str, Any]) -> int:

@@ -2,10 +2,12 @@
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data_prep.extents import extents_name, read_stream
+from data_prep.part_files import PartFacts
 from data_prep.part_task import PartSettings, Progress, Report, tokenise_part
 from data_prep.parts import Part
 from data_prep.reading import check_unchanged
@@ -105,6 +107,15 @@ def read_record(staging: Path, name: str) -> dict[str, object] | None:
         return dict(json.loads((staging / RECORDS / f"{name}.json").read_bytes()))
     except (FileNotFoundError, ValueError, TypeError):
         return None
+
+
+def source_digests(staging: Path, facts: Iterable[PartFacts], sources: int) -> dict[int, str]:
+    """SHA-256 of those of so many sources that parts have read as a whole or tasks have hashed, by their numbers."""
+    found = {int(number): digest for part in facts for number, digest in part.sha256.items()}
+    for number in range(sources):
+        if number not in found and (record := read_record(staging, f"source.{number}")):
+            found[number] = str(record["sha256"])
+    return found
 
 
 def read_shard(staging: Path, task: ShardTask) -> WrittenShard | None:

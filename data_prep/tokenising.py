@@ -3,8 +3,10 @@
 The `tokenizers` library reads tokenizer.json: no transformers, no torch.
 """
 
+import contextlib
+import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +15,6 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from data_prep.errors import PrepError
-from data_prep.sources import sha256_of_file
 from data_prep.tokenizer_files import locate_tokenizer, refuse_other_spacing, special_tokens
 from data_prep.windows import Ids
 
@@ -49,10 +50,9 @@ def load_tokenizer(name: str) -> tuple[Tokenizer, TokenizerFacts]:
         PrepError: no such tokenizer, or no tokenizer.json in it.
     """
     path = locate_tokenizer(name)
+    content = Path(path).read_bytes()
     try:
-        tokenizer = Tokenizer.from_file(path)
-    except OSError:
-        raise
+        tokenizer = Tokenizer.from_buffer(content)
     except Exception as error:  # tokenizers raises plain Exception
         raise PrepError(f"--tokenizer {path}: not a tokenizer.json of the tokenizers library: {error}") from error
     tokenizer.no_truncation()
@@ -68,7 +68,7 @@ def load_tokenizer(name: str) -> tuple[Tokenizer, TokenizerFacts]:
         raise PrepError(f"--tokenizer {path}: its largest id is {max(ids, default='none')}; expected less than 2^24.")
     facts = TokenizerFacts(
         path=path,
-        sha256=sha256_of_file(path),
+        sha256=hashlib.sha256(content).hexdigest(),
         vocab_size=max(ids) + 1,
         bos_id=token_id("bos_token"),
         eos_id=token_id("eos_token"),
@@ -104,16 +104,22 @@ def choose_separators(
             to put tokens around a document.
     """
     before, behind = _template(tokenizer, facts) if add_special_tokens else ([], [])
-    before = _ids_of(tokenizer, bos_text or "") + before
+    before = _ids_of(tokenizer, facts, bos_text or "") + before
     if eos_text is None and not add_special_tokens:
         if facts.eos_id is None:
+            named = special_tokens(Path(facts.path).parent).get("eos_token")
+            what = (
+                f"the eos_token {named!r} of its configuration is not in its vocabulary"
+                if named
+                else "no eos_token is named in the tokenizer_config.json beside it"
+            )
             raise PrepError(
-                f"--tokenizer {facts.path}: no eos_token is named in the tokenizer_config.json beside it, so that "
-                "nothing would end a document; give --eos-text, such as '<|endoftext|>'."
+                f"--tokenizer {facts.path}: {what}, so that nothing would end a document; give --eos-text, such as "
+                "'<|endoftext|>'."
             )
         after = [*behind, facts.eos_id]
     else:
-        after = behind + _ids_of(tokenizer, eos_text or "")
+        after = behind + _ids_of(tokenizer, facts, eos_text or "")
     if not before + after:
         raise PrepError("nothing would separate one document from the next; give --eos-text or --bos-text.")
     return Separators(before=before, after=after)
@@ -124,21 +130,28 @@ class HuggingFaceEngine:
 
     Args:
         allow_special: text that spells a special token becomes that token. Off, it is ordinary text.
+        path: of tokenizer.json, for messages.
     """
 
     name = "tokenizers"
 
-    def __init__(self, tokenizer: Tokenizer, allow_special: bool):
+    def __init__(self, tokenizer: Tokenizer, allow_special: bool, path: str):
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
         self._tokenizer = tokenizer
+        self._path = path
         self._special_is_text = not allow_special
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
-        """Ids of each text; `encode_batch_fast` leaves out the offsets, which nobody needs here."""
+        """Ids of each text; `encode_batch_fast` leaves out the offsets, which nobody needs here.
+
+        Raises:
+            PrepError: the tokenizer cannot encode one of them.
+        """
         self._tokenizer.encode_special_tokens = self._special_is_text  # a tokenizer may serve several
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        with _refusals_in_words(self._path):
+            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
 
@@ -161,8 +174,9 @@ def choose_dtype(asked: str, vocab_size: int) -> str:
 def _template(tokenizer: Tokenizer, facts: TokenizerFacts) -> tuple[list[int], list[int]]:
     """The ids that the tokenizer's template puts in front of a document and behind it."""
     text = "A text of some tokens."
-    plain = tokenizer.encode(text, add_special_tokens=False).ids
-    whole = tokenizer.encode(text, add_special_tokens=True).ids
+    with _refusals_in_words(facts.path):
+        plain = tokenizer.encode(text, add_special_tokens=False).ids
+        whole = tokenizer.encode(text, add_special_tokens=True).ids
     added = len(whole) - len(plain)
     for front in range(added + 1):
         if whole[front : front + len(plain)] == plain:
@@ -173,6 +187,15 @@ def _template(tokenizer: Tokenizer, facts: TokenizerFacts) -> tuple[list[int], l
     )
 
 
-def _ids_of(tokenizer: Tokenizer, text: str) -> list[int]:
+def _ids_of(tokenizer: Tokenizer, facts: TokenizerFacts, text: str) -> list[int]:
     tokenizer.encode_special_tokens = False  # here "<|endoftext|>" is meant
-    return list(tokenizer.encode(text, add_special_tokens=False).ids) if text else []
+    with _refusals_in_words(facts.path):
+        return list(tokenizer.encode(text, add_special_tokens=False).ids) if text else []
+
+
+@contextlib.contextmanager
+def _refusals_in_words(path: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # tokenizers raises plain Exception, where its unk_token is not in the vocabulary say
+        raise PrepError(f"--tokenizer {path}: the tokenizers library cannot encode with it: {error}.") from error

@@ -174,25 +174,33 @@ def save(tokenizer: Tokenizer, folder: Path, training: dict[str, Any]) -> None:
 
 
 def is_finished(out: Path, made_from: dict[str, Any]) -> bool:
-    """Whether the folder is there and was made from the same.
+    """Whether the folder is there, made from the same and as it was written.
 
     Raises:
-        PrepError: it was made from something else.
+        PrepError: it was made from something else, or a file of it was changed or is missing.
     """
     old = _made_from(out)
     if old is None:
         return False
+    # An earlier version noted no digests.
+    digests = json.loads((out / TRAINING).read_bytes()).get("files", {TOKENIZER_FILE: None})
+    others = sorted({path.name for path in out.iterdir()} - {*digests, *CONFIG_FILES, TRAINING})
+    instead = "give another --out, or --overwrite" + (f", which also removes {', '.join(others)}" if others else "")
     names = {"sources": "input", "holdout": "--holdout", "text_key": "--text-key", "vocab_size": "--vocab-size"}
     changed = [names.get(name, name) for name in sorted(made_from) if old.get(name) != made_from[name]]
     if changed:
-        raise PrepError(
-            f"{out} was made with another {', another '.join(changed)}; give another --out, or --overwrite."
-        )
-    found = json.loads((out / TRAINING).read_bytes())
-    if "files" not in found:  # an earlier version made it
-        return (out / TOKENIZER_FILE).is_file()
-    digests = found["files"].items()
-    return all((out / name).is_file() and sha256_of_file(out / name) == digest for name, digest in digests)
+        raise PrepError(f"{out} was made with another {', another '.join(changed)}; {instead}.")
+    states = {name: _state(out / name, digest) for name, digest in sorted(digests.items())}
+    if problems := [f"{name} {state}" for name, state in states.items() if state]:
+        raise PrepError(f"{out} is not as it was written: {', '.join(problems)}; {instead}.")
+    return True
+
+
+def _state(path: Path, sha256: str | None) -> str:
+    """What became of a file; "": nothing."""
+    if not path.is_file():
+        return "is missing"
+    return "was changed" if sha256 and sha256_of_file(path) != sha256 else ""
 
 
 def _made_from(out: Path) -> dict[str, Any] | None:

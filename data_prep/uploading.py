@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,12 +19,12 @@ from typing import Any, cast
 from data_prep.errors import PrepError, refuse_not_utf8
 from data_prep.manifest import MANIFEST, MadeFrom, Manifest, differences, load_manifest, parse_manifest
 from data_prep.plan import MAIN, Plan
+from data_prep.sources import OWN_FILE
 from data_prep.storage import filesystem_of, remote_errors
 from data_prep.writing import INDEX
 
 STREAMING_SCHEMES = ("s3", "gs", "oci")
 MADE_TO_COPY = ".made-to-be-copied"  # in a work folder whose splits no one else wants
-_OWN_FILE = re.compile(r"shard\.\d{5,}\.mds|index\.json|manifest\.json|documents\.jsonl|rejected\.jsonl")
 UPLOADED = ".uploaded.jsonl"  # what has been copied, in the work folder, so that a run that is cut off goes on
 
 
@@ -69,7 +68,7 @@ class RemoteOutput:
         problems = []
         for name in main.splits:
             manifest = self._manifest(name)
-            if manifest is None or manifest.main_split != main.main_split:
+            if manifest is None or not manifest.stands_at(name, main.main_split):
                 problems.append(f"{self.url}/{name}/{MANIFEST}: {'missing' if manifest is None else 'of another run'}")
             else:
                 problems += self._problems(manifest)
@@ -88,8 +87,8 @@ class RemoteOutput:
             manifest = self._manifest(name)
             if manifest is None and name not in begun and self._files(name):
                 words = f"was not written by this command (no {MANIFEST} in it)"
-            elif manifest is not None and manifest.main_split != splits[-1]:
-                words = f"belongs to {self.url}/{manifest.main_split}"
+            elif manifest is not None and not manifest.stands_at(name, splits[-1]):
+                words = f"belongs to {self.url}/{manifest.main_split}, as its split {manifest.split!r}"
             else:
                 continue
             raise PrepError(f"{self.url}/{name} {words}; give another --out or another name.")
@@ -107,7 +106,7 @@ class RemoteOutput:
                 self._filesystem.rm(main)
             for name in replaced:
                 manifest = self._manifest(name)
-                if manifest is not None and manifest.main_split == splits[-1]:
+                if manifest is not None and manifest.stands_at(name, splits[-1]):
                     self._remove_others(name, set())
             for name in splits:
                 manifest = load_manifest(work / name)
@@ -164,7 +163,7 @@ class RemoteOutput:
     def _remove_others(self, name: str, wanted: set[str]) -> None:
         """Remove what this command writes into a split's folder, but for the files that are wanted."""
         for file, path in self._files(name).items():
-            if file not in wanted and _OWN_FILE.fullmatch(file):
+            if file not in wanted and OWN_FILE.fullmatch(file):
                 self._filesystem.rm(path)
 
     def _manifest(self, name: str) -> Manifest | None:

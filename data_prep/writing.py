@@ -187,6 +187,16 @@ def write_durably(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def replace_durably(path: Path, content: bytes) -> None:
+    """Write a file that may be there already: it is the old one or the new one as a whole, whatever happens."""
+    attempt = path.with_name(f".{path.name}.partial")
+    try:
+        write_durably(attempt, content)
+        os.replace(attempt, path)
+    finally:
+        attempt.unlink(missing_ok=True)
+
+
 def _sample_prefix(seq_len: int, bytes_a_token: int) -> bytes:
     """What stands before the ids of every sample of one length."""
     width = next(power for power in range(4) if seq_len < 1 << (8 << power))  # the length takes 2**width bytes

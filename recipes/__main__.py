@@ -142,10 +142,11 @@ def _check(chosen: argparse.Namespace) -> int:
 
     try:
         recipe = load_checked(chosen.recipe, [*chosen.overrides, "dry_run=true"])
+        missing = preflight(recipe)
         too_dear = refusal(recipe, run_folder(recipe), world_size())
     except RecipeError as error:
         return print_problems("this recipe cannot be trained", error.problems)
-    print_plan(recipe, plan_batches(recipe), preflight(recipe))
+    print_plan(recipe, plan_batches(recipe), missing)
     return print_stop(f"this run may not start: {too_dear}") if too_dear else 0
 
 

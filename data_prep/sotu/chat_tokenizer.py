@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from data_prep.errors import PrepError, exit_status
+
 TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}{{ 'Answer: ' + message['content'] + eos_token }}"
@@ -21,6 +23,7 @@ TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Answer:' }}{% endif %}"
 )
+LEFT_OUT = ("chat_template.jinja", "training.json")  # a template that would win, and what says how the words were made
 
 
 def main() -> int:
@@ -28,34 +31,35 @@ def main() -> int:
     parser.add_argument("source", type=Path, help="a tokenizer's folder")
     parser.add_argument("out", type=Path, help="the folder to make")
     arguments = parser.parse_args()
-    partial = arguments.out.with_name(f".{arguments.out.name}.partial")
+    return exit_status(lambda: run(arguments.source, arguments.out))
+
+
+def run(source: Path, out: Path) -> None:
+    """Copy the folder `source`, with the template, to `out`. Raises PrepError where that is another folder already."""
+    config = config_of(source)
+    if out.exists() and config_of(out).get("chat_template") != TEMPLATE:
+        raise PrepError(f"{out} is there already, and not made by this command: name another folder")
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
     try:
-        config = config_of(arguments.source)
-        if arguments.out.exists() and config_of(arguments.out).get("chat_template") != TEMPLATE:
-            raise ValueError(f"{arguments.out} is there already, and not made by this command: name another folder")
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(arguments.source, partial)
+        shutil.copytree(source, partial, ignore=shutil.ignore_patterns(*LEFT_OUT))
         text = json.dumps({**config, "chat_template": TEMPLATE}, indent=2, ensure_ascii=False)
         (partial / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
-        shutil.rmtree(arguments.out, ignore_errors=True)
-        partial.rename(arguments.out)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        shutil.rmtree(out, ignore_errors=True)
+        partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    print(f"{arguments.out}: {arguments.source} with a chat template")
-    return 0
+    print(f"{out}: {source} with a chat template")
 
 
 def config_of(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json of a folder. Raises ValueError where it has none."""
+    """tokenizer_config.json of a folder. Raises PrepError where it has none."""
     try:
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} is no tokenizer's folder: {error}") from None
+        raise PrepError(f"{folder} is no tokenizer's folder: {error}") from None
     if not isinstance(config, dict):
-        raise ValueError(f"{folder}/tokenizer_config.json: got {type(config).__name__}, expected a JSON object")
+        raise PrepError(f"{folder}/tokenizer_config.json: got {type(config).__name__}, expected a JSON object")
     return config
 
 

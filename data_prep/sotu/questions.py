@@ -14,6 +14,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from data_prep.errors import exit_status
+from data_prep.writing import replace_durably
+
 FOLDER = Path(__file__).parent
 ADDRESSES = FOLDER / "addresses.jsonl"
 QUESTIONS = FOLDER / "questions.jsonl"
@@ -62,16 +65,19 @@ def one_a_year(rows: list[dict[str, str]]) -> list[dict[str, str]]:
 
 def main() -> int:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    return exit_status(run)
+
+
+def run() -> None:
     rows = [json.loads(line) for line in ADDRESSES.read_text(encoding="utf-8").splitlines()]
     asked = [
         {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
         for question, answer in conversations(rows)
     ]
     for path, made in ((QUESTIONS, asked), (PREFERENCES, list(preferences(rows)))):
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made)
-        path.write_text(text, encoding="utf-8")
-        print(f"{path}: {len(made)} rows, {len(text.encode()):,} bytes")
-    return 0
+        content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made).encode()
+        replace_durably(path, content)
+        print(f"{path}: {len(made)} rows, {len(content):,} bytes")
 
 
 if __name__ == "__main__":

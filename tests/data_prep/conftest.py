@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from data_prep.engines import EngineSettings
+from data_prep.sources import sha256_of_file
 from tests.conftest import ROOT, Command
 
 CORPUS = ROOT / "data_prep" / "sotu" / "addresses.jsonl"
@@ -70,6 +72,11 @@ def jsonl(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+def engine_settings(name: str, path: str | Path, allow_special: bool = False) -> EngineSettings:
+    """Settings of an engine for the tokenizer.json that is at a path now."""
+    return EngineSettings(name, str(path), sha256_of_file(path), allow_special)
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from data_prep.cluster import _check_node, _versions
-from data_prep.errors import PrepError
+from data_prep.errors import Interrupted
 from data_prep.staging import PLAN
 from tests.conftest import ROOT
 from tests.data_prep.conftest import tree
@@ -110,11 +110,11 @@ def test_a_node_that_sees_other_files_or_has_other_engines_is_named(
 ) -> None:
     monkeypatch.chdir(ROOT)
     here = {name: str(version) for name, version in _versions().items()}
-    with pytest.raises(PrepError, match=r"node \S+ does not see .*/out/\.preparing; give an --out .* that all nodes"):
+    with pytest.raises(Interrupted, match=r"node \S+ does not see .*/out/\.preparing; give an --out .* that all nodes"):
         _check_node(tmp_path / "out" / ".preparing", str(ROOT), here)
-    with pytest.raises(PrepError, match="has no folder /nowhere; all nodes must see the same files"):
+    with pytest.raises(Interrupted, match="has no folder /nowhere; all nodes must see the same files"):
         _check_node(tmp_path, "/nowhere", here)
     (tmp_path / PLAN).write_text("{}")
-    with pytest.raises(PrepError, match=r"has gigatoken \S+, not 0\.1; install the same on all nodes"):
+    with pytest.raises(Interrupted, match=r"has gigatoken \S+, not 0\.1; install the same on all nodes"):
         _check_node(tmp_path, str(ROOT), {**here, "gigatoken": "0.1"})
     _check_node(tmp_path, str(ROOT), here)

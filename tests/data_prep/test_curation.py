@@ -92,7 +92,7 @@ def test_filter(
     refused = prepare(source, "--out", tmp_path / "one", "--filter", f"{path}:good")
     assert "--filter-sha256: '" in refused.stderr
     with pytest.raises(PrepError, match=r"expected FILE\.py:FUNCTION"):
-        load_predicate("mine.good")
+        load_predicate("mine.good", "")
 
 
 def test_exact_duplicates(compare: Callable[..., Any], rows: list[dict[str, Any]]) -> None:

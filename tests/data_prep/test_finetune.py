@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 import subprocess
@@ -10,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from data_prep.conversations import BadExample, ConversationTokenizer, Turn, count_tokens, truncated
+from data_prep.conversations import NOT_VARIABLES, BadExample, ConversationTokenizer, Turn, count_tokens, truncated
 from data_prep.finetune import main
+from data_prep.holdout import is_held_out
 from data_prep.mds import read_index, read_samples
 from tests.conftest import Command
 from tests.data_prep.conftest import tree
@@ -184,6 +186,65 @@ def test_what_decides_the_bytes_is_compared(
     unknown = finetune(source, "--out", tmp_path / "three", "--tokenizer", folder)
     assert unknown.returncode == 1
     assert f"--tokenizer {folder}: transformers cannot load it: " in unknown.stderr
+
+
+def test_copies_with_other_fields_or_spelled_otherwise_are_on_one_side(
+    chats: list[dict[str, Any]],
+    pairs: list[dict[str, Any]],
+    jsonl: Callable[..., Path],
+    finetune: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    rows = [*chats, *pairs]
+    lines = []
+    for number, row in enumerate(rows):
+        if "messages" in row:
+            turned: dict[str, Any] = {"messages": [dict(reversed(message.items())) for message in row["messages"]]}
+        else:
+            turned = {"completion": row["response"], "prompt": row["prompt"]}
+        for copy, is_ascii in ((row, False), (row, True), ({"id": number, **row}, False), (turned, True)):
+            lines.append(json.dumps(copy, ensure_ascii=is_ascii).encode() + b"\n")
+    assert finetune(jsonl(lines), "--out", tmp_path / "out", "--seq-len", "4000", "--holdout", "0.3").returncode == 0
+    held = (tmp_path / "out" / "val" / "documents.jsonl").read_bytes().splitlines(keepends=True)
+    plain = [json.dumps(row, ensure_ascii=False) for row in rows]
+    expected = [number for number, text in enumerate(plain) if is_held_out(text, 0.3)]
+    assert 20 < len(expected) < 60
+    assert held == [line for number in expected for line in lines[4 * number : 4 * number + 4]]
+
+
+def test_a_tokenizer_that_changed_meanwhile_is_refused(
+    chats: list[dict[str, Any]],
+    with_template: Path,
+    jsonl: Callable[..., Path],
+    finetune: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    folder = Path(shutil.copytree(with_template, tmp_path / "tokenizer"))
+    load = AutoTokenizer.from_pretrained
+    words = (jsonl(chats), "--out", tmp_path / "out", "--tokenizer", folder, "--seq-len", "4000")
+    for changed in ("tokenizer.json", "tokenizer_config.json"):
+
+        def edit_and_load(name: str, path: Path = folder / changed) -> Any:
+            path.write_text(path.read_text() + "\n")
+            return load(name)
+
+        monkeypatch.setattr(AutoTokenizer, "from_pretrained", edit_and_load)
+        refused = finetune(*words)
+        assert refused.returncode == 1
+        assert f"--tokenizer {folder} changed while the run went on" in refused.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_arguments_of_transformers_are_no_variables(finetune: Callable[..., Any], tmp_path: Path) -> None:
+    known = set(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) - {"kwargs"}
+    assert known <= NOT_VARIABLES
+    rows = tmp_path / "rows.jsonl"
+    rows.touch()
+    for word in ("tokenize=1", "messages=x"):
+        refused = finetune(rows, "--out", tmp_path / "out", "--template-value", word)
+        assert refused.returncode == 1
+        assert f"--template-value {word}: expected a variable of the chat template" in refused.stderr
 
 
 def test_cutting() -> None:

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from data_prep.writing import ShardFormat
+from recipes.training.turns import loaders_lock
 from tests.conftest import Command
 from tests.data_prep.conftest import tree
 
@@ -102,7 +103,8 @@ def reference(
     instructions = root / "instructions.json"
     instructions.write_text(json.dumps({"convert": convert, "write": write, "read": read}))
     script = Path(__file__).with_name("foundry_reference.py")
-    result = run_command("python", script, instructions, env={"HF_DATASETS_CACHE": str(root / "cache")})
+    with loaders_lock():
+        result = run_command("python", script, instructions, env={"HF_DATASETS_CACHE": str(root / "cache")})
     assert result.returncode == 0, result.stderr
     return Reference(root, json.loads(result.stdout.splitlines()[-1]))
 

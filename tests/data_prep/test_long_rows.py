@@ -18,13 +18,12 @@ import pyarrow.parquet
 import pytest
 
 from data_prep import long_rows, reading
-from data_prep.engines import EngineSettings
 from data_prep.holdout import is_held_out
 from data_prep.long_rows import LongDocument, Spool, read_long_row, read_long_text
 from data_prep.mds import read_index, token_stream
 from data_prep.rows import Document, Rejected, parse_row
 from data_prep.sources import find_sources
-from tests.data_prep.conftest import tree
+from tests.data_prep.conftest import engine_settings, tree
 
 PIECES = [
     " ",
@@ -42,6 +41,8 @@ PIECES = [
     "{",
     "x" * 9,
     "'",
+    "deadBEEF0123",
+    "\\\\" * 9,
 ]
 BAD_PIECES = ["\\ud83d", "\\ude00", "\\x", "\\u12", "\x01", "\t"]
 
@@ -159,6 +160,23 @@ def test_what_a_row_has_beside_its_long_strings_is_limited(tmp_path: Path) -> No
         assert not list(tmp_path.iterdir())
 
 
+def test_what_a_string_has_without_a_place_to_cut_is_limited(tmp_path: Path) -> None:
+    def read_text(text: bytes) -> LongDocument | Rejected:
+        row = b'{"text": "' + text + b'"}'
+        return read_long_row(3, row[:40], io.BytesIO(row[40:] + b"\n"), "text", Spool(tmp_path, 100))
+
+    for text in (b"0123456789abcdef" * 300, b"\\u00e9" * 800, b"\\ud83d\\ude00" * 400, b"a\\\\" * 999):
+        found = read_text(text)
+        assert isinstance(found, LongDocument)
+        assert "".join(found.text.blocks()) == json.loads(b'"' + text + b'"')
+        found.remove()
+    reason = (
+        "in a string a stretch without a place to cut; at most --hold-mb 0.0001 of a row may be in memory as a whole"
+    )
+    assert read_text(b"\\" * 5000) == Rejected(3, reason)
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_must_be_held_is_limited(prepare: Callable[..., Any], jsonl: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text("def good(row):\n    return True\n")
     sentence = "peace and good will to all friends of the republic, "
@@ -211,7 +229,7 @@ def test_long_documents_in_every_format(
         [{"id": n, "text": text} for n, text in enumerate([*texts, texts[1] + "Well.", "B " + texts[2]])], "b"
     )
     again = again.rename(tmp_path / "again.jsonl")
-    engine = EngineSettings("tokenizers", str(tokenizer / "tokenizer.json"), False).make()
+    engine = engine_settings("tokenizers", str(tokenizer / "tokenizer.json"), False).make()
     ids_of = {text: engine.encode([text])[0] for text in (*texts, texts[1] + "Well.", "B " + texts[2])}
     held = [text for text in texts if is_held_out(text, 0.5)]
     kept = [text for text in texts if not is_held_out(text, 0.5)]

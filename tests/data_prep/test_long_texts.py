@@ -14,16 +14,17 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from data_prep.engines import NAMES, EngineSettings
+from data_prep.engines import NAMES
 from data_prep.long_texts import CutRule, NoPlaceToCut, cut_rule, pieces_of
+from tests.data_prep.conftest import engine_settings
 
 
 def test_long_texts_are_cut_where_tokens_begin(tokenizer: Path, texts: list[str]) -> None:
     path = str(tokenizer / "tokenizer.json")
     text = "".join(texts) + "日本語、日本語。" * 1000 + "x1" * 1000 + "don't\n" * 1000
     for name in NAMES:
-        engine = EngineSettings(name, path, False).make()
-        rule = cut_rule(path, engine, False, texts)
+        engine = engine_settings(name, path, False).make()
+        rule = cut_rule(Path(path).read_bytes(), engine, False, texts)
         pieces = list(pieces_of([text], 1000, rule))
         assert "".join(pieces) == text
         assert max(map(len, pieces)) < 1200
@@ -145,8 +146,8 @@ def check_pieces(
     """The pieces' ids are the text's, and the text is cut often."""
     path = folder / "tokenizer.json"
     path.write_text(json.dumps({**json.loads((tokenizer / "tokenizer.json").read_text()), **changed}))
-    engine = EngineSettings("tokenizers", str(path), allow_special).make()
-    rule = cut_rule(str(path), engine, allow_special, texts[:20])
+    engine = engine_settings("tokenizers", str(path), allow_special).make()
+    rule = cut_rule(path.read_bytes(), engine, allow_special, texts[:20])
     text = hard * 3 + "".join(texts)[:30_000] + hard * 3
     pieces = list(pieces_of([text[:777], text[777:]], 1, rule))
     assert len(pieces) > 3000
@@ -173,5 +174,5 @@ def check_pieces(
 def test_other_tokenizers_are_not_cut(changed: dict[str, Any], tokenizer: Path, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps({**json.loads((tokenizer / "tokenizer.json").read_text()), **changed}))
-    engine = EngineSettings("tokenizers", str(tokenizer / "tokenizer.json"), False).make()
-    assert cut_rule(str(path), engine, True, []) is None
+    engine = engine_settings("tokenizers", str(tokenizer / "tokenizer.json"), False).make()
+    assert cut_rule(path.read_bytes(), engine, True, []) is None

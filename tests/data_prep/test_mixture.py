@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
+from data_prep.mixture import main
 from recipes.config.load import load
+from recipes.training.turns import loaders_lock
 from tests.conftest import Command
 
 DRAW = """
@@ -56,7 +60,8 @@ def test_told_and_drawn(sources: dict[str, dict[str, Any]], tmp_path: Path, run_
     assert set(value["eval_loader"]["dataset"]["streams"]) == {"web", "code"}
     assert value["train_loader"]["dataset"]["epoch_size"] == round(tokens / 64)
 
-    drawn = run_command("python", "-c", DRAW, out)
+    with loaders_lock():
+        drawn = run_command("python", "-c", DRAW, out)
     assert drawn.returncode == 0, drawn.stderr
     counts = json.loads(drawn.stdout.splitlines()[-1])
     samples = round(tokens / 64)
@@ -70,10 +75,12 @@ def test_without_tokens_nothing_is_repeated(
 ) -> None:
     words = (f"{tmp_path}/web=0.5", f"{tmp_path}/code=0.5", "--out", tmp_path / "mix.yaml")
     result = run_command("python", "-m", "data_prep.mixture", *words)
-    odd = tmp_path / 'a"b: #c'
+    odd = tmp_path / 'a"b: #c\u2028\x85\x7f\x01\t\n\ufeff日本😀\\'
     odd.symlink_to(tmp_path / "web")
     quoted = run_command("python", "-m", "data_prep.mixture", f"{odd}=1", "--out", tmp_path / "odd.yaml")
     assert quoted.returncode == 0, quoted.stderr
+    read: Any = load(tmp_path / "odd.yaml", ["max_seq_len=64", "seed=1"])
+    assert [stream["local"] for stream in read["train_loader"]["dataset"]["streams"].values()] == [str(odd)]
     (stream,) = yaml.safe_load((tmp_path / "odd.yaml").read_text())["train_loader"]["dataset"]["streams"].values()
     assert stream["local"] == str(odd)
     for folder in ("a/web-2", "b/web", "2024", "1e5"):
@@ -96,7 +103,16 @@ def test_refusals_are_words(
     assert prepare(corpus, "--out", tmp_path / "longer", "--seq-len", "64").returncode == 0
     changed = json.loads((tmp_path / "longer" / "train" / "manifest.json").read_text())
     (tmp_path / "longer" / "train" / "manifest.json").write_text(json.dumps({**changed, "seq_len": 128}))
+    for name, separators in (("other", {"before": [], "after": [1]}), ("${x}", None)):
+        copied = Path(shutil.copytree(tmp_path / "web", tmp_path / name)) / "train" / "manifest.json"
+        value = json.loads(copied.read_text())
+        copied.write_text(json.dumps({**value, "separators": separators or value["separators"]}))
     for words, said in (
+        (
+            [f"{tmp_path}/web=1", f"{tmp_path}/other=2"],
+            "were made with another separator of documents: {'before': [], 'after': [1]} and",
+        ),
+        ([f"{tmp_path}/${{x}}=1"], "recipes take ${...} for a variable; give a name without it"),
         ([f"{tmp_path}/web"], "expected FOLDER=SHARE with a share above 0"),
         ([f"{tmp_path}/web=-1"], "expected FOLDER=SHARE with a share above 0"),
         ([f"{tmp_path}/none=1"], "its main splits: none"),
@@ -111,3 +127,23 @@ def test_refusals_are_words(
     assert not (tmp_path / "mix.yaml").exists()
     words = (f"{tmp_path}/web=1", "--overwrite", "--out", corpus)
     assert "expected a file named .yaml" in run_command("python", "-m", "data_prep.mixture", *words).stderr
+
+
+def test_a_full_disk_leaves_the_old_file(
+    sources: dict[str, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "mix.yaml"
+    out.write_text("old: 1\n")
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    assert main([f"{tmp_path}/web=1", "--out", str(out), "--overwrite"]) == 1
+    assert "No space left on device; free some space" in capsys.readouterr().err
+    assert out.read_text() == "old: 1\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == before

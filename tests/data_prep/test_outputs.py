@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -10,13 +11,17 @@ from typing import Any
 
 import pytest
 
-from data_prep.curation import load_predicate
-from data_prep.errors import PrepError
+from data_prep.curation import DocumentFilter, FilterSettings, load_predicate
+from data_prep.errors import Interrupted, PrepError
 from data_prep.manifest import MadeFrom, SourceRecord, differences
-from data_prep.sources import find_sources
-from data_prep.staging import PLAN, refuse_unfinished, remove_leftovers
+from data_prep.part_files import PartFacts, finish_part, load_part, new_folder
+from data_prep.rows import Document
+from data_prep.sources import find_sources, sha256_of_file
+from data_prep.staging import PLAN, refuse_unfinished, remove_leftovers, resumable_staging
+from data_prep.tasks import PARTS, RECORDS, UNFINISHED, source_digests, write_record
 from data_prep.tokenising import load_tokenizer
 from tests.conftest import Command
+from tests.data_prep.conftest import tree
 
 
 def made_from(path: str, mtime_ns: int, sha256: str = "", **options: Any) -> MadeFrom:
@@ -45,6 +50,72 @@ def test_leftovers_of_another_run_stay(tmp_path: Path) -> None:
     refuse_unfinished(tmp_path, overwrite=True)
     remove_leftovers(tmp_path, made_from("a.jsonl", 1, split="b"))
     assert not part.exists()
+
+
+def test_a_run_that_was_cut_off_is_known_from_another_folder_and_by_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = tmp_path / "a.jsonl"
+    source.write_bytes(b"abc")
+
+    def run_until(cause: Exception, now: MadeFrom) -> bool:
+        """Finish a part and fail; whether it was finished before."""
+        with contextlib.suppress(type(cause)), resumable_staging(tmp_path / "out", now, 1, False) as staging:
+            was_finished = load_part(staging / PARTS, 0) is not None
+            facts = PartFacts(sha256={"0": sha256_of_file(source)})
+            finish_part(staging / PARTS, 0, new_folder(staging / PARTS, 0), facts)
+            raise cause
+        return was_finished
+
+    (tmp_path / "out").mkdir()
+    assert not run_until(Interrupted(), made_from("a.jsonl", 1, max_rejected=0.01))
+    (tmp_path / "deeper").mkdir()
+    monkeypatch.chdir("deeper")
+    for path, mtime_ns, share in (("../a.jsonl", 1, 0.01), ("../a.jsonl", 2, 0.01), ("../a.jsonl", 1, 0.5)):
+        assert run_until(Interrupted(), made_from(path, mtime_ns, max_rejected=share))
+    source.write_bytes(b"abd")
+    with pytest.raises(PrepError, match=r"input: .*/a\.jsonl \(3 bytes\) -> \.\./a\.jsonl \(3 bytes\), other content"):
+        run_until(Interrupted(), made_from("../a.jsonl", 2))
+    source.write_bytes(b"abc")
+    assert run_until(PrepError(), made_from("../a.jsonl", 1))
+    assert not run_until(PrepError(), made_from("../a.jsonl", 1))  # what does not pass took the parts away
+
+
+def test_source_digests_come_from_parts_and_tasks(tmp_path: Path) -> None:
+    for folder in (RECORDS, UNFINISHED):
+        (tmp_path / folder).mkdir()
+    write_record(tmp_path, "source.1", {"sha256": "b"})
+    write_record(tmp_path, "source.0.shard.00000.mds", {"sha256": "c"})  # of a split that is named so
+    parts = [PartFacts(), PartFacts(sha256={"0": "a", "12": "d"})]
+    assert source_digests(tmp_path, parts, 13) == {0: "a", 1: "b", 12: "d"}
+
+
+def test_a_filter_is_known_by_its_function_and_its_content() -> None:
+    def changes(before: str, after: str, digest: str = "1") -> list[str]:
+        old = made_from("a.jsonl", 1, filter=before, filter_sha256="1")
+        return differences(old, made_from("a.jsonl", 1, filter=after, filter_sha256=digest))
+
+    assert changes("mine.py:good", "../x/mine.py:good") == []
+    assert changes("mine.py:good", "mine.py:bad") == ["--filter: 'mine.py:good' -> 'mine.py:bad'"]
+    assert changes("mine.py:good", "mine.py:good", "2") == ["--filter-sha256: '1' -> '2'"]
+
+
+def test_a_filter_that_changed_meanwhile_or_exits_is_words(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("import sys\n\n\ndef leave(row):\n    sys.exit()\n")
+    name, digest = f"{path}:leave", sha256_of_file(path)
+    one = DocumentFilter(FilterSettings(predicate=name, predicate_sha256=digest))
+    with pytest.raises(PrepError, match=r"mine\.py:leave failed on 'a': SystemExit"):
+        one.by_predicate(Document(1, "a", b"{}"))
+    path.write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(Interrupted, match=f"--filter {path} changed while the run went on"):
+        load_predicate(name, digest)
+    with pytest.raises(PrepError, match=r"mine\.py cannot be loaded: SystemExit: 0"):
+        load_predicate(name, sha256_of_file(path))
+    path.unlink()
+    with pytest.raises(FileNotFoundError):  # which keeps the finished parts
+        load_predicate(name, digest)
 
 
 def test_an_input_named_rejected_jsonl_stays(corpus: Path, prepare: Callable[..., Any], tmp_path: Path) -> None:
@@ -83,7 +154,7 @@ def test_a_filter_may_be_a_module_with_dataclasses(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     lines = ["from __future__ import annotations", "from dataclasses import dataclass", "", "@dataclass"]
     path.write_text("\n".join([*lines, "class A:", "    a: int", "", "def good(row):", "    return True", ""]))
-    assert load_predicate(f"{path}:good")({})
+    assert load_predicate(f"{path}:good", sha256_of_file(path))({})
 
 
 def test_a_tokenizer_that_transformers_would_change_is_refused(tokenizer: Path, tmp_path: Path) -> None:
@@ -95,16 +166,41 @@ def test_a_tokenizer_that_transformers_would_change_is_refused(tokenizer: Path, 
         load_tokenizer(str(folder))
 
 
-def test_a_tokenizer_whose_files_are_damaged_is_made_anew(
+def test_a_tokenizer_that_was_edited_is_replaced_with_overwrite_alone(
     corpus: Path, tokenizer: Path, run_command: Command, tmp_path: Path
 ) -> None:
     folder = tmp_path / "tokenizer"
     shutil.copytree(tokenizer, folder)
     words = ("python", "-m", "data_prep.tokenizer", corpus, "--out", folder, "--vocab-size", "512")
+    (folder / "notes.md").write_text("mine")
     assert "already done" in run_command(*words).stdout
-    (folder / "tokenizer.json").write_bytes(b"{")
-    assert "already done" not in run_command(*words).stdout
-    assert (folder / "tokenizer.json").read_bytes() == (tokenizer / "tokenizer.json").read_bytes()
+    (folder / "tokenizer_config.json").write_text("{}")
+    (folder / "special_tokens_map.json").unlink()
+    before = tree(folder)
+    refused = run_command(*words)
+    assert (refused.returncode, refused.stderr) == (
+        1,
+        f"error: {folder} is not as it was written: special_tokens_map.json is missing, tokenizer_config.json was "
+        "changed; give another --out, or --overwrite, which also removes notes.md.\n",
+    )
+    assert tree(folder) == before
+    assert run_command(*words, "--overwrite").returncode == 0
+    assert tree(folder) == tree(tokenizer)
+
+
+def test_a_split_under_another_name_stays(corpus: Path, prepare: Callable[..., Any], tmp_path: Path) -> None:
+    assert prepare(corpus, "--out", tmp_path, "--holdout", "0.1").returncode == 0
+    for name in ("train", "val"):
+        (tmp_path / name).rename(tmp_path / f"{name}-v1")
+    before = tree(tmp_path)
+    assert prepare(corpus, "--out", tmp_path, "--dtype", "int32").returncode == 0
+    shutil.copytree(tmp_path / "train", tmp_path / "val")  # nor is it taken for a held-out split
+    refused = prepare(corpus, "--out", tmp_path, "--holdout", "0.1", "--overwrite")
+    assert f"{tmp_path}/val belongs to {tmp_path}/train, as its split 'train'" in refused.stderr
+    assert prepare(corpus, "--out", tmp_path, "--overwrite").returncode == 0
+    after = tree(tmp_path)
+    assert {name: after[name] for name in before} == before
+    assert (tmp_path / "val").is_dir()
 
 
 def test_damaged_samples_are_words(

@@ -205,6 +205,7 @@ def test_special_tokens_in_text_stay_text(jsonl: Any, prepare: Prepare, tmp_path
         (["none.jsonl", "--out", "out"], "none.jsonl: no such file or folder"),
         (["*.jsonl", "--out", "out"], "*.jsonl: matches no .jsonl"),
         (["{corpus}", "--out", "/proc/none/out"], "--out /proc/none/out cannot be created"),
+        (["{corpus}", "--out", ""], "--out '': expected a path to write to"),
         (["{corpus}", "--out", "{corpus}"], "expected a folder to write to, and it is a file"),
         (["{corpus}", "--out", "out", "--tokenizer", "nobody/none"], "--tokenizer nobody/none: no such folder here"),
         (["{corpus}", "--out", "out", "--tokenizer", "./none"], "--tokenizer ./none: no such file or folder"),

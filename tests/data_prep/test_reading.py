@@ -86,12 +86,13 @@ def test_skip_lists_and_counts(prepare: Callable[..., Any], jsonl: Callable[...,
     assert refused.returncode == 1
     assert "14 of 54 rows were rejected (25.93%)" in refused.stderr
     assert not (tmp_path / "out" / "train").exists()
+    assert "Allow more to go on from what is finished" in refused.stderr
     listed = (tmp_path / "out" / ".rejected.jsonl").read_text().splitlines()
     assert [json.loads(line)["place"] for line in listed] == [f"{rows}:{number}" for number in range(21, 35)]
 
     result = prepare(rows, "--out", tmp_path / "out", "--on-error", "skip", "--max-rejected", "0.3")
     assert result.returncode == 0, result.stderr
-    assert "14 rows rejected" in result.stdout
+    assert "14 rows rejected; 1 parts were finished before" in result.stdout
     written = tree(tmp_path / "out")
     assert sorted(written) == [
         f"train/{n}" for n in ("index.json", "manifest.json", "rejected.jsonl", "shard.00000.mds")
@@ -135,6 +136,22 @@ def test_compressed_data_cut_short(suffix: str, corpus: Path, tmp_path: Path) ->
     path.write_bytes(whole[: len(whole) * 2 // 3])
     with pytest.raises(PrepError, match=r"cut.jsonl\.\w+:\d+: the compressed data is damaged or cut short"):
         list(SourceReader(find_sources([str(path)])[0], "text").rows())
+
+
+def test_a_window_that_is_too_large_is_no_damage(tmp_path: Path) -> None:
+    row = b'{"text": "a"}\n'
+    block = (len(row) << 3 | 1).to_bytes(3, "little") + row  # the last one, not compressed
+    for window_log, is_read in ((27, True), (28, False)):
+        path = tmp_path / f"{window_log}.jsonl.zst"
+        path.write_bytes(b"\x28\xb5\x2f\xfd\x00" + bytes([(window_log - 10) << 3]) + block)
+        reader = SourceReader(find_sources([str(path)])[0], "text")
+        if is_read:
+            assert len(list(reader.rows())) == 1
+            continue
+        with pytest.raises(
+            PrepError, match=r"28\.jsonl\.zst: compressed with a window above 128 MB; decompress it \(zstd"
+        ):
+            list(reader.rows())
 
 
 def test_a_source_that_grows_is_noticed(tmp_path: Path) -> None:

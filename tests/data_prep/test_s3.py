@@ -12,6 +12,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 from streaming import StreamingDataset
 
+from recipes.training.turns import loaders_lock
 from tests.data_prep.conftest import tree
 
 REGION = "us-east-1"
@@ -55,7 +56,8 @@ def test_from_and_to_a_bucket(store: Any, corpus: Path, prepare: Callable[..., A
     assert {name: there[name] for name in shards} == {name: here[name] for name in shards}
     assert "already done" in prepare("s3://data/in/*.jsonl", "--out", "s3://data/out", *options).stdout
 
-    dataset = StreamingDataset(remote="s3://data/out", local=str(tmp_path / "read"), split="train", batch_size=1)
+    with loaders_lock():
+        dataset = StreamingDataset(remote="s3://data/out", local=str(tmp_path / "read"), split="train", batch_size=1)
     assert len(dataset) > 100
     assert np.asarray(dataset[0]["tokens"]).dtype == np.uint16
 

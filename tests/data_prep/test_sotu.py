@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
+import sys
 from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
 
 from data_prep.reading import SourceReader
 from data_prep.rows import Document
+from data_prep.sotu import questions
+from data_prep.sotu.chat_tokenizer import TEMPLATE
 from data_prep.sources import find_sources, sha256_of_file
 from tests.conftest import Command
 from tests.data_prep.conftest import CORPUS
@@ -47,6 +56,16 @@ def test_a_chat_tokenizer_replaces_nothing_else(tokenizer: Path, tmp_path: Path,
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_chat_tokenizer_has_its_own_template_alone(tokenizer: Path, tmp_path: Path, run_command: Command) -> None:
+    source = Path(shutil.copytree(tokenizer, tmp_path / "source"))
+    (source / "chat_template.jinja").write_text("{{ 1 }}")
+    made = run_command("python", "-m", "data_prep.sotu.chat_tokenizer", source, tmp_path / "chat")
+    assert made.returncode == 0, made.stderr
+    assert AutoTokenizer.from_pretrained(tmp_path / "chat").chat_template == TEMPLATE
+    files = ["special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"]
+    assert sorted(path.name for path in (tmp_path / "chat").iterdir()) == files
+
+
 def test_make(tmp_path: Path, run_command: Command) -> None:
     data = tmp_path / "package" / "data"
     data.mkdir(parents=True)
@@ -55,14 +74,33 @@ def test_make(tmp_path: Path, run_command: Command) -> None:
         row = {"year": year, "name": name, "party": "none", "text": text}
         (data / f"{year}_{name}_n.json").write_text(json.dumps(row))
     out = tmp_path / "made.jsonl"
-    script = CORPUS.with_name("make.py")
-    result = run_command("python", script, tmp_path / "package", "--out", out)
+    command = ("python", "-m", "data_prep.sotu.make")
+    result = run_command(*command, tmp_path / "package", "--out", out)
     assert result.returncode == 0, result.stderr
     assert out.read_text(encoding="utf-8").splitlines() == [
         '{"president": "a", "year": 1913, "party": "none", "text": "One\\n"}',
         '{"president": "b", "year": 1913, "party": "none", "text": "Two —"}',
         '{"president": "c", "year": 2000, "party": "none", "text": "Three"}',
     ]
-    refused = run_command("python", script, tmp_path)
+    refused = run_command(*command, tmp_path)
     assert refused.returncode == 1
     assert "expected the unpacked npm package" in refused.stderr
+    bad = data / "2000_c_n.json"
+    bad.write_text('{"name": "c"}')
+    refused = run_command(*command, tmp_path / "package", "--out", out)
+    assert refused.returncode == 1
+    assert f"error: {bad}: KeyError('year'); expected an address with name, year, party and text." in refused.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["made.jsonl", "package"]
+
+
+def test_a_full_disk_leaves_the_questions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(sys, "argv", ["questions"])
+    path = tmp_path / "questions.jsonl"
+    monkeypatch.setattr(questions, "QUESTIONS", path)
+    path.write_text("old")
+    assert questions.main() == 1
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {path.name: "old"}

@@ -1,12 +1,19 @@
 """What the inputs on the command line stand for."""
 
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import fsspec
 import pytest
 
+from data_prep import storage
 from data_prep.errors import PrepError
+from data_prep.reading import SourceReader
 from data_prep.sources import find_sources
+from data_prep.storage import state_of
 
 
 @pytest.fixture
@@ -28,12 +35,45 @@ def test_folder_glob_and_order(folder: Path) -> None:
     assert names([f"{folder}/b.jsonl", f"{folder}/a.jsonl"], folder) == ["b.jsonl", "a.jsonl"]
 
 
+def test_files_with_other_names_are_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in (".x", "index.json", "manifest.json", "shard.00000.mds"):
+        (folder / name).touch()
+    find_sources([str(folder), f"{folder}/deep/*.jsonl"])
+    told = "have other names and were not read"
+    assert capsys.readouterr().err == f"note: {folder}: 1 files {told}: notes.md\n"
+    for name in ("B.JSONL", "c.json", "d.csv", "e.zst"):
+        (folder / name).touch()
+    for given in (f"{folder}/*", f"file://{folder}"):
+        find_sources([given])
+        assert capsys.readouterr().err == f"note: {given}: 5 files {told}: B.JSONL, c.json, d.csv, e.zst, …\n"
+
+
+def test_what_a_run_wrote_is_no_input_of_the_next(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    val = folder / "shards" / "val"
+    val.mkdir(parents=True)
+    for name in ("documents.jsonl", "rejected.jsonl", "mine.jsonl"):
+        (val / name).write_text("{}\n")
+    theirs = ["a.jsonl", "b.jsonl", "deep/e.jsonl", "shards/val/mine.jsonl"]
+    for content, ours in (("[]", True), ("{}", True), ('{"splits": ["train"]}', False)):
+        (val / "manifest.json").write_text(content)
+        found = names([f"{folder}/**/*.jsonl"], folder)
+        assert found == sorted([*theirs, *(f"shards/val/{n}.jsonl" for n in ("documents", "rejected") if ours)])
+    told = (
+        "2 files are output of an earlier run and were not read (give them by their names): documents.jsonl, rejected"
+    )
+    assert told in capsys.readouterr().err
+    url = f"file://{folder}"
+    assert [source.path for source in find_sources([f"{url}/**/*.jsonl"])] == [f"{url}/{name}" for name in theirs]
+    for given in (f"{url}/shards/val/documents.jsonl", f"{val}/documents.jsonl"):
+        assert [source.path for source in find_sources([given])] == [given]
+
+
 @pytest.mark.parametrize(
     ("inputs", "said"),
     [
         (["{}/none.jsonl"], "none.jsonl: no such file or folder"),
         (["{}/*.json"], "matches no .jsonl/.jsonl.gz/.jsonl.zst/.parquet/.txt file"),
-        (["{}/*.md"], "matches no .jsonl/.jsonl.gz/.jsonl.zst/.parquet/.txt file; 1 files match but have other names"),
+        (["{}/*.md"], "matches no .jsonl/.jsonl.gz/.jsonl.zst/.parquet/.txt file."),
         (["{}/notes.md"], "notes.md: expected a .jsonl/.jsonl.gz/.jsonl.zst/.parquet/.txt file"),
         (["{}/a.jsonl", "{}/*.jsonl"], "a.jsonl is given twice"),
         (["/dev"], "a folder with no .jsonl"),
@@ -76,3 +116,50 @@ def test_urls(folder: Path) -> None:
         with pytest.raises(PrepError) as caught:
             find_sources([url])
         assert said in str(caught.value)
+
+
+@pytest.fixture
+def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of a server of the folder, which knows no range requests and refuses what begins with an underscore."""
+
+    class Handler(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path.startswith("/_"):
+                self.send_error(503)
+            else:
+                super().do_GET()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as made:
+        Thread(target=made.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{made.server_port}"
+        made.shutdown()
+
+
+def test_a_server_that_does_not_answer_is_not_taken_for_a_missing_file(server: str) -> None:
+    assert [source.bytes for source in find_sources([f"{server}/a.jsonl"])] == [3]
+    with pytest.raises(PrepError, match=r"none\.jsonl: no \.jsonl/.* file there"):
+        find_sources([f"{server}/none.jsonl"])
+    with pytest.raises(FileNotFoundError, match=f"No such file or directory: '{server}/none.jsonl'"):
+        state_of(f"{server}/none.jsonl")
+    nobody = "http://127.0.0.1:9"
+    for url, said in (
+        (f"{server}/_a.jsonl", "ClientResponseError: 503, message='Service Unavailable'"),
+        (f"{nobody}/a.jsonl", "ClientConnectorError: Cannot connect to host 127.0.0.1:9"),
+        (f"{nobody}/*.jsonl", "Connect call failed"),
+    ):
+        with pytest.raises(OSError, match=said) as caught:
+            find_sources([url])
+        assert caught.value.filename == url
+
+
+def test_a_server_of_whole_files_is_words(server: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "long.jsonl").write_bytes(b'{"text": "a"}\n' * 100_000)
+    monkeypatch.setattr(storage, "_BLOCK_BYTES", 1000)
+    url = f"{server}/long.jsonl"
+    with pytest.raises(
+        PrepError, match=f"{url}: its server does not serve parts of files; fetch it, and give the file"
+    ):
+        list(SourceReader(find_sources([url])[0], "text").rows())

@@ -93,6 +93,7 @@ def test_too_little_text_is_said(train: Callable[..., Any], jsonl: Callable[...,
         (["rows.jsonl", "--out", "t", "--vocab-size", "300"], "rows.jsonl:2: 'text' is a number, expected a string"),
         (["rows.jsonl", "--out", "t", "--vocab-size", "257"], "--vocab-size 257: expected 258 or more"),
         (["rows.jsonl", "--out", "t", "--vocab-size", "300", "--holdout", "1"], "--holdout 1: expected a fraction"),
+        (["rows.jsonl", "--out", "", "--vocab-size", "300"], "--out '': expected a path to write to"),
         (["rows.jsonl", "--out", "theirs", "--vocab-size", "300"], "holds something that this command did not write"),
     ],
 )

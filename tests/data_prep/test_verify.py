@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -14,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from data_prep import verify
 from data_prep.manifest import MANIFEST, load_manifest, shard_problems
 from recipes.config.check import load_checked
 from recipes.config.keys import RecipeError
@@ -182,3 +185,14 @@ def test_manifest_and_commands_import_nothing_heavy() -> None:
         code = f"import sys, {module}; print(*sys.modules)"
         result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
         assert not (heavy | also) & set(result.stdout.split())
+
+
+def test_names_that_a_terminal_cannot_show_are_escaped(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / os.fsdecode(b"w\xff \xe6\x97\xa5")))
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1", errors="strict"))
+    assert verify.main([str(folder)]) == 0
+    sys.stdout.flush()
+    assert rb"/w\udcff \u65e5/train: 1 shards" in written.getvalue()
