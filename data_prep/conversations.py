@@ -10,6 +10,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from data_prep.errors import PrepError
+
 PROMPT_KEYS = ("prompt",)
 RESPONSE_KEYS = ("response", "completion")
 ROLES = ("system", "user", "assistant", "tool")
@@ -62,7 +64,8 @@ class ConversationTokenizer:
         """
         if "messages" in row:
             turns = [
-                Turn(self._ids(prompt), self._ids(answer)) for prompt, answer in self._slices(checked_messages(row))
+                Turn(*(self._ids(text=text, add_special_tokens=False) for text in slices))
+                for slices in self._slices(checked_messages(row))
             ]
         else:
             turns = [self._prompt_and_response(row)]
@@ -74,8 +77,8 @@ class ConversationTokenizer:
 
     def _prompt_and_response(self, row: dict[str, Any]) -> Turn:
         prompt, response = checked_pair(row)
-        input_ids = list(self._tokenizer(prompt)["input_ids"])
-        labels = list(self._tokenizer(text_target=response)["input_ids"])
+        input_ids = self._ids(text=prompt)
+        labels = self._ids(text_target=response)
         bos = self._tokenizer.bos_token_id
         if bos is not None and input_ids[:1] == labels[:1] == [bos]:
             labels = labels[1:]  # the tokenizer adds it to whatever it gets
@@ -113,8 +116,11 @@ class ConversationTokenizer:
         except Exception as error:  # jinja2's, or whatever the template raises
             raise BadExample(f"the chat template refuses it: {error}") from error
 
-    def _ids(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+    def _ids(self, **arguments: Any) -> list[int]:
+        try:
+            return list(self._tokenizer(**arguments)["input_ids"])
+        except Exception as error:  # the tokenizers library's, where its unk_token is not in the vocabulary say
+            raise PrepError(f"--tokenizer: it cannot encode: {error}.") from error
 
 
 def checked_pair(row: dict[str, Any]) -> tuple[str, str]:

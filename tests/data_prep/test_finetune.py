@@ -14,6 +14,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from data_prep.conversations import NOT_VARIABLES, BadExample, ConversationTokenizer, Turn, count_tokens, truncated
+from data_prep.errors import PrepError
 from data_prep.finetune import main
 from data_prep.holdout import is_held_out
 from data_prep.mds import read_index, read_samples
@@ -311,3 +312,14 @@ def test_holdout_bad_rows_again_and_overwrite(
     assert shown.returncode == 0, shown.stderr
     assert "»" in shown.stdout
     assert finetune(*words, "--too-long", "drop", "--overwrite").returncode == 0
+
+
+def test_a_tokenizer_that_cannot_encode_is_words() -> None:
+    class Broken:
+        bos_token_id = None
+
+        def __call__(self, **_: Any) -> Any:
+            raise Exception("Unk token `q` not found in the vocabulary")  # as the tokenizers library raises it
+
+    with pytest.raises(PrepError, match="cannot encode: Unk token `q` not found"):
+        ConversationTokenizer(Broken(), {}).turns({"prompt": "a", "response": "b"})
