@@ -317,6 +317,7 @@ def test_holdout_bad_rows_again_and_overwrite(
 def test_a_tokenizer_that_cannot_encode_is_words() -> None:
     class Broken:
         bos_token_id = None
+        chat_template = None
 
         def __call__(self, **_: Any) -> Any:
             raise Exception("Unk token `q` not found in the vocabulary")  # as the tokenizers library raises it
