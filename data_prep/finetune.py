@@ -107,6 +107,7 @@ def run(arguments: argparse.Namespace) -> None:
         "format": "turns",
         "holdout": checked_fraction(arguments.holdout),
         "holdout_split": arguments.holdout_split if arguments.holdout else None,
+        "holdout_by": "what is trained on" if arguments.holdout else None,  # earlier versions took the whole line
         "tokenizer_settings": _settings_of(folder),
         "template_values": dict(_named_value(word) for word in arguments.template_value),
         **held_option(arguments, HOLD_MB),

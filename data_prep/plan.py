@@ -137,6 +137,8 @@ def _curation(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.near_dedup is not None and importlib.util.find_spec("rensa") is None:
         raise PrepError("--near-dedup: the package rensa is not installed (pip install rensa).")
     if arguments.filter:
+        if not Path(filter_file(arguments.filter)).is_file():
+            raise PrepError(f"--filter {arguments.filter}: expected FILE.py:FUNCTION, with a file that is there.")
         given["filter_sha256"] = sha256_of_file(filter_file(arguments.filter))
         load_predicate(arguments.filter, given["filter_sha256"])
     return {name: value for name, value in given.items() if value is not None}

@@ -84,7 +84,7 @@ def _expand(given: str) -> list[str]:
         found = _input_files(given, sorted(entry.path for entry in os.scandir(given) if entry.name[0] != "."))
         if not found:
             raise PrepError(
-                f"{given}: a folder with no {expected} file in it (for those deeper: '{given}/**/*.jsonl')."
+                f"{given}: a folder with no {expected} file to read in it (for those deeper: '{given}/**/*.jsonl')."
             )
         _refuse_mixture(given, found)
         return found
@@ -96,7 +96,7 @@ def _expand(given: str) -> list[str]:
         found = sorted(path for path in glob.glob(given, recursive=True) if os.path.isfile(path))
         matching = _input_files(given, found)
         if not matching:
-            raise PrepError(f"{given}: matches no {expected} file.")
+            raise PrepError(f"{given}: matches no {expected} file to read.")
         return matching
     raise PrepError(f"{given}: no such file or folder.")
 
@@ -105,7 +105,7 @@ def _expand_url(given: str) -> list[str]:
     found = [url for url in list_files(given) if not os.path.basename(url).startswith(".")]
     matching = _input_files(given, found)
     if not matching:
-        raise PrepError(f"{given}: no {'/'.join(SUFFIXES)} file there.")
+        raise PrepError(f"{given}: no {'/'.join(SUFFIXES)} file to read there.")
     _refuse_mixture(given, matching)
     return matching
 
@@ -125,10 +125,11 @@ def _refuse_mixture(given: str, paths: list[str]) -> None:
 def _input_files(given: str, found: list[str]) -> list[str]:
     """Of the files that a folder or glob stands for, those to read."""
     named = [path for path in found if path.endswith(SUFFIXES)]
-    outputs = [path for path in named if path != given and _is_output(path)]
-    _tell_of(given, "are output of an earlier run and were not read (give them by their names)", outputs)
+    are_named = OWN_FILE.fullmatch(os.path.basename(given))
+    outputs = [] if are_named else [path for path in named if _is_output(path)]
+    _tell_of(given, "of an earlier run's output, not read (give them by their names)", outputs)
     others = [path for path in found if not path.endswith(SUFFIXES) and _may_be_meant(path)]
-    _tell_of(given, "have other names and were not read", others)
+    _tell_of(given, "of other names, not read", others)
     return sorted({*named} - {*outputs})
 
 
@@ -152,7 +153,8 @@ def _may_be_meant(path: str) -> bool:
 def _tell_of(given: str, what: str, paths: list[str]) -> None:
     if paths:
         names = [os.path.basename(path) for path in paths[:_NAMES_TOLD]] + ["…"] * (len(paths) > _NAMES_TOLD)
-        print(f"note: {given}: {len(paths)} files {what}: {', '.join(names)}", file=sys.stderr)
+        count = f"{len(paths)} file{'s' * (len(paths) != 1)}"
+        print(f"note: {given}: {count} {what}: {', '.join(names)}", file=sys.stderr)
 
 
 def _identity(path: str) -> str:

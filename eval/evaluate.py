@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 if __name__ == "__main__":  # run as a script: look for modules in the folder above, not in this one
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -43,9 +43,6 @@ from recipes.reports.runs import perplexity
 from recipes.screen import exit_status, print_problems, usage
 from recipes.training.batches import shard_folders
 from recipes.training.startup import light_imports
-
-if TYPE_CHECKING:
-    pass
 
 SHOW_PROMPTS = "--show-prompts"
 

@@ -63,7 +63,9 @@ def unknown_names(names: Sequence[str], include: Sequence[Path]) -> list[str]:
     wanted = {n for n in names if Path(n).suffix not in YAML and not any(p in n for p in patterns)}
     package = importlib.util.find_spec("lm_eval")
     own = [Path(folder) / "tasks" for folder in (package.submodule_search_locations or [])] if package else []
-    files = (path for folder in [*include, *own] for path in folder.rglob("*") if path.suffix in YAML)
+    # tags stand in files without an ending too, which tasks include
+    kinds = (*YAML, "")
+    files = (p for folder in [*include, *own] for p in folder.rglob("*") if p.suffix in kinds and p.is_file())
     for path in files:
         if not wanted:
             break

@@ -367,7 +367,7 @@ def _chance(samples: Sequence[Mapping[str, Any]], metric: str) -> float | None:
     counts = [_choices(sample) for sample in samples]
     if not metric.startswith("acc") or min(counts, default=0) < 2:
         return None
-    right = [len(set(s["target"])) if isinstance(s["target"], (list, tuple)) else 1 for s in samples]
+    right = [len(set(map(str, s["target"]))) if isinstance(s["target"], (list, tuple)) else 1 for s in samples]
     return sum(r / count for r, count in zip(right, counts, strict=True)) / len(counts)
 
 

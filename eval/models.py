@@ -115,7 +115,7 @@ def is_folder(entry: Mapping[str, Any]) -> bool:
     path = entry["model"].get("pretrained_model_name_or_path")
     is_local = entry["model"]["name"] == HF_MODEL and (Path(str(path)) / "config.json").is_file()
     its_own_weights = not entry.get("load_path") and entry["model"].get("pretrained", True)
-    return is_local and its_own_weights and not entry["model"].keys() & CHANGING
+    return is_local and its_own_weights and not any(entry["model"].get(key) for key in CHANGING)
 
 
 def longest(entry: Mapping[str, Any], wanted: int) -> int:

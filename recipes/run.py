@@ -14,6 +14,7 @@ from llmfoundry.callbacks import HuggingFaceCheckpointer
 from recipes.callbacks.budget import BudgetGuard, BudgetReached
 from recipes.callbacks.cost import CostMonitor
 from recipes.config.load import Recipe
+from recipes.cost.run_length import read_duration
 from recipes.reports.runs import METRICS, metrics_by_step, validation_loss
 
 
@@ -57,7 +58,8 @@ class Run:
         lines = metrics_by_step(self.folder / METRICS) if dist.get_global_rank() == 0 else {}
         is_missing = [validation_loss(lines.get(step, {})) is None]
         dist.broadcast_object_list(is_missing)
-        if is_missing[0] and state.evaluators:
+        interval = read_duration(self.recipe.get("eval_interval", 1))
+        if is_missing[0] and state.evaluators and not (interval and interval.amount == 0):
             self.trainer.eval()
         from eval.in_loop import TaskEvaluation
 

@@ -15,6 +15,7 @@ from eval import metrics
 from eval.questions import Prompt, Request, Scored
 from eval.tasks import prompts
 from eval.tasks.rows import FIELDS, Row, TaskError, check_rows, read_rows
+from recipes.training.startup import light_imports
 
 # The file counts by its content, the shots one by one, the length where it cut something.
 NOT_ASKED = {"dataset_uri", "num_fewshot", "max_seq_len", "label", "metric_names", "batch_size", "random_baseline"}
@@ -303,7 +304,8 @@ def _check_generation(label: str, asked: Any) -> None:
     """Raises TaskError for `generation_kwargs` that transformers' `generate` does not take, or not for tasks."""
     if not asked:
         return
-    from transformers import GenerationConfig
+    with light_imports():  # preflight asks before all else, and would import what a run spares itself
+        from transformers import GenerationConfig
 
     name = f"task {label}: generation_kwargs"
     if not isinstance(asked, Mapping):
@@ -317,10 +319,11 @@ def _check_generation(label: str, asked: Any) -> None:
     most = asked.get("max_new_tokens", 1)
     if type(most) is not int or most < 1:
         raise TaskError(f"{name}: max_new_tokens: got {most!r}, expected a whole number of at least 1")
-    for key in ("temperature", "top_k"):
-        value = asked.get(key, 1)
-        if asked.get("do_sample") and not (isinstance(value, (int, float)) and value > 0):
-            raise TaskError(f"{name}: {key}: got {value!r}, expected more than 0; without sampling, do_sample: false")
+    heat, most_likely = asked.get("temperature"), asked.get("top_k")
+    if asked.get("do_sample") and heat is not None and not (isinstance(heat, (int, float)) and heat > 0):
+        raise TaskError(f"{name}: temperature: got {heat!r}, expected more than 0; without sampling, do_sample: false")
+    if asked.get("do_sample") and most_likely is not None and not (type(most_likely) is int and most_likely >= 0):
+        raise TaskError(f"{name}: top_k: got {most_likely!r}, expected a whole number of at least 0 (0: of all)")
     try:
         json.dumps(dict(asked))
         GenerationConfig(**asked).validate()

@@ -16,19 +16,6 @@ def _of_training(recipe: Mapping[str, Any]) -> Iterator[Finding]:
     has_evaluation = any(recipe.get(key) for key in ("eval_loader", "icl_tasks", "harness_tasks"))
     if recipe.get("eval_first") and not has_evaluation:
         yield ("eval_first",), "there is nothing to evaluate: add eval_loader or icl_tasks"
-    has_tasks = bool(recipe.get("icl_tasks") or recipe.get("harness_tasks"))
-    interval = recipe.get("task_interval")
-    if interval is not None and not has_tasks:
-        yield ("task_interval",), "there are no icl_tasks and no harness_tasks to evaluate"
-    how_often = read_duration(interval if interval is not None else recipe.get("eval_interval", "1ba"))
-    if has_tasks and how_often is not None and how_often.amount == 0:
-        text = f"got {interval}" if interval is not None else "missing, and eval_interval is 0"
-        yield ("task_interval",), f"{text}; expected a part of the run, such as 500ba: tasks would never be evaluated"
-    for index, task in enumerate(recipe.get("icl_tasks") or []):
-        if task["label"] in (section(recipe, "harness_tasks").get("tasks") or []):
-            text = f"{task['label']} is the name of one of harness_tasks too: scores are known by these names"
-            yield ("icl_tasks", index, "label"), f"{text}, so give another"
-    yield from _stoppers(recipe)
     if model == "hf_t5":
         if recipe.get("icl_tasks"):
             yield ("icl_tasks",), "in-context learning evaluates decoder-only models, not hf_t5"
@@ -39,10 +26,28 @@ def _of_training(recipe: Mapping[str, Any]) -> Iterator[Finding]:
         yield ("model", "load_in_8bit"), "8-bit weights can be evaluated but not trained"
 
 
+def _tasks_in_the_loop(recipe: Mapping[str, Any]) -> Iterator[Finding]:
+    has_tasks = bool(recipe.get("icl_tasks") or recipe.get("harness_tasks"))
+    interval = recipe.get("task_interval")
+    if interval is not None and not has_tasks:
+        yield ("task_interval",), "there are no icl_tasks and no harness_tasks to evaluate"
+    how_often = read_duration(interval if interval is not None else recipe.get("eval_interval", "1ba"))
+    if has_tasks and how_often is not None and how_often.amount == 0 and not recipe.get("eval_first"):
+        text = f"got {interval}" if interval is not None else "missing, and eval_interval is 0"
+        yield ("task_interval",), f"{text}; expected a part of the run, such as 500ba: tasks would never be evaluated"
+    tasks = recipe.get("icl_tasks")
+    for index, task in enumerate(tasks if isinstance(tasks, list) else []):
+        if task["label"] in (section(recipe, "harness_tasks").get("tasks") or []):
+            text = f"{task['label']} is the name of one of harness_tasks too: scores are known by these names"
+            yield ("icl_tasks", index, "label"), f"{text}, so give another"
+
+
 def _stoppers(recipe: Mapping[str, Any]) -> Iterator[Finding]:
     """Callbacks that wait for what never comes."""
     callbacks = section(recipe, "callbacks")
-    labels = {loader.get("label", "eval") for _, loader in loaders(recipe, ["eval_loader"])}
+    several = isinstance(recipe.get("eval_loader"), list)  # as LLM Foundry names them
+    names = [f"eval/{loader.get('label')}" for _, loader in loaders(recipe, ["eval_loader"])]
+    labels = set(names) if several else {"eval"} if names else set()
     if section(callbacks, "budget_guard").get("max_usd_per_hundredth_loss") is not None and not labels:
         key = ("callbacks", "budget_guard", "max_usd_per_hundredth_loss")
         yield key, "needs an eval_loader, by whose losses it judges"
@@ -164,5 +169,5 @@ def _with_slashes(gauntlet: Mapping[str, Any]) -> Iterator[str]:
 
 
 EVALUATION_RULES = (_shots, _gauntlet)
-RULES_OF_TRAINING = (_of_training,)
+RULES_OF_TRAINING = (_of_training, _tasks_in_the_loop, _stoppers)
 RULES_OF_ITS_OWN = (_of_its_own,)

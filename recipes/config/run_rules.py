@@ -10,7 +10,7 @@ from recipes.config.keys import KeyPath
 from recipes.config.sections import Finding, is_number, loaders, section
 from recipes.cost.parameters import MODEL_DEFAULTS, MPT, OURS, RWKV
 from recipes.cost.run_length import Duration, read_duration
-from recipes.cost.setup import shard_degree
+from recipes.cost.setup import shard_degree, shards
 from recipes.models.backends import precision_refusals
 from recipes.ranks import world_size
 
@@ -162,7 +162,7 @@ def _kernels(recipe: Mapping[str, Any]) -> Iterator[Finding]:
     if model.get("name") not in OURS:
         return
     implementation = section(model, "attn_config").get("attn_impl", "flash")
-    is_sharded = world_size() > 1 and bool(recipe.get("fsdp_config"))
+    is_sharded = shards(recipe.get("fsdp_config"))  # on several devices; of this machine preflight judges
     for text in precision_refusals(implementation, recipe.get("precision", "amp_bf16"), is_sharded):
         yield ("model", "attn_config", "attn_impl"), text
     callbacks = section(recipe, "callbacks")

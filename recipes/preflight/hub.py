@@ -27,9 +27,8 @@ def in_hub_cache(kind: str, name: str) -> bool:
 def cache_folder(kind: str, name: str) -> Path:
     """Where the hub's cache has, or would have, one of its `models` or `datasets`."""
     from huggingface_hub.constants import HF_HUB_CACHE
-    from huggingface_hub.file_download import repo_folder_name
 
-    return Path(HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=kind.removesuffix("s"))
+    return Path(HF_HUB_CACHE) / f"{kind}--{name.replace('/', '--')}"  # of anything, also what is no name of the hub's
 
 
 @functools.cache

@@ -22,7 +22,7 @@ from recipes.launch import GPU_DEVICES
 from recipes.models.backends import features, precision_refusals, refusals
 from recipes.preflight.packages import scheme_problems
 from recipes.ranks import local_world_size, world_size
-from recipes.training.checkpoints import writes_sharded
+from recipes.training.checkpoints import resumes, writes_sharded
 
 # Weights and gradients in fp32, and Adam's two moments: bytes a parameter costs in training without sharding.
 TRAINING_BYTES_PER_PARAMETER = 16
@@ -77,7 +77,7 @@ def kernel_refusals(
 def device_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     is_ours = recipe.get("model.name") in OURS
     if recipe.get("model.name") == MPT:
-        is_sharded = world_size() > 1 and bool(recipe.get("fsdp_config"))
+        is_sharded = world_size() > 1 and shards(recipe.get("fsdp_config"))
         for text in kernel_refusals(recipe["model"], recipe.get("precision", "amp_bf16"), is_sharded=is_sharded):
             yield ("model", "attn_config", "attn_impl"), text
     wants_liger = is_ours and recipe.get("model.loss_fn") == "liger_crossentropy"
@@ -114,7 +114,11 @@ def _price_of_a_cpu(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     if guard.get("budget_usd") is None and guard.get("max_usd_per_hundredth_loss") is None:
         return
     stated = {key: cost.get(key) for key in ("usd_per_device_hour", "prices_file")}
-    if choose_rate(None, **stated, price_kind=cost.get("price_kind") or "on_demand").usd_per_device_hour is None:
+    try:
+        rate = choose_rate(None, **stated, price_kind=cost.get("price_kind") or "on_demand")
+    except ValueError:  # said where the budget is judged
+        return
+    if rate.usd_per_device_hour is None:
         text = "counts dollars, and no GPU is here: state cost.usd_per_device_hour, what this machine costs"
         yield ("callbacks", "budget_guard"), text
 
@@ -130,7 +134,7 @@ def _parameters(recipe: Recipe) -> int:
 def memory_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     """Checkpoints in one file, which each process of a machine reads whole when the run goes on."""
     fsdp, here = recipe.get("fsdp_config"), local_world_size()
-    if here == 1 or not shards(fsdp) or writes_sharded(recipe) or not recipe.get("save_folder"):
+    if here == 1 or not shards(fsdp) or writes_sharded(recipe) or not resumes(recipe.values):
         return
     import psutil
 

@@ -169,7 +169,9 @@ def is_of_run(model: Mapping[str, Any], folder: Path, summary: Mapping[str, Any]
     """Whether an entry of results.json is of what the run ended with."""
     if not model.get("checkpoint") or not summary.get("checkpoint"):
         return model.get("name") == folder.resolve().name
-    return is_of(model["checkpoint"], Path(str(summary["checkpoint"])))
+    checkpoint = Path(str(summary["checkpoint"]))
+    inside = folder / "checkpoints" / checkpoint.name  # whichever folder this is asked in
+    return is_of(model["checkpoint"], inside if inside.exists() else checkpoint)
 
 
 def _files(folder: Path, summary: Mapping[str, Any]) -> list[tuple[str, str]]:

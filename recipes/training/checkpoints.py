@@ -151,7 +151,7 @@ def first_rank_path(path: str, run_name: str = "") -> str:
 def is_of(judged: Any, checkpoint: Path) -> bool:
     """Whether a path that an evaluation wrote down is of the checkpoint; a moved run has its last parts alone."""
     path = Path(first_rank_path(str(judged)))
-    if path.exists():
+    if path.exists() and checkpoint.exists():
         return path.resolve() == checkpoint.resolve()
     return path.parts[-2:] == checkpoint.parts[-2:]
 

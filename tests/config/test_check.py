@@ -455,8 +455,8 @@ def test_tasks_in_a_file_are_judged_like_the_recipes_own(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("overrides", "key", "words"),
     [
-        (["task_interval=0ba"], "task_interval", "got 0ba; expected a part of the run"),
-        (["eval_interval=0ba"], "task_interval", "missing, and eval_interval is 0"),
+        (["task_interval=0ba", "eval_first=false"], "task_interval", "got 0ba; expected a part of the run"),
+        (["eval_interval=0ba", "eval_first=false"], "task_interval", "missing, and eval_interval is 0"),
         (["harness_tasks={tasks: [mine]}"], "icl_tasks.0.label", "is the name of one of harness_tasks too"),
         (
             ["eval_loader=null", "eval_first=false", "callbacks.budget_guard.max_usd_per_hundredth_loss=1"],
@@ -470,3 +470,17 @@ def test_tasks_that_would_never_be_evaluated(overrides: list[str], key: str, wor
     with pytest.raises(RecipeError) as raised:
         load_checked(QUICKSTART, [task, *overrides])
     assert [(dotted(p.key), words in p.text) for p in raised.value.problems] == [(key, True)]
+
+
+def test_validation_loaders_have_the_names_that_llm_foundry_gives_them() -> None:
+    loader = "{name: text, dataset: {local: x, split: val}, drop_last: false, num_workers: 0, label: a}"
+    stopper = "callbacks={{early_stopper: {{monitor: LanguageCrossEntropy, dataloader_label: {}, patience: 1ep}}}}"
+    for loaders, right, wrong in ((f"[{loader}]", "eval/a", "a"), (loader, "eval", "a")):
+        load_checked(QUICKSTART, [f"eval_loader={loaders}", stopper.format(right)])
+        with pytest.raises(RecipeError, match=f"got {wrong}, expected train or a validation loader: {right}"):
+            load_checked(QUICKSTART, [f"eval_loader={loaders}", stopper.format(wrong)])
+
+
+def test_a_file_of_tasks_that_is_not_there_hides_nothing_else() -> None:
+    with pytest.raises(RecipeError, match="decoder-only models, not hf_t5"):
+        load_checked(QUICKSTART, ["icl_tasks=nowhere.yaml", "model={name: hf_t5}"])

@@ -39,8 +39,8 @@ def test_files_with_other_names_are_told(folder: Path, capsys: pytest.CaptureFix
     for name in (".x", "index.json", "manifest.json", "shard.00000.mds"):
         (folder / name).touch()
     find_sources([str(folder), f"{folder}/deep/*.jsonl"])
-    told = "have other names and were not read"
-    assert capsys.readouterr().err == f"note: {folder}: 1 files {told}: notes.md\n"
+    told = "of other names, not read"
+    assert capsys.readouterr().err == f"note: {folder}: 1 file {told}: notes.md\n"
     for name in ("B.JSONL", "c.json", "d.csv", "e.zst"):
         (folder / name).touch()
     for given in (f"{folder}/*", f"file://{folder}"):
@@ -58,9 +58,7 @@ def test_what_a_run_wrote_is_no_input_of_the_next(folder: Path, capsys: pytest.C
         (val / "manifest.json").write_text(content)
         found = names([f"{folder}/**/*.jsonl"], folder)
         assert found == sorted([*theirs, *(f"shards/val/{n}.jsonl" for n in ("documents", "rejected") if ours)])
-    told = (
-        "2 files are output of an earlier run and were not read (give them by their names): documents.jsonl, rejected"
-    )
+    told = "2 files of an earlier run's output, not read (give them by their names): documents.jsonl, rejected"
     assert told in capsys.readouterr().err
     url = f"file://{folder}"
     assert [source.path for source in find_sources([f"{url}/**/*.jsonl"])] == [f"{url}/{name}" for name in theirs]
@@ -73,7 +71,7 @@ def test_what_a_run_wrote_is_no_input_of_the_next(folder: Path, capsys: pytest.C
     [
         (["{}/none.jsonl"], "none.jsonl: no such file or folder"),
         (["{}/*.json"], "matches no .jsonl/.jsonl.gz/.jsonl.zst/.parquet/.txt file"),
-        (["{}/*.md"], "matches no .jsonl/.jsonl.gz/.jsonl.zst/.parquet/.txt file."),
+        (["{}/*.md"], "matches no .jsonl/.jsonl.gz/.jsonl.zst/.parquet/.txt file to read."),
         (["{}/notes.md"], "notes.md: expected a .jsonl/.jsonl.gz/.jsonl.zst/.parquet/.txt file"),
         (["{}/a.jsonl", "{}/*.jsonl"], "a.jsonl is given twice"),
         (["/dev"], "a folder with no .jsonl"),
@@ -140,7 +138,7 @@ def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_a_server_that_does_not_answer_is_not_taken_for_a_missing_file(server: str) -> None:
     assert [source.bytes for source in find_sources([f"{server}/a.jsonl"])] == [3]
-    with pytest.raises(PrepError, match=r"none\.jsonl: no \.jsonl/.* file there"):
+    with pytest.raises(PrepError, match=r"none\.jsonl: no \.jsonl/.* file to read there"):
         find_sources([f"{server}/none.jsonl"])
     with pytest.raises(FileNotFoundError, match=f"No such file or directory: '{server}/none.jsonl'"):
         state_of(f"{server}/none.jsonl")

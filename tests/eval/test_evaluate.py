@@ -440,3 +440,19 @@ def test_shards_of_another_tokenizer_cost_only_their_own_line(
     (model,) = json.loads((tmp_path / "r.json").read_text())["models"]
     assert len(model["tasks"]) == 2
     assert "contamination" not in model
+
+
+def test_generation_kwargs_are_judged_in_a_process_that_has_imported_nothing(
+    shards: Path, whole: Path, task: Path, tmp_path: Path, run_command: Command
+) -> None:
+    rows = [{"context": "My fellow", "answer": "citizens"}, {"context": "The state of the", "answer": "Union"}]
+    (tmp_path / "g.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = f"label: g, dataset_uri: {tmp_path}/g.jsonl, num_fewshot: [0], icl_task_type: generation_task_with_answers"
+    kwargs = "generation_kwargs: {do_sample: true, top_k: 0, temperature: null, max_new_tokens: 3}"
+    words = [*arguments(shards, whole, task), f"icl_tasks=[{{{asked}, {kwargs}}}]", f"results={tmp_path}/r.json"]
+    done = run_command("python", "-X", "utf8", "eval/evaluate.py", *words)  # a start of its own
+    assert done.returncode == 0, done.stderr
+    assert "g/0-shot" in done.stdout
+    refused = run_command("python", "eval/evaluate.py", *words[:-2], words[-2].replace("top_k: 0", "top_k: -1"))
+    assert refused.returncode == 1
+    assert "top_k: got -1, expected a whole number of at least 0" in refused.stderr

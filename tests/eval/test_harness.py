@@ -328,7 +328,9 @@ def test_its_own_tasks_are_found_where_its_index_of_all_finds_them() -> None:
     pytest.importorskip("lm_eval")
     from lm_eval.tasks import TaskManager
 
-    known = TaskManager().task_index
+    manager = TaskManager()
+    assert unknown_names(manager.all_tasks, []) == []
+    known = manager.task_index
     names = ["piqa", "arc_easy", "mmlu_anatomy", "winogrande", "lambada_openai"]
     assert folders_of(names) == [known[name].yaml_path.parent for name in names]
     for name in [name for name, entry in known.items() if entry.kind.name == "TASK"][::1500]:
