@@ -17,7 +17,7 @@ from recipes.preflight.training import preflight
 from recipes.ranks import is_first_rank, world_size
 from recipes.reports.page import write_page
 from recipes.reports.runs import run_folder, write_whole
-from recipes.reports.summary import SUMMARY, is_finished, print_summary, write_summary
+from recipes.reports.summary import SUMMARY, is_finished, print_summary, read_json, write_summary
 from recipes.screen import exit_status, print_plan, print_problems, print_recipe, print_stop, tell, usage
 from recipes.training.batches import plan_batches
 from recipes.training.data_record import record_data
@@ -77,13 +77,15 @@ def main(arguments: list[str]) -> int:
         if changed and run.has_begun:
             print(f"note: the data is not what this run began with, and its samples are counted on in it: {changed}")
         write_whole(folder / "recipe.yaml", recipe.to_yaml())
+        before = read_json(folder / SUMMARY)
         (folder / SUMMARY).unlink(missing_ok=True)  # of a run that now goes on
     free_memory()
     run.train(eval_first=bool(recipe.get("eval_first")))
     run.trainer.close()
 
     if is_first_rank():
-        write_summary(folder, recipe, run.cost.summary(), *run.end(), stopped=run.stopped, ended=run.ended_early)
+        ended = run.ended_early(before.get("ended_early"))
+        write_summary(folder, recipe, run.cost.summary(), *run.end(), stopped=run.stopped, ended=ended)
         tell(print_summary, folder)
         tell(write_page, [folder])
     if run.stopped:

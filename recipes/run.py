@@ -81,9 +81,13 @@ class Run:
         """Why the budget guard ended the run early, in words; None where it did not."""
         return next((guard.stopped for guard in self._guards() if guard.stopped), None)
 
-    @property
-    def ended_early(self) -> str | None:
-        """What ended the run before its time for good, in words: a callback of the recipe's, not the guard."""
+    def ended_early(self, before: str | None) -> str | None:
+        """What ended the run before its time for good, in words: a callback of the recipe's, not the guard.
+
+        before: what an earlier call said, which still holds where this one has trained nothing, as for an export.
+        """
+        if self.cost.ended_early is None:
+            return before
         return "by one of its callbacks" if self.cost.ended_early and not self.stopped else None
 
     @staticmethod

@@ -141,7 +141,7 @@ class CostMonitor(Callback):
         self._pace = Pace()
         self._hours_left: float | None = None
         self._max_duration: Time[int] | None = None
-        self.ended_early = False
+        self.ended_early: bool | None = None  # None: nothing was trained
         self._stop = threading.Event()
         self._closed = False
 
@@ -247,10 +247,9 @@ class CostMonitor(Callback):
         show(metrics, logger)
 
     def fit_end(self, state: State, logger: Logger) -> None:
-        if progress(state, self._max_duration) == 1:  # else it was stopped, and something is left
+        self.ended_early = progress(state, self._max_duration) != 1
+        if not self.ended_early:  # else something is left
             self._hours_left = 0.0
-        else:
-            self.ended_early = True
 
     def _tell_compilation_apart(self) -> None:
         """Once a process: what its first step took beyond the second is compilation and warm-up."""

@@ -189,6 +189,22 @@ def test_what_was_not_done_behind_the_last_checkpoint_is_made_up_for(
     assert (exported / "config.json").is_file()
 
 
+def test_what_a_callback_has_ended_early_is_ended(shards: Path, tmp_path: Path, run_command: Command) -> None:
+    stopper = "{monitor: LanguageCrossEntropy, dataloader_label: eval, patience: 1ba, min_delta: 100}"
+    words = [f"callbacks.early_stopper={stopper}", "eval_interval=2ba", "max_duration=12ba"]
+    command = ["python", "train.py", *recipe_arguments(shards, tmp_path, *words)]
+    ended = run_command(*command)
+    assert ended.returncode == 0, ended.stderr
+    assert "by one of its callbacks" in ended.stdout
+    came_to = json.loads((tmp_path / "summary.json").read_text())
+    assert came_to["steps"] < 12
+    assert (came_to["ended_early"], came_to["stopped"]) == ("by one of its callbacks", None)
+    assert "finished before, nothing to do" in run_command(*command).stdout
+    saved = run_command(*command, "only_composer_checkpoint=true")
+    assert saved.returncode == 0, saved.stderr
+    assert json.loads((tmp_path / "summary.json").read_text())["ended_early"] == "by one of its callbacks"
+
+
 def test_checkpoints_of_another_model_are_not_gone_on_from(whole: Path, shards: Path, run_command: Command) -> None:
     result = run_command(
         "python", "train.py", *recipe_arguments(shards, whole, "model.d_model=64", "max_duration=30ba")
