@@ -20,7 +20,9 @@ from .. import tiny
 
 @pytest.fixture
 def four_devices(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    # a test that has trained in this process left others in the environment
+    for name, value in {"WORLD_SIZE": 4, "LOCAL_WORLD_SIZE": 2, "RANK": 0, "LOCAL_RANK": 0}.items():
+        monkeypatch.setenv(name, str(value))
     if torch.distributed.is_initialized():  # by a test that trains in this process
         torch.distributed.destroy_process_group()
     torch.distributed.init_process_group("fake", rank=0, world_size=4, store=FakeStore())
