@@ -25,6 +25,7 @@ from eval.tasks.rows import TaskError
 from recipes.callbacks.budget import BudgetGuard
 from recipes.callbacks.cost import CostMonitor
 from recipes.reports.run_record import TASKS, read_tasks
+from recipes.training.processes import as_first_rank_sees
 
 log = logging.getLogger("recipes")
 
@@ -70,9 +71,7 @@ class TaskEvaluation(Callback):
     def make_up_for(self, state: State, logger: Logger) -> None:
         """Evaluate at the step that a run has come to, where a stop kept it from that."""
         found = read_tasks(self.folder / TASKS) if dist.get_global_rank() == 0 else ()
-        missing = [not any(record.get("step") == int(state.timestamp.batch) for record in found)]
-        dist.broadcast_object_list(missing)
-        if missing[0]:
+        if as_first_rank_sees(all(record.get("step") != int(state.timestamp.batch) for record in found)):
             self._evaluate(state, logger)
 
     def fit_start(self, state: State, logger: Logger) -> None:

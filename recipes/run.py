@@ -16,6 +16,7 @@ from recipes.callbacks.cost import CostMonitor
 from recipes.config.load import Recipe
 from recipes.cost.run_length import read_duration
 from recipes.reports.runs import METRICS, metrics_by_step, validation_loss
+from recipes.training.processes import as_first_rank_sees
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Run:
         state = self.trainer.state
         if self.recipe.get("only_hf_checkpoint"):
             (saver,) = [c for c in state.callbacks if isinstance(c, HuggingFaceCheckpointer)]
-            saver._save_checkpoint(state, self.trainer.logger, upload_to_save_folder=True, register_to_mlflow=True)
+            self._export(saver)
             return
         if self.recipe.get("only_composer_checkpoint"):
             self.trainer.save_checkpoint_to_save_folder()
@@ -53,23 +54,25 @@ class Run:
 
     def _make_up_for_what_is_missing(self) -> None:
         """What a stop or a failure behind the last checkpoint kept from being done: evaluation, an export."""
+        from eval.in_loop import TaskEvaluation
+
         state = self.trainer.state
         step = int(state.timestamp.batch)
         lines = metrics_by_step(self.folder / METRICS) if dist.get_global_rank() == 0 else {}
-        is_missing = [validation_loss(lines.get(step, {})) is None]
-        dist.broadcast_object_list(is_missing)
+        is_missing = as_first_rank_sees(validation_loss(lines.get(step, {})) is None)
         interval = read_duration(self.recipe.get("eval_interval", 1))
-        if is_missing[0] and state.evaluators and not (interval and interval.amount == 0):
+        if is_missing and state.evaluators and not (interval and interval.amount == 0):
             self.trainer.eval()
-        from eval.in_loop import TaskEvaluation
-
         for callback in state.callbacks:
             if isinstance(callback, TaskEvaluation):
                 callback.make_up_for(state, self.trainer.logger)
             if isinstance(callback, HuggingFaceCheckpointer) and not _has_exported(callback, state):
-                callback._save_checkpoint(
-                    state, self.trainer.logger, upload_to_save_folder=True, register_to_mlflow=True
-                )
+                self._export(callback)
+
+    def _export(self, saver: HuggingFaceCheckpointer) -> None:
+        saver._save_checkpoint(
+            self.trainer.state, self.trainer.logger, upload_to_save_folder=True, register_to_mlflow=True
+        )
 
     @property
     def has_begun(self) -> bool:
@@ -113,6 +116,4 @@ def _has_exported(saver: HuggingFaceCheckpointer, state: Any) -> bool:
         return True
     name = os.path.join(saver.save_dir_format_str, saver.huggingface_folder_name_fstr)
     folder = format_name_with_dist_and_time(name, state.run_name, state.timestamp)
-    there = [os.path.isfile(os.path.join(folder, "config.json"))]
-    dist.broadcast_object_list(there)
-    return there[0]
+    return as_first_rank_sees(os.path.isfile(os.path.join(folder, "config.json")))

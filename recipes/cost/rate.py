@@ -80,6 +80,12 @@ def cost_section(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return {**(recipe.get("cost") or {}), **(monitor or {})}
 
 
+def rate_of(cost: Mapping[str, Any], gpu: str | None) -> Rate:
+    """The rate that a recipe's `cost_section` gives for a GPU by its name, None: a CPU. Raises as choose_rate."""
+    stated = {key: cost.get(key) for key in ("usd_per_device_hour", "prices_file")}
+    return choose_rate(gpu, **stated, price_kind=cost.get("price_kind") or "on_demand")
+
+
 def _from_file(path: Path, name: str, price_kind: str) -> float | None:
     """A prices file is a YAML or JSON mapping of GPU name to a number, or to numbers by price kind."""
     if not path.is_file():

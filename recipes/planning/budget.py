@@ -21,7 +21,7 @@ from recipes.cost.estimate import Estimate, estimate
 from recipes.cost.figures import number
 from recipes.cost.hardware import Gpu, find_gpu, gpu_from_device_name
 from recipes.cost.ledger import Ledger, first_start_unix_s, usd_of
-from recipes.cost.rate import choose_rate, cost_section
+from recipes.cost.rate import cost_section, rate_of
 from recipes.reports.bill import ledger_path
 from recipes.reports.runs import METRICS, last_step
 from recipes.training.batches import dataset_tokens
@@ -79,8 +79,7 @@ def _refusal(recipe: Recipe, guard: Mapping[str, Any], folder: Path, devices: in
     cost = cost_section(recipe.values)
     gpu = _gpu_here() or _named(cost)
     billed = _named(cost) or gpu  # as the cost monitor has it
-    price = {key: cost.get(key) for key in ("usd_per_device_hour", "prices_file")}
-    rate = choose_rate(billed.name if billed else None, **price, price_kind=cost.get("price_kind") or "on_demand")
+    rate = rate_of(cost, billed.name if billed else None)
     if budget is not None and rate.usd_per_device_hour is None:
         return f"a budget cannot be kept without a rate: {rate.source}"
     ledger = ledger_path(cost, folder)

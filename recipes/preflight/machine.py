@@ -15,7 +15,7 @@ from recipes.config.file_names import is_remote
 from recipes.config.keys import KeyPath
 from recipes.config.load import Recipe
 from recipes.cost.parameters import MPT, OURS, count_parameters
-from recipes.cost.rate import choose_rate, cost_section
+from recipes.cost.rate import cost_section, rate_of
 from recipes.cost.setup import shards
 from recipes.installing import install
 from recipes.launch import GPU_DEVICES
@@ -113,9 +113,8 @@ def _price_of_a_cpu(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     guard, cost = recipe.get("callbacks.budget_guard", {}), cost_section(recipe.values)
     if guard.get("budget_usd") is None and guard.get("max_usd_per_hundredth_loss") is None:
         return
-    stated = {key: cost.get(key) for key in ("usd_per_device_hour", "prices_file")}
     try:
-        rate = choose_rate(None, **stated, price_kind=cost.get("price_kind") or "on_demand")
+        rate = rate_of(cost, None)
     except ValueError:  # said where the budget is judged
         return
     if rate.usd_per_device_hour is None:

@@ -121,6 +121,13 @@ def _with_degrees(fsdp: Mapping[str, Any], devices: int) -> type[FSDP2Config]:
     return type("ReplicatedFSDP2Config", (FSDP2Config,), degrees)
 
 
+def as_first_rank_sees(value: bool) -> bool:
+    """What is so on rank 0, whose files the others may not see."""
+    said = [value]
+    dist.broadcast_object_list(said)
+    return said[0]
+
+
 def free_memory() -> None:
     """Give back what building used on a GPU, before the first step."""
     if torch.cuda.is_available():
