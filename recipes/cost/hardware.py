@@ -21,6 +21,7 @@ ALIASES: Mapping[str, str] = {
     "a100-sxm": "a100-80gb",
     "a100_40gb": "a100-40gb",
     "a100_80gb": "a100-80gb",
+    "a100-pcie": "a100-pcie-80gb",
     "h100": "h100-sxm",
     "h100-80gb": "h100-sxm",
     "h100_80gb": "h100-sxm",
