@@ -1,7 +1,8 @@
-"""From a Python signature to the JSON Schema of a section: the words that components.py writes the grammar in."""
+"""From a Python signature to the JSON Schema of a section: the words that the grammar is written in."""
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import types
 import typing
@@ -36,6 +37,9 @@ DURATION: Schema = {
     "description": "more than nothing, as a whole number with a unit, such as 100ba, 1ep, 2000000tok or 2e9tok",
 }
 FREE: Schema = {"type": ["object", "null"]}
+STRINGS: Schema = {"type": ["array", "null"], "items": {"type": "string"}}
+NUMBER_OR_NULL: Schema = {"type": ["number", "null"]}
+INTEGER_OR_NULL: Schema = {"type": ["integer", "null"]}
 
 # What signatures do not say: the values that the code behind a key accepts.
 CHOICES: dict[str, list[Any]] = {
@@ -226,3 +230,24 @@ def keyed(variants: Mapping[str, Schema]) -> Schema:
     """A section whose keys are names of registered components and whose values are their arguments."""
     optional = {k: {**v, "type": ["object", "null"]} if not v.get("required") else v for k, v in variants.items()}
     return {**section(optional), "type": ["object", "null"]}
+
+
+def from_dataclass(config: type, without: Iterable[str]) -> dict[str, Schema]:
+    """The fields of a dataclass, to be put into a section."""
+    hints = typing.get_type_hints(config)
+    skip = set(without)
+    return {f.name: type_of(hints[f.name], f.default) for f in dataclasses.fields(config) if f.name not in skip}
+
+
+def ref(name: str) -> Schema:
+    """The section of that name among the definitions that recipes share."""
+    return {"$ref": f"#/$defs/{name}"}
+
+
+def or_null(schema: Schema) -> Schema:
+    return {"anyOf": [{"type": "null"}, schema]} if "$ref" in schema else {**schema, "type": [schema["type"], "null"]}
+
+
+def names(layer_registry: Any, *optional: str) -> Schema:
+    """The names that are registered, and those that only are where an optional package is installed."""
+    return {"enum": sorted({*layer_registry.get_all(), *optional})}

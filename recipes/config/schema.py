@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from recipes.config import components
+from recipes.config import components, top_level
 
 SCHEMA_PATH = Path(__file__).with_name("schema.json")
 
@@ -27,8 +27,8 @@ def generate() -> dict[str, Any]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Recipe for composer train.py",
-        **components.train_recipe(),
-        "$defs": {**components.definitions(), "eval_recipe": components.eval_recipe()},
+        **top_level.train_recipe(),
+        "$defs": {**components.definitions(), "eval_recipe": top_level.eval_recipe()},
     }
 
 

@@ -1,0 +1,132 @@
+"""Which constructors read the `model:` section, by `model.name`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmfoundry import layers_registry, registry
+from llmfoundry.models.hf import ComposerHFCausalLM
+from llmfoundry.models.mpt import MPTConfig
+from llmfoundry.models.utils import config_defaults
+
+from recipes.config.grammar import (
+    FREE,
+    INTEGER_OR_NULL,
+    NUMBER_OR_NULL,
+    Schema,
+    from_defaults,
+    from_signature,
+    names,
+    section,
+)
+from recipes.cost.parameters import MPT, RWKV
+from recipes.models.backends import CHOICES as ATTENTION_CHOICES
+from recipes.models.loss import CHOICES as LOSSES
+from recipes.models.mpt import ComposerMPTCausalLM
+from recipes.models.rwkv import RwkvConfig
+
+ANYTHING: Schema = {}
+
+
+def models() -> dict[str, Schema]:
+    """The keys of every model that can be named."""
+
+    def keys_of(constructor: Any) -> Schema:
+        return from_signature(constructor, without={"tokenizer"}, master_weights_dtype=ANYTHING)
+
+    others = {name: keys_of(constructor) for name, constructor in registry.models.get_all().items()}
+    mpt = _mpt()
+    embedding = others["contrastive_lm"]  # gives what it does not know itself to MPT's configuration
+    embedding = section({**mpt["properties"], **embedding["properties"], "contrastive_config": FREE})
+    return {**others, "contrastive_lm": embedding, "hf_causal_lm": keys_of(ComposerHFCausalLM), MPT: mpt, RWKV: _rwkv()}
+
+
+def _rwkv() -> Schema:
+    config = from_signature(RwkvConfig.__init__)  # its own keys, not those of transformers' base classes
+    composer = from_signature(ComposerMPTCausalLM, loss_fn={"enum": list(LOSSES)})["properties"]
+    shared = ("loss_fn", "label_smoothing", "z_loss", "use_train_metrics", "additional_train_metrics")
+    attention: Schema = {
+        "attn_config": {**section({"attn_uses_sequence_id": {"type": "boolean"}}), "type": ["object", "null"]}
+    }
+    own = {**config["properties"], **{key: composer[key] for key in shared}, **attention}
+    return section({**own, "master_weights_dtype": ANYTHING})
+
+
+def _mpt() -> Schema:
+    attention = from_defaults(
+        config_defaults.attn_config_defaults,
+        attn_type=names(layers_registry.attention_classes),
+        attn_impl={"enum": list(ATTENTION_CHOICES)},
+        kv_n_heads=INTEGER_OR_NULL,
+        kv_dim=INTEGER_OR_NULL,
+        clip_qkv=NUMBER_OR_NULL,
+        softmax_scale=NUMBER_OR_NULL,
+        attn_logit_softcapping=NUMBER_OR_NULL,
+        sliding_window_size={"type": "integer"},
+        seq_parallel_world_size=INTEGER_OR_NULL,
+        reuse_kv_layer_idx=INTEGER_OR_NULL,
+        reuse_kv_x_layer_idx=INTEGER_OR_NULL,
+        rope_hf_config=section(
+            {
+                "type": {"enum": ["no_scaling", "linear", "dynamic", "llama3"]},
+                "factor": {"type": "number"},
+                "low_freq_factor": {"type": "number"},
+                "high_freq_factor": {"type": "number"},
+                "original_max_position_embeddings": {"type": "integer"},
+            }
+        ),
+    )
+    # a mixture of experts passes its own keys through ffn_config, so it stays open for that type
+    dense = section(
+        {
+            "ffn_type": {"enum": ["mptmlp", "mptglu"]},
+            "ffn_hidden_size": INTEGER_OR_NULL,
+            "ffn_act_fn": FREE,
+            "fc_type": ANYTHING,
+        }
+    )
+    feed_forward: Schema = {
+        "type": ["object", "null"],
+        "properties": {"ffn_type": names(layers_registry.ffns, "te_ln_mlp", "mb_moe", "mb_dmoe")},
+        "if": {"properties": {"ffn_type": {"enum": ["mptmlp", "mptglu"]}}},
+        "then": dense,
+    }
+    init = from_defaults(
+        config_defaults.init_config_defaults,
+        name=names(layers_registry.param_init_fns),
+        init_div_is_residual={"type": ["number", "string", "boolean"]},
+        init_std=NUMBER_OR_NULL,
+        emb_init_std=NUMBER_OR_NULL,
+        emb_init_uniform_lim={"type": ["number", "array", "null"]},
+        verbose={"type": ["integer", "boolean"]},
+    )
+    sections: Schema = {
+        "attn_config": {**attention, "type": ["object", "null"]},
+        "ffn_config": feed_forward,
+        "init_config": {**init, "type": ["object", "null"]},
+        "fc_type": {"anyOf": [names(layers_registry.fcs, "te"), {"type": "object", "required": ["name"]}]},
+        "logit_scale": {"anyOf": [{"type": ["number", "null"]}, {"const": "inv_sqrt_d_model"}]},
+        "norm_type": names(layers_registry.norms),
+        "block_overrides": FREE,
+        "activation_checkpointing_target": ANYTHING,
+        "fuse_norm_attn_norm": {"type": "boolean"},
+        "use_cache": {"type": "boolean"},
+    }
+    # what transformers' PretrainedConfig takes from MPTConfig's **kwargs
+    passed_on: Schema = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), INTEGER_OR_NULL)
+    config = from_signature(MPTConfig, without={"kwargs"})
+    composer = from_signature(ComposerMPTCausalLM, without={"tokenizer"}, loss_fn={"enum": list(LOSSES)})
+    lora = section(
+        {
+            "peft_type": {"enum": ["LORA"]},
+            "task_type": {"enum": ["CAUSAL_LM"]},
+            "r": {"type": "integer", "minimum": 1},
+            "lora_alpha": {"type": "number", "exclusiveMinimum": 0},
+            "lora_dropout": {"type": "number", "minimum": 0},
+            "target_modules": {"type": "array", "items": {"type": "string"}, "minItems": 1},
+            "use_rslora": {"type": "boolean"},
+        },
+        ["r", "lora_alpha", "target_modules"],
+    )
+    own: Schema = {"master_weights_dtype": ANYTHING, "peft_config": {**lora, "type": ["object", "null"]}}
+    return section({**config["properties"], **composer["properties"], **sections, **passed_on, **own})
