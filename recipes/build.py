@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 import torch
-from composer import Callback, Evaluator, Trainer
+from composer import Callback, DataSpec, Evaluator, Trainer
 from composer.loggers import ConsoleLogger, LoggerDestination
 from composer.loggers.progress_bar_logger import ProgressBarLogger
 from composer.profiler import JSONTraceHandler, Profiler, cyclic_schedule
@@ -104,6 +104,8 @@ def build(recipe: Recipe) -> Run:
         with reporting(recipe, "train_loader"):
             loader = complete_loader(settings["train_loader"], settings)
             train_loader = build_dataloader(loader, tokenizer, batches.sequences_per_device)
+            if _is_empty(train_loader):  # Composer would ask it for ever
+                raise ValueError(f"its data gives no batch of {batches.sequences_per_step} {batches.items}")
             if recipe.get("model.name") in OURS and not recipe.get("dpo"):
                 train_loader.batch_transforms = without_needless_mask
         evaluators = build_evaluators(recipe, settings, tokenizer)
@@ -225,6 +227,13 @@ def reporting(recipe: Recipe, key: str) -> Iterator[None]:
         where = (key,) if key in recipe.values else ()  # the trainer takes what many sections say
         said = f"{'' if where else f'the {key} '}cannot be built: {text}{hint}"
         raise RecipeError([Problem(recipe.place(where), where, said)]) from error
+
+
+def _is_empty(loader: DataSpec) -> bool:
+    try:
+        return len(loader.dataloader) == 0  # type: ignore[arg-type]
+    except (TypeError, NotImplementedError):  # known only once it is read
+        return False
 
 
 def complete_loader(loader: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from recipes.preflight.packages import package_problems
 from recipes.preflight.weights import pretrained_problems, tokenizer_problems, weight_problems
 from recipes.reports.runs import run_folder
 from recipes.reports.summary import COSMETIC
-from recipes.training.batches import plan_batches
+from recipes.training.batches import plan_batches, too_little_data
 from recipes.training.checkpoints import in_save_folder, of_the_other_kind, step_of, to_go_on_from
 
 
@@ -25,6 +25,8 @@ def preflight(recipe: Recipe) -> list[Problem]:
     found: list[tuple[KeyPath, str]] = []
     for key, loader in loaders(recipe.values):
         found += data_problems(key, loader, recipe)
+    if too_little := too_little_data(recipe, plan_batches(recipe)):
+        found.append((("train_loader",), too_little))
     found += tokenizer_problems(recipe.get("tokenizer", {}), bool(recipe.get("code_paths")))
     found += weight_problems(recipe.values)
     found += pretrained_problems(recipe)

@@ -105,6 +105,19 @@ def sequences_per_epoch(recipe: Recipe) -> int | None:
     return min(sequences, most * int(recipe["global_train_batch_size"])) if most > 0 else sequences
 
 
+def too_little_data(recipe: Recipe, batches: Batches) -> str | None:
+    """What is wrong where the training data gives not one batch; None where it does, or that cannot be said."""
+    there = sequences_per_epoch(recipe)
+    if there is None or not recipe.get("train_loader.drop_last") or batches.sequences_per_device == 0:
+        return None
+    if math.ceil(there / batches.devices) >= batches.sequences_per_device:  # Streaming deals them out evenly
+        return None
+    return (
+        f"{there:,} {batches.items} are fewer than a batch of {batches.sequences_per_step:,}, and drop_last leaves out "
+        "what is no whole batch: prepare more data, or set a smaller global_train_batch_size or drop_last: false"
+    )
+
+
 def _pairs(dataset: Mapping[str, Any]) -> int | None:
     """Rows of the preferences that a `dataset:` section names."""
     try:

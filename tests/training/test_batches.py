@@ -12,7 +12,13 @@ import torch
 from recipes import build
 from recipes.config.load import Recipe, load
 from recipes.cost.hardware import find_gpu
-from recipes.training.batches import dataset_tokens, microbatch_with_room, plan_batches, sequences_per_epoch
+from recipes.training.batches import (
+    dataset_tokens,
+    microbatch_with_room,
+    plan_batches,
+    sequences_per_epoch,
+    too_little_data,
+)
 
 
 def recipe(folder: Path, duration: str = "1ep", dataset: dict[str, Any] | None = None, **more: Any) -> Recipe:
@@ -60,6 +66,27 @@ def test_steps_of_a_duration(duration: str, steps: int, tmp_path: Path) -> None:
     assert plan_batches(made, 1).steps == (None if duration.endswith("tok") else steps)
     made.values["train_loader"]["name"] = "text"
     assert plan_batches(made, 1).steps == steps
+
+
+@pytest.mark.parametrize(
+    ("samples", "devices", "drop_last", "is_enough"),
+    [
+        (8, 1, True, True),
+        (7, 1, True, False),
+        (7, 1, False, True),
+        (7, 2, True, True),  # one of them is read twice
+        (6, 2, True, False),
+    ],
+)
+def test_data_of_less_than_a_batch_is_refused(
+    samples: int, devices: int, drop_last: bool, is_enough: bool, tmp_path: Path
+) -> None:
+    made = recipe(tmp_path / "train", dataset={"epoch_size": samples})
+    made["train_loader"]["drop_last"] = drop_last
+    said = too_little_data(made, plan_batches(made, devices))
+    assert (said is None) is is_enough
+    if said:
+        assert said.startswith(f"{samples} sequences are fewer than a batch of 8, and drop_last")
 
 
 def test_streams_that_repeat_or_choose_count_as_often(tmp_path: Path) -> None:
