@@ -16,6 +16,7 @@ from recipes.preflight.machine import has_gpu
 from recipes.ranks import is_first_of_machine, is_first_rank
 from recipes.reports.runs import run_folder, run_name
 from recipes.training.batches import Batches, longest_sample, sequences_per_epoch
+from recipes.weights.hf_architecture import CLASSES, family_of, refusals
 
 FIRST_RANK_SPEAKS_S = 20  # within this long of another rank, on a loaded machine
 
@@ -101,6 +102,9 @@ def print_plan(recipe: Recipe, batches: Batches, missing: Sequence[Problem]) -> 
         rows.append(("", text))
     rows.append(("device", "GPU" if has_gpu() else "CPU (no GPU on this machine)"))
     rows.append(("files", str(run_folder(recipe))))
+    if recipe["model"]["name"] in OURS:
+        refused = [f"{key}: {why}" for key, why in refusals(recipe["model"])]
+        rows.append(("export", f"none: {refused[0]}" if refused else CLASSES[family_of(recipe["model"])]))
     for name, text in rows:
         print(f"{name:>8}  {text}")
     if missing and recipe.get("dry_run"):

@@ -18,6 +18,7 @@ from recipes.cost.figures import short
 from recipes.cost.parameters import ModelShape, count_parameters, model_shape
 from recipes.cost.setup import tokens_of_run
 from recipes.training.batches import plan_batches
+from recipes.weights.hf_architecture import CLASSES, family_of, refusals
 
 YAMLS = Path(__file__).parents[2] / "yamls"
 TABLE = YAMLS / "README.md"
@@ -36,10 +37,11 @@ PRETRAIN_COLUMNS = (
     "GPU-hours",
     "dollars",
     "GiB a GPU",
-    "verified",
+    "exports to",
+    "trained here",
 )
-CPU = "trained on 2 CPU cores"
-SHRUNKEN = "counted on the meta device, 3 steps of a shrunken copy on a CPU"
+WHOLE = "whole"
+SMALL = "a small copy"
 
 
 @dataclass(frozen=True)
@@ -168,13 +170,17 @@ def table_text() -> str:
         "",
         "Fine-tuning takes what your data takes: `python -m recipes plan RECIPE --dataset-tokens N`.",
         "",
-        "| recipe | parameters | context | training | length | verified |",
-        "|---|---|---|---|---|---|",
+        "| recipe | parameters | context | training | length | exports to | trained here |",
+        "|---|---|---|---|---|---|---|",
         *(_tuning_line(row) for row in found if row.kind == "finetune"),
         "",
-        "Verified: every recipe's parameters are counted on the meta device and compared with the published number,",
-        "its batch arithmetic and every key are checked, and a copy with small sizes trains three steps on a CPU",
-        f'(tests/test_zoo.py). Those with "{CPU}" were run whole there. None was run at size on GPUs.',
+        "Exports to: the class of transformers that computes the same (`python -m recipes export`), or the first key",
+        "that none of its classes computes. Such a model trains, chats and is evaluated here alone: change the key",
+        "before you train what is to be served elsewhere.",
+        "",
+        "Trained here: every recipe's parameters are counted on the meta device and compared with the published",
+        f"number, its batch arithmetic and every key are checked, and {SMALL} trains three steps on a CPU",
+        f'(tests/test_zoo.py). Those with "{WHOLE}" were run to their end on two CPU cores; none at size on GPUs.',
         "",
     ]
     return "\n".join(lines)
@@ -189,12 +195,12 @@ def _line(row: Row) -> str:
     hours = _figure(plan.gpu_hours.mid) if plan.gpu_hours else "not known"
     usd = _figure(plan.usd.mid) if plan.usd else "not known"
     memory = f"{plan.memory.total_gib:.0f}{fits}"
-    return f"{start} | {flops} | {plan.gpus} | {hours} | {usd} | {memory} | {_verified(row)} |"
+    return f"{start} | {flops} | {plan.gpus} | {hours} | {usd} | {memory} | {_exports_to(row)} | {_trained(row)} |"
 
 
 def _tuning_line(row: Row) -> str:
     start = f"| `{row.name}` | {row.parameters:,} | {row.recipe['max_seq_len']:,}"
-    return f"{start} | {row.tuning} | {row.length} | {_verified(row)} |"
+    return f"{start} | {row.tuning} | {row.length} | {_exports_to(row)} | {_trained(row)} |"
 
 
 def _figure(value: float) -> str:
@@ -220,8 +226,14 @@ def _without_own_price(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key != "cost"}
 
 
-def _verified(row: Row) -> str:
-    return CPU if "quickstart" in row.name else SHRUNKEN
+def _exports_to(row: Row) -> str:
+    model = row.recipe["model"]
+    refused = [key.removeprefix("model.") for key, _ in refusals(model)]
+    return f"no: `{refused[0]}`" if refused else f"`{CLASSES[family_of(model)]}`"
+
+
+def _trained(row: Row) -> str:
+    return WHOLE if "quickstart" in row.name else SMALL
 
 
 def main(arguments: Sequence[str]) -> int:

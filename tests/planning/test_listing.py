@@ -1,0 +1,32 @@
+"""The table of recipes says where a model can be served before it is trained."""
+
+from __future__ import annotations
+
+import pytest
+
+from recipes.planning.listing import rows, table_text
+from recipes.weights.hf_architecture import CLASSES, family_of, refusals
+
+
+def test_every_recipe_says_what_it_exports_to() -> None:
+    lines = {line.split("`")[1]: line for line in table_text().splitlines() if line.startswith("| `")}
+    assert lines.keys() == {row.name for row in rows()}
+    for row in rows():
+        refused = refusals(row.recipe["model"])
+        said = f"no: `{refused[0][0].removeprefix('model.')}`" if refused else CLASSES[family_of(row.recipe["model"])]
+        assert said in lines[row.name]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("pretrain/mpt-7b.yaml", "`MptForCausalLM`"),
+        ("pretrain/mpt-1b.yaml", "no: `attn_config.alibi`"),
+        ("pretrain/llama-3-8b.yaml", "`LlamaForCausalLM`"),
+        ("pretrain/rwkv-7b.yaml", "`RwkvForCausalLM`"),
+        ("pretrain/mpt-7b-storywriter-65k.yaml", "no: `attn_config.alibi_bias_max`"),
+    ],
+)
+def test_what_a_recipe_exports_to(name: str, said: str) -> None:
+    (line,) = [line for line in table_text().splitlines() if line.startswith(f"| `{name}`")]
+    assert f"| {said} |" in line
