@@ -34,21 +34,12 @@ from recipes.callbacks.energy import Meter, WattsMeter, choose_meter
 from recipes.callbacks.readings import device_gpu, flops_per_batch, progress, show
 from recipes.cost.estimate import KG_CO2E_PER_KWH, POWER_USAGE_EFFECTIVENESS
 from recipes.cost.hardware import Gpu, find_gpu
-from recipes.cost.ledger import (
-    EARLIER,
-    PHASES,
-    Ledger,
-    PhaseClock,
-    RunCost,
-    Segment,
-    lost_seconds,
-    merge,
-    segment_from,
-    summarize,
-    usd_of,
-)
+from recipes.cost.ledger import EARLIER, Ledger
 from recipes.cost.pace import Pace
+from recipes.cost.phase_clock import PhaseClock
 from recipes.cost.rate import Rate, choose_rate
+from recipes.cost.run_cost import RunCost, summarize
+from recipes.cost.segments import PHASES, Segment, last_rate, merge, segment_from, totals_of, usd_of
 
 log = logging.getLogger(__name__)
 
@@ -296,7 +287,8 @@ class CostMonitor(Callback):
     @property
     def usd(self) -> float | None:
         """Dollars so far over all processes; complete on rank 0, which keeps the ledger."""
-        return usd_of(self._segments().values(), self.rate.usd_per_device_hour)
+        segments = self._segments().values()
+        return usd_of(segments, last_rate(segments))
 
     @property
     def usd_projected_total(self) -> float | None:
@@ -326,23 +318,21 @@ class CostMonitor(Callback):
         segments = self._segments()
         current = segments[self._current.id]
         active_s = current.seconds["train"] + current.seconds["data"]
-        metrics = {f"wall/{phase}_s": sum(s.seconds[phase] for s in segments.values()) for phase in PHASES}
-        lost_s, kwh = lost_seconds(segments.values(), self._tokens), self._kwh(segments)
-        wall_s = sum(metrics.values())
-        metrics["wall/lost_s"] = lost_s
+        run, kwh = totals_of(segments.values(), self._tokens), self._kwh(segments)
         self._pace.batch_done(active_s, current.tokens, current.flops)
         peak, flops_per_s = current.peak_flops_per_s, self._pace.flops_per_s
         self._hours_left = self._pace.hours_left(progress(state, self._max_duration), current.wall_s)
-        usd = usd_of(segments.values(), self.rate.usd_per_device_hour)
+        metrics = {f"wall/{phase}_s": seconds for phase, seconds in run.seconds.items()}
         known = {
+            "wall/lost_s": run.lost_s,
             "throughput/tokens_per_s": self._pace.tokens_per_s,
             "throughput/mfu": flops_per_s / (current.devices * peak) if flops_per_s and peak else None,
-            "cost/usd": usd,
-            "cost/usd_per_million_tokens": usd / self._tokens * 1e6 if usd is not None and self._tokens else None,
-            "cost/usd_projected_total": self._projected_usd(usd),
+            "cost/usd": run.usd,
+            "cost/usd_per_million_tokens": run.usd_per_million_tokens,
+            "cost/usd_projected_total": self._projected_usd(run.usd),
             "cost/hours_left": self._hours_left,
             "cost/finish_unix_s": None if self._hours_left is None else time.time() + self._hours_left * 3600,
-            "cost/goodput": (metrics["wall/train_s"] - lost_s) / wall_s if wall_s else None,
+            "cost/goodput": run.goodput,
             "energy/kwh": kwh,
             "energy/kg_co2e": None if kwh is None else kwh * self._kg_co2e_per_kwh,
         }

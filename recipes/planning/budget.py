@@ -20,8 +20,9 @@ from recipes.cost.duration import hours_of, in_words
 from recipes.cost.estimate import Estimate, estimate
 from recipes.cost.figures import number
 from recipes.cost.hardware import Gpu, find_gpu, gpu_from_device_name
-from recipes.cost.ledger import Ledger, first_start_unix_s, usd_of
+from recipes.cost.ledger import Ledger, first_start_unix_s
 from recipes.cost.rate import cost_section, rate_of
+from recipes.cost.segments import usd_of
 from recipes.reports.bill import ledger_path
 from recipes.reports.runs import METRICS, last_step
 from recipes.training.batches import dataset_tokens

@@ -28,12 +28,12 @@ class Reason:
 
 def reasons(run: RunRecord) -> list[Reason]:
     """The factors, largest effect first; empty without a plan or before anything was trained."""
-    plan, bill = run.plan, run.bill
-    processed = sum(s.tokens for s in bill.segments) * run.padding
-    learned = bill.tokens * run.padding
-    active_device_s = sum((s.seconds["train"] + s.seconds["data"]) * s.devices for s in bill.segments)
-    device_s = bill.device_hours * 3600
-    if plan is None or not plan.tokens or not processed or not active_device_s or not bill.tokens:
+    plan, paid = run.plan, run.bill.total
+    processed = paid.tokens_processed * run.padding
+    learned = paid.tokens * run.padding
+    active_device_s = sum((s.seconds["train"] + s.seconds["data"]) * s.devices for s in run.bill.segments)
+    device_s = paid.device_hours * 3600
+    if plan is None or not plan.tokens or not processed or not active_device_s or not paid.tokens:
         return []
     speed = processed / active_device_s
     share = active_device_s / device_s
@@ -50,15 +50,15 @@ def reasons(run: RunRecord) -> list[Reason]:
         Reason("share of the time in training and data", WHOLE_RUN_MID, share, "of 1", WHOLE_RUN_MID / share),
     ]
     rate = plan.rate.usd_per_device_hour
-    if rate and bill.usd is not None and bill.device_hours:
-        paid = bill.usd / bill.device_hours
-        found.append(Reason("rate", rate, paid, "USD a device-hour", paid / rate))
+    if rate and paid.usd is not None and paid.device_hours:
+        usd_per_hour = paid.usd / paid.device_hours
+        found.append(Reason("rate", rate, usd_per_hour, "USD a device-hour", usd_per_hour / rate))
     return sorted(found, key=lambda r: -max(r.factor or 1, 1 / (r.factor or 1)))
 
 
 def figures(run: RunRecord) -> list[tuple[str, str, str]]:
     """(what, planned, actual) in words, for a table."""
-    plan, bill, summary = run.plan, run.bill, run.summary
+    plan, paid, summary = run.plan, run.bill.total, run.summary
 
     def spanned(value: object, unit: str = "", digits: int = 0) -> str:
         if value is None:
@@ -67,16 +67,16 @@ def figures(run: RunRecord) -> list[tuple[str, str, str]]:
         return f"{mid} ({low} to {high}){unit}"
 
     rows = []
-    padded = f" and {round(bill.tokens * (run.padding - 1)):,} of padding" if run.padding > 1 else ""
-    rows.append(("tokens", _count(run.planned_tokens), _count(bill.tokens) + padded))
-    actual_h = bill.wall_s / 3600
+    padded = f" and {round(paid.tokens * (run.padding - 1)):,} of padding" if run.padding > 1 else ""
+    rows.append(("tokens", _count(run.planned_tokens), _count(paid.tokens) + padded))
+    actual_h = paid.wall_s / 3600
     hours = "not known"
     if plan and plan.hours:
         low, mid, high = (in_words(h * 3600) for h in (plan.hours.low, plan.hours.mid, plan.hours.high))
         hours = f"{mid} ({low} to {high})"
     rows.append(("time", hours, in_words(actual_h * 3600)))
-    rows.append(("device-hours", spanned(plan.gpu_hours if plan else None, digits=2), f"{bill.device_hours:,.2f}"))
-    usd = "not known" if bill.usd is None else f"{bill.usd:,.2f} USD" if bill.usd >= 1 else f"{bill.usd:.3g} USD"
+    rows.append(("device-hours", spanned(plan.gpu_hours if plan else None, digits=2), f"{paid.device_hours:,.2f}"))
+    usd = "not known" if paid.usd is None else f"{paid.usd:,.2f} USD" if paid.usd >= 1 else f"{paid.usd:.3g} USD"
     rows.append(("dollars", spanned(plan.usd if plan else None, " USD", 2), usd))
     rows.append(("energy", spanned(plan.kwh if plan else None, " kWh", 2), _unit(summary.get("kwh"), "kWh")))
     mfu = summary.get("mfu")

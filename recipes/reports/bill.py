@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,18 +14,9 @@ from typing import Any
 import yaml
 
 from recipes.cost.duration import in_words
-from recipes.cost.ledger import (
-    EARLIER,
-    PHASES,
-    Segment,
-    last_rate,
-    lost_seconds,
-    read_records,
-    segment_from,
-    segments_of,
-    usd_of,
-)
+from recipes.cost.ledger import EARLIER, read_records, segments_of
 from recipes.cost.rate import cost_section
+from recipes.cost.segments import Segment, Totals, last_rate, segment_from, totals_of, usd_of
 
 LEDGER = "ledger.jsonl"
 STEPS_BACK_S = 1.0  # a clock that is set back by less is being kept in time, not wrong
@@ -56,39 +48,11 @@ class Bill:
     def segments(self) -> list[Segment]:
         return [start.segment for start in self.starts]
 
-    @property
-    def tokens(self) -> int:
-        """Tokens that the model has learned from: where the last process that trained has come to."""
+    @functools.cached_property
+    def total(self) -> Totals:
+        """Over all starts. The model has learned from the tokens that the last process that trained has come to."""
         trained = [s for s in self.segments if s.tokens]
-        return trained[-1].tokens_from + trained[-1].tokens if trained else 0
-
-    @property
-    def usd(self) -> float | None:
-        return usd_of(self.segments, self.last_rate)
-
-    @property
-    def last_rate(self) -> float | None:
-        return last_rate(self.segments)
-
-    @property
-    def wall_s(self) -> float:
-        return sum(s.wall_s for s in self.segments)
-
-    @property
-    def device_hours(self) -> float:
-        return sum(s.device_hours for s in self.segments)
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """Billed seconds by phase over all starts; `lost` is taken out of `train`, so that they add up."""
-        seconds = {phase: sum(s.seconds[phase] for s in self.segments) for phase in PHASES}
-        seconds["lost"] = lost_seconds(self.segments, self.tokens)
-        seconds["train"] -= seconds["lost"]
-        return seconds
-
-    @property
-    def goodput(self) -> float | None:
-        return self.seconds["train"] / self.wall_s if self.wall_s else None
+        return totals_of(self.segments, trained[-1].tokens_from + trained[-1].tokens if trained else 0)
 
 
 def read_bill(run: Path) -> Bill:
@@ -160,12 +124,12 @@ def to_json(bill: Bill) -> dict[str, Any]:
             }
             for start in bill.starts
         ],
-        "wall_s": bill.wall_s,
-        "device_hours": bill.device_hours,
-        "usd": bill.usd,
-        "tokens": bill.tokens,
-        "seconds": bill.seconds,
-        "goodput": bill.goodput,
+        "wall_s": bill.total.wall_s,
+        "device_hours": bill.total.device_hours,
+        "usd": bill.total.usd,
+        "tokens": bill.total.tokens,
+        "seconds": bill.total.parts,
+        "goodput": bill.total.goodput,
         "warnings": list(bill.warnings),
     }
 
@@ -201,22 +165,21 @@ def print_bills(bills: Sequence[Bill]) -> None:
                 "?" if usd is None else f"{usd:,.4f}",
             )
         table.add_section()
-        usd = bill.usd
-        training = in_words(bill.seconds["train"])
-        total = "?" if usd is None else f"{usd:,.4f}"
-        table.add_row("all", "", "", "", in_words(bill.wall_s), training, f"{bill.tokens:,}", total, style="bold")
+        run, training = bill.total, in_words(bill.total.parts["train"])
+        usd_in_all = "?" if run.usd is None else f"{run.usd:,.4f}"
+        table.add_row("all", "", "", "", in_words(run.wall_s), training, f"{run.tokens:,}", usd_in_all, style="bold")
         console.print(table)
-        shares = [f"{name} {s / bill.wall_s:.1%}" for name, s in bill.seconds.items() if s > 0] if bill.wall_s else []
-        console.print(f"  goodput {bill.goodput or 0:.1%} of {bill.device_hours:.4g} device-hours: {', '.join(shares)}")
+        shares = [f"{name} {s / run.wall_s:.1%}" for name, s in run.parts.items() if s > 0] if run.wall_s else []
+        console.print(f"  goodput {run.goodput or 0:.1%} of {run.device_hours:.4g} device-hours: {', '.join(shares)}")
         for source in dict.fromkeys(start.rate_source for start in bill.starts if start.rate_source):
             console.print(f"  rate: {escape(source)}")
         for warning in bill.warnings:
             console.print(f"  [yellow]note:[/yellow] {warning}")
         console.print()
     if len(bills) > 1:
-        missing = sum(bill.usd is None for bill in bills)
+        missing = sum(bill.total.usd is None for bill in bills)
         unknown = f", and {missing} without a rate" if missing else ""
-        known, shared = usd_of_all(bill for bill in bills if bill.usd is not None)
+        known, shared = usd_of_all(bill for bill in bills if bill.total.usd is not None)
         twice = f"; ${shared:,.4f} of it in several of them, counted once" if shared else ""
         console.print(f"[bold]{len(bills)} runs: ${known:,.4f}[/bold]{unknown}{twice}")
 
@@ -229,8 +192,9 @@ def usd_of_all(bills: Iterable[Bill]) -> tuple[float, float]:
     paid: dict[str, float] = {}
     shared: dict[str, float] = {}
     for bill in bills:
+        rate = last_rate(bill.segments)
         for segment in bill.segments:
-            usd = usd_of([segment], bill.last_rate) or 0.0
+            usd = usd_of([segment], rate) or 0.0
             if segment.id in paid:
                 shared[segment.id] = usd
             paid[segment.id] = max(usd, paid.get(segment.id, 0.0))

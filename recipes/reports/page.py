@@ -89,20 +89,19 @@ def _side_by_side(runs: Sequence[RunRecord]) -> str:
 
 def _key(run: RunRecord) -> list[tuple[str, str]]:
     """The figures of a run that matter most, as HTML text."""
-    bill, summary = run.bill, run.summary
+    paid, summary = run.bill.total, run.summary
     loss = run.validation[-1].loss if run.validation else None
-    per_million = bill.usd / bill.tokens * 1e6 if bill.usd is not None and bill.tokens else None
     speed, mfu, kwh = summary.get("tokens_per_s"), summary.get("mfu"), summary.get("kwh")
     return [
         ("validation loss", UNKNOWN if loss is None else f"{loss:.3f}"),
-        ("dollars", _usd(bill.usd)),
-        ("a million tokens", _usd(per_million)),
-        ("tokens", short(bill.tokens, 4)),
+        ("dollars", _usd(paid.usd)),
+        ("a million tokens", _usd(paid.usd_per_million_tokens)),
+        ("tokens", short(paid.tokens, 4)),
         ("tokens/s", UNKNOWN if speed is None else short(round(speed), 4)),
         ("MFU", UNKNOWN if mfu is None else f"{mfu:.1%}"),
-        ("goodput", UNKNOWN if bill.goodput is None else f"{bill.goodput:.0%}"),
-        ("billed time", in_words(bill.wall_s)),
-        ("starts", str(len(bill.starts))),
+        ("goodput", UNKNOWN if paid.goodput is None else f"{paid.goodput:.0%}"),
+        ("billed time", in_words(paid.wall_s)),
+        ("starts", str(len(run.bill.starts))),
         ("energy", UNKNOWN if kwh is None else f"{number(kwh)} kWh"),
         ("CO₂e", UNKNOWN if kwh is None else f"{number(summary.get('kg_co2e') or 0)} kg"),
     ]
@@ -140,11 +139,11 @@ def _against_dollars(points: Sequence[Point]) -> list[tuple[float, float]]:
 def _goodput(runs: Sequence[RunRecord]) -> str:
     bars, rows = [], []
     for run in runs:
-        seconds, wall_s = run.bill.seconds, run.bill.wall_s
-        shares = [(PARTS[part], part, seconds[part] / wall_s) for part in PARTS] if wall_s else []
-        goodput = "not known" if run.bill.goodput is None else f"{run.bill.goodput:.1%}"
+        paid = run.bill.total
+        shares = [(PARTS[part], part, paid.parts[part] / paid.wall_s) for part in PARTS] if paid.wall_s else []
+        goodput = "not known" if paid.goodput is None else f"{paid.goodput:.1%}"
         bars.append(f"<h3>{escape(run.name)}: goodput {goodput}</h3>{share_bar(shares)}")
-    used = [part for part in PARTS if any(run.bill.seconds[part] > 0 for run in runs)]
+    used = [part for part in PARTS if any(run.bill.total.parts[part] > 0 for run in runs)]
     heads = ["time", "share", "dollars"] if len(runs) == 1 else [escape(run.name) for run in runs]
     head = "".join(f'<th class="n">{name}</th>' for name in heads)
     for part in used:
@@ -157,7 +156,7 @@ def _goodput(runs: Sequence[RunRecord]) -> str:
 
 
 def _part_cells(run: RunRecord, part: str, alone: bool) -> str:
-    seconds, wall_s, usd = run.bill.seconds[part], run.bill.wall_s, run.bill.usd
+    seconds, wall_s, usd = run.bill.total.parts[part], run.bill.total.wall_s, run.bill.total.usd
     share = seconds / wall_s if wall_s else 0.0
     if not alone:
         return f'<td class="n">{share:.1%}</td>'
@@ -207,7 +206,7 @@ def _evaluation(runs: Sequence[RunRecord]) -> str:
             if isinstance(model.get("loss"), (int, float)):
                 rows.append(_result(name, "validation loss", f"{model['loss']:.3f}", "", "", ""))
             for task in model.get("tasks") or []:
-                rows.append(_task(name, task, run.bill.usd, own))
+                rows.append(_task(name, task, run.bill.total.usd, own))
     if not rows:
         return "<h2>Evaluation</h2><p class=soft>None yet: composer eval/evaluate.py RECIPE writes results.json.</p>"
     head = '<tr><th>model</th><th>task</th><th class="n">score</th><th class="n">chance</th>'

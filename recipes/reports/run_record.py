@@ -105,9 +105,9 @@ def _padding(recipe: Mapping[str, Any], summary: Mapping[str, Any], tokens_per_s
     """Tokens of the batches, as plans count them, for each that Composer counts: more than 1 where rows are padded."""
     loader, steps = recipe.get("train_loader"), summary.get("steps")
     is_padded = isinstance(loader, dict) and loader.get("name") in PADDED
-    if not is_padded or not isinstance(steps, int) or not bill.tokens:
+    if not is_padded or not isinstance(steps, int) or not bill.total.tokens:
         return 1.0
-    return max(1.0, steps * tokens_per_step / bill.tokens)
+    return max(1.0, steps * tokens_per_step / bill.total.tokens)
 
 
 def _predicted_loss(recipe: Mapping[str, Any], parameters: int | None, tokens: int | None) -> float | None:

@@ -128,11 +128,9 @@ def _paid(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("tokens", f"{tokens:,}" + (f" at {speed:,.0f} tokens/s while training" if speed else "")))
     mfu = summary.get("mfu")
     rows.append(("MFU", f"{mfu:.1%}" if mfu is not None else str(summary.get("mfu_basis") or "unknown")))
-    wall, train = summary.get("wall_s"), summary.get("train_s")
+    wall, goodput = summary.get("wall_s"), summary.get("goodput")
     if wall is not None:
-        useful = (train or 0.0) - (summary.get("lost_s") or 0.0)
-        share = f", goodput {useful / wall:.0%}" if train and wall else ""
-        rows.append(("wall time", f"{in_words(wall)}{share}"))
+        rows.append(("wall time", in_words(wall) + ("" if goodput is None else f", goodput {goodput:.0%}")))
     usd, source = summary.get("usd"), summary.get("rate_source")
     if usd is None:
         rows.append(("cost", f"unknown: {source}" if source else "unknown"))

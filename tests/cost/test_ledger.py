@@ -8,18 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from recipes.cost.ledger import (
-    EARLIER,
-    PHASES,
-    Ledger,
-    PhaseClock,
-    Segment,
-    first_start_unix_s,
-    lost_seconds,
-    merge,
-    summarize,
-    usd_of,
-)
+from recipes.cost.ledger import EARLIER, Ledger, first_start_unix_s
+from recipes.cost.phase_clock import PhaseClock
+from recipes.cost.run_cost import summarize
+from recipes.cost.segments import PHASES, Segment, lost_seconds, merge, usd_of
 
 
 def segment(id: str, train_s: float, **kwargs: object) -> Segment:

@@ -18,11 +18,11 @@ def test_every_start_is_billed_and_lost_steps_are_named(tmp_path: Path) -> None:
     bill = read_bill(crashed_run(tmp_path / "run"))
     assert [start.ended for start in bill.starts] == [False, True]
     assert bill.starts[0].began_unix_s == BEGAN
-    assert bill.usd == pytest.approx(USD)
-    assert bill.tokens == 4800 * TOKENS_PER_STEP
-    assert bill.seconds["lost"] == pytest.approx(600 * 100 / 1600)
-    assert sum(bill.seconds.values()) == pytest.approx(bill.wall_s) == pytest.approx(WALL_S)
-    assert bill.goodput == pytest.approx((2000 - 37.5) / WALL_S)
+    assert bill.total.usd == pytest.approx(USD)
+    assert bill.total.tokens == 4800 * TOKENS_PER_STEP
+    assert bill.total.parts["lost"] == pytest.approx(600 * 100 / 1600)
+    assert sum(bill.total.parts.values()) == pytest.approx(bill.total.wall_s) == pytest.approx(WALL_S)
+    assert bill.total.goodput == pytest.approx((2000 - 37.5) / WALL_S)
 
 
 def test_the_command_prints_a_table_and_the_sum_of_runs(tmp_path: Path, run_command: Command) -> None:
@@ -57,7 +57,7 @@ def test_a_ledger_that_is_kept_elsewhere_is_found(tmp_path: Path) -> None:
     recipe = (run / "recipe.yaml").read_text()
     (run / "recipe.yaml").write_text(f"{recipe}cost: {{ledger: {tmp_path}/elsewhere.jsonl}}\n")
     bill = read_bill(run)
-    assert (bill.folder, bill.usd) == (run, pytest.approx(USD))
+    assert (bill.folder, bill.total.usd) == (run, pytest.approx(USD))
 
 
 def test_names_and_columns_are_whole_in_80_columns(
@@ -79,13 +79,13 @@ def test_a_clock_that_was_set_back_is_said_and_changes_no_dollar(tmp_path: Path)
     ]
     (tmp_path / "ledger.jsonl").write_text("\n".join(lines) + "\n")
     bill = read_bill(tmp_path)
-    assert bill.wall_s == 100
+    assert bill.total.wall_s == 100
     assert bill.warnings == ("the clock was set back by 1 h 1 min: times of day may be wrong, durations are not",)
 
 
 def test_a_run_without_a_rate_has_no_dollars(tmp_path: Path, run_command: Command) -> None:
     (tmp_path / "ledger.jsonl").write_text(ledger_line("end", "a", BEGAN, {"train": 60.0}, usd_per_device_hour=None))
-    assert read_bill(tmp_path).usd is None
+    assert read_bill(tmp_path).total.usd is None
     done = run_command("python", "-m", "recipes", "bill", tmp_path)
     assert done.returncode == 0
     assert "?" in done.stdout
