@@ -6,7 +6,6 @@ which the report draws them over the checkpoints.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from eval.suite import gauntlet_scores, logged, run_tasks, tasks_of
 from eval.tasks.rows import TaskError
 from recipes.callbacks.budget import BudgetGuard
 from recipes.callbacks.cost import CostMonitor
+from recipes.json_lines import append
 from recipes.reports.run_record import TASKS, read_tasks
 from recipes.training.processes import as_first_rank_sees
 
@@ -114,8 +114,7 @@ class TaskEvaluation(Callback):
             kept = {"step": step, "tokens": int(state.timestamp.token), "seconds": round(seconds, 3), "usd": usd}
             scores = {r["label"]: r["score"] for r in results}
             self.cost.note("evaluation", step=step, evaluation_s=round(seconds, 3), evaluation_usd=usd, scores=scores)
-            with (self.folder / TASKS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps({**kept, "tasks": results, **({"error": trouble} if trouble else {})}) + "\n")
+            append(self.folder / TASKS, {**kept, "tasks": results, **({"error": trouble} if trouble else {})})
 
     def _scores(self, state: State) -> tuple[list[dict[str, Any]], dict[str, float]]:
         if self._backbone is None:

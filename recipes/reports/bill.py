@@ -14,9 +14,9 @@ from typing import Any
 import yaml
 
 from recipes.cost.duration import in_words
-from recipes.cost.ledger import EARLIER, read_records, segments_of
+from recipes.cost.ledger import EARLIER, Line, read_lines, segments_of
 from recipes.cost.rate import cost_section
-from recipes.cost.segments import Segment, Totals, last_rate, segment_from, totals_of, usd_of
+from recipes.cost.segments import Segment, Totals, last_rate, totals_of, usd_of
 
 LEDGER = "ledger.jsonl"
 STEPS_BACK_S = 1.0  # a clock that is set back by less is being kept in time, not wrong
@@ -66,23 +66,19 @@ def read_bill(run: Path) -> Bill:
         what = f"it has no {LEDGER}" if run.is_dir() else "there is no such folder"
         near = sorted(str(p.parent) for p in Path("runs").glob(f"*/{LEDGER}"))[:8]
         raise ValueError(f"{run} is no run folder: {what}.{' Runs here: ' + ', '.join(near) if near else ''}")
-    records, unreadable = read_records(path)
-    if not records:
+    lines, unreadable = read_lines(path)
+    if not lines:
         raise ValueError(f"{path} has no line that can be read: nothing was billed, or it is no ledger.")
     warnings = []
     if unreadable:
-        lines = "1 line" if unreadable == 1 else f"{unreadable} lines"
-        warnings.append(
-            f"{lines} could not be read and {'is' if unreadable == 1 else 'are'} left out (torn by a kill?)"
-        )
-    times = [r["unix_s"] for r in records if isinstance(r.get("unix_s"), (int, float))]
+        are = "1 line could not be read and is" if unreadable == 1 else f"{unreadable} lines could not be read and are"
+        warnings.append(f"{are} left out (torn by a kill?)")
+    times = _times(lines)
     back_s = max((earlier - later for earlier, later in itertools.pairwise(times)), default=0.0)
     if back_s > STEPS_BACK_S:
         warnings.append(f"the clock was set back by {in_words(back_s)}: times of day may be wrong, durations are not")
-    segments = segments_of(records)
-    return Bill(
-        run if run.is_dir() else path.parent, tuple(_start(s, records) for s in segments.values()), tuple(warnings)
-    )
+    starts = tuple(_start(segment, lines) for segment in segments_of(lines).values())
+    return Bill(run if run.is_dir() else path.parent, starts, tuple(warnings))
 
 
 def ledger_path(cost: Mapping[str, Any], folder: Path) -> Path:
@@ -99,13 +95,20 @@ def _ledger_of(run: Path) -> Path:
         return run / LEDGER
 
 
-def _start(segment: Segment, records: Sequence[Mapping[str, Any]]) -> Start:
-    own = [r for r in records if str(r["id"]) == segment.id and r.get("event") != EARLIER]
-    times = [float(r["unix_s"]) for r in own if isinstance(r.get("unix_s"), (int, float))]
+def _start(segment: Segment, lines: Sequence[Line]) -> Start:
+    own = [line for line in lines if line.segment.id == segment.id and line.record.get("event") != EARLIER]
+    times = _times(own)
     # the first line is written once the process has its group; it began as much earlier as it had been billed
-    began = times[0] - sum(segment_from(own[0]).seconds.values()) if times else None
-    source = next((str(r["rate_source"]) for r in own if r.get("rate_source")), None)
-    return Start(segment, began, times[-1] if times else None, any(r.get("event") == "end" for r in own), source)
+    began = times[0] - own[0].segment.wall_s if times else None
+    source = next((str(line.record["rate_source"]) for line in own if line.record.get("rate_source")), None)
+    ended = any(line.record.get("event") == "end" for line in own)
+    return Start(segment, began, times[-1] if times else None, ended, source)
+
+
+def _times(lines: Iterable[Line]) -> list[float]:
+    """By the clock of the machine."""
+    found = (line.record.get("unix_s") for line in lines)
+    return [float(unix_s) for unix_s in found if isinstance(unix_s, (int, float))]
 
 
 def to_json(bill: Bill) -> dict[str, Any]:

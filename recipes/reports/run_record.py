@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any, TypeGuard
 
 import yaml
 
+from recipes import json_lines
 from recipes.config.load import Recipe
 from recipes.cost.estimate import Estimate, estimate
 from recipes.cost.parameters import count_parameters
@@ -142,18 +142,15 @@ def _curves(folder: Path, tokens_per_step: int) -> tuple[list[Point], list[Point
 
 def read_tasks(path: Path) -> tuple[Mapping[str, Any], ...]:
     """One record a step, the last one written, with what all of that step cost; a line torn by a kill is left out."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ()
     by_step: dict[int, Mapping[str, Any]] = {}
-    for line in lines:
+    for record in json_lines.read(path):
         try:
-            record = json.loads(line)
+            if record is None:
+                continue
             before = by_step.get(int(record["step"]), {})
             paid = {key: before[key] + record[key] for key in ("seconds", "usd") if before.get(key) and record.get(key)}
             by_step[int(record["step"])] = {**record, **paid, "tasks": list(record["tasks"])}
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError):
             continue
     return tuple(record for _, record in sorted(by_step.items()))
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from recipes import json_lines
 from recipes.config.file_names import is_remote
 from recipes.config.load import Recipe
 
@@ -107,14 +108,6 @@ def last_step(path: Path) -> int:
 
 def read_metrics(path: Path) -> Iterator[Mapping[str, float]]:
     """The lines of a metrics file in the order written. A line torn by a kill is left out."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
+    for record in json_lines.read(path):
+        if record and isinstance(record.get("step"), int):
             yield {name: value for name, value in record.items() if isinstance(value, (int, float))}
