@@ -77,14 +77,13 @@ class BudgetGuard(Callback):
         check_limits(budget_usd, deadline, max_usd_per_hundredth_loss)
         self._budget_usd, self._deadline, self._most_usd = budget_usd, deadline, max_usd_per_hundredth_loss
         self.stopped: str | None = None  # why, in words, on every rank
-        self._cost: CostMonitor | None = None
+        self._cost: CostMonitor  # found by init
         self._ranks, self._is_first = 1, True
         self._deadline_unix_s: float | None = None
         self._begun = (time.time(), time.monotonic())
         self._warned = 0.0
         self._evaluations: list[tuple[float, float]] = []  # (dollars, loss)
         self._losses: list[float] = []  # of the evaluation that goes on, a loader each
-        self._too_dear = 0  # evaluations in a row
         self._group: Any = None
         self._pending: tuple[Any, torch.Tensor] | None = None
         self._quiet_calls = 0  # until the ranks speak again
@@ -92,9 +91,10 @@ class BudgetGuard(Callback):
         self._training_data: tuple[Any, ...] | None = None  # what an evaluation puts back when it ends
 
     def init(self, state: State, logger: Logger) -> None:
-        self._cost = next((c for c in state.callbacks if isinstance(c, CostMonitor)), None)
-        if self._cost is None:
+        monitor = next((c for c in state.callbacks if isinstance(c, CostMonitor)), None)
+        if monitor is None:
             raise ValueError("budget_guard: needs the cost_monitor callback, which keeps the bill.")
+        self._cost = monitor
         counts_dollars = self._budget_usd is not None or self._most_usd is not None
         if counts_dollars and self._cost.rate.usd_per_device_hour is None:
             raise ValueError(f"budget_guard: cannot count dollars: {self._cost.rate.source}.")
@@ -107,26 +107,38 @@ class BudgetGuard(Callback):
             self._group = torch.distributed.new_group(backend="gloo")  # CPU to CPU, whatever the gradients use
 
     def state_dict(self) -> dict[str, Any]:
-        return {"evaluations": json.dumps(self._evaluations), "too_dear": self._too_dear}
+        return {"evaluations": json.dumps(self._evaluations)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._evaluations = [(usd, loss) for usd, loss in json.loads(state["evaluations"])]
-        self._too_dear = int(state["too_dear"])
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """A run that goes on at its limit stops before its first step."""
+        said = torch.tensor(REASONS.index(self._reason(self._usd)))
+        if self._group is not None:
+            torch.distributed.broadcast(said, src=0, group=self._group)
+        self._stop_for(REASONS[int(said)], state)
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        assert self._cost is not None
-        usd = (self._cost.usd or 0.0) if self._is_first else 0.0
+        usd = self._usd
         if self._budget_usd is not None and self._is_first:
             used = usd / self._budget_usd
             logger.log_metrics({"budget/share_used": used})
             self._warn(used)
+        self._stop_for(self._agree(self._reason(usd), usd), state)
+
+    def _stop_for(self, reason: str, state: State) -> None:
         done = state.max_duration is not None and state.timestamp >= state.max_duration
-        reason = self._agree(self._reason(usd), usd)
         if reason and not done:
             self.stopped = self._words(reason)
             state.stop_training()  # Composer saves its last checkpoint now
             for evaluator in state.evaluators:
                 evaluator.eval_interval = _never
+
+    @property
+    def _usd(self) -> float:
+        """Dollars so far, on rank 0, which decides."""
+        return (self._cost.usd or 0.0) if self._is_first else 0.0
 
     def eval_before_all(self, state: State, logger: Logger) -> None:
         self._training_data = (state.dataloader, state.dataloader_label, state.dataloader_len)
@@ -136,8 +148,7 @@ class BudgetGuard(Callback):
 
     def break_off(self) -> None:
         """Raises BudgetReached at a limit; all ranks call it, now and then, while an evaluation goes on."""
-        assert self._cost is not None
-        usd = (self._cost.usd or 0.0) if self._is_first else 0.0
+        usd = self._usd
         reason = self._agree(self._reason(usd), usd)
         if reason:
             self.stopped = self._words(reason)
@@ -150,7 +161,6 @@ class BudgetGuard(Callback):
     def eval_after_all(self, state: State, logger: Logger) -> None:
         self._training_data = None
         losses, self._losses = self._losses, []
-        assert self._cost is not None
         usd = self._cost.usd
         if losses and usd is not None and self._is_first:
             self._judge(usd, sum(losses) / len(losses), logger)  # of several loaders the mean, as in reports
@@ -166,8 +176,6 @@ class BudgetGuard(Callback):
             return
         if price < float("inf"):
             logger.log_metrics({"budget/usd_per_hundredth_loss": price})
-        if self._most_usd is not None:
-            self._too_dear = self._too_dear + 1 if price > self._most_usd else 0
 
     def fit_end(self, state: State, logger: Logger) -> None:
         self._settle()
@@ -182,7 +190,6 @@ class BudgetGuard(Callback):
             if length is not None:
                 state.dataloader_len = length
         if saver is not None and state.timestamp.batch > 0 and saver.last_checkpoint_batch != state.timestamp.batch:
-            assert self._cost is not None
             self._cost.run_event(Event.BATCH_CHECKPOINT, state, trainer.logger)
             saver._save_checkpoint(state, trainer.logger)
 
@@ -191,14 +198,21 @@ class BudgetGuard(Callback):
         if not self._is_first:
             return ""
         step_s = 0.0 if self._group is None else self._step_s()
-        assert self._cost is not None
         if self._budget_usd is not None:
             step_usd = step_s / 3600 * self._ranks * (self._cost.rate.usd_per_device_hour or 0.0)
             if usd + step_usd >= self._budget_usd:
                 return "budget"
         if self._deadline_unix_s is not None and self._now() + step_s >= self._deadline_unix_s:
             return "deadline"
-        return "marginal value" if self._too_dear >= DEAR_EVALUATIONS else ""
+        return "marginal value" if self._is_too_dear() else ""
+
+    def _is_too_dear(self) -> bool:
+        """Whether the last evaluations, each with the one before it, asked more than the limit of now."""
+        if self._most_usd is None:
+            return False
+        ends = range(len(self._evaluations), len(self._evaluations) - DEAR_EVALUATIONS, -1)
+        prices = [usd_per_hundredth_loss(self._evaluations[: max(end, 0)]) for end in ends]
+        return all(price is not None and price > self._most_usd for price in prices)
 
     def _now(self) -> float:
         """Unix time that a clock set back during the run cannot stop."""
@@ -246,7 +260,6 @@ class BudgetGuard(Callback):
         return max(0, int(left_s / max(longest_s, 1e-6)) - 1)
 
     def _seconds_left(self, usd: float) -> float:
-        assert self._cost is not None
         left = [float("inf")]
         if self._deadline_unix_s is not None:
             left.append(self._deadline_unix_s - self._now())
@@ -265,7 +278,6 @@ class BudgetGuard(Callback):
     def _warn(self, used: float) -> None:
         passed = max((share for share in WARN_AT if used >= share), default=0.0)
         if passed > self._warned:
-            assert self._cost is not None
             total = self._cost.usd_projected_total
             expected = "" if total is None else f"; at this pace the whole run takes ${total:.4g}"
             log.warning("budget_guard: %.0f %% of $%g is spent%s.", passed * 100, self._budget_usd, expected)

@@ -39,7 +39,7 @@ from recipes.cost.pace import Pace
 from recipes.cost.phase_clock import PhaseClock
 from recipes.cost.rate import Rate, choose_rate
 from recipes.cost.run_cost import RunCost, summarize
-from recipes.cost.segments import PHASES, Segment, last_rate, merge, segment_from, totals_of, usd_of
+from recipes.cost.segments import PHASES, Segment, merge, segment_from, totals_of, usd_of
 
 log = logging.getLogger(__name__)
 
@@ -257,7 +257,10 @@ class CostMonitor(Callback):
         """The run so far, over all its processes. Read it on rank 0, which keeps the ledger."""
         segments = self._segments()
         current = segments[self._current.id]
-        cost = summarize(segments.values(), current, self._tokens, self.rate.source, self._mfu_basis)
+        source = self.rate.source
+        if self.rate.usd_per_device_hour is None and usd_of(segments.values()) is not None:
+            source = f"at the rate of earlier starts; {source}"
+        cost = summarize(segments.values(), current, self._tokens, source, self._mfu_basis)
         kwh = self._kwh(segments)
         return replace(
             cost,
@@ -287,8 +290,7 @@ class CostMonitor(Callback):
     @property
     def usd(self) -> float | None:
         """Dollars so far over all processes; complete on rank 0, which keeps the ledger."""
-        segments = self._segments().values()
-        return usd_of(segments, last_rate(segments))
+        return usd_of(self._segments().values())
 
     @property
     def usd_projected_total(self) -> float | None:

@@ -6,10 +6,11 @@ A segment is one process of a run, from its start to its end or its death. Durat
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+LARGEST = 1e30  # FLOPs of the largest runs are 1e26
 
 # compile: what the first step of a process took beyond its second, which is mostly compilation and warm-up
 PHASES = ("startup", "compile", "data", "train", "evaluation", "checkpoint", "other")
@@ -37,6 +38,11 @@ class Segment:
     @property
     def device_hours(self) -> float:
         return self.wall_s * self.devices / 3600
+
+    @property
+    def knew_its_device(self) -> bool:
+        """Whether it came as far as a device: before that, there is no GPU and no step."""
+        return self.gpu is not None or self.tokens > 0
 
 
 @dataclass(frozen=True)
@@ -70,13 +76,13 @@ class Totals:
 
 
 def totals_of(segments: Iterable[Segment], tokens: int) -> Totals:
-    """tokens: what the model has learned from. A process that knew no rate is billed at the last one that is known."""
+    """tokens: what the model has learned from."""
     segments = list(segments)
     return Totals(
         seconds={phase: sum(s.seconds[phase] for s in segments) for phase in PHASES},
         lost_s=lost_seconds(segments, tokens),
         device_hours=sum(s.device_hours for s in segments),
-        usd=usd_of(segments, last_rate(segments)),
+        usd=usd_of(segments),
         tokens=tokens,
         tokens_processed=sum(s.tokens for s in segments),
     )
@@ -88,26 +94,30 @@ def segment_from(record: Mapping[str, Any]) -> Segment:
     Raises:
         ValueError, KeyError, TypeError: it is not one.
     """
-    seconds = {phase: float(record["seconds"].get(phase, 0.0)) for phase in PHASES}
-    if not all(math.isfinite(s) and s >= 0 for s in seconds.values()):
-        raise ValueError(f"seconds: got {seconds}, expected finite numbers of 0 or more.")
-    rate, peak = record["usd_per_device_hour"], record["peak_flops_per_s"]
     return Segment(
         id=str(record["id"]),
-        devices=int(record["devices"]),
-        seconds=seconds,
-        usd_per_device_hour=_float_or_none(rate),
-        peak_flops_per_s=_float_or_none(peak),
-        tokens=int(record["tokens"]),
-        flops=float(record["flops"]),
-        tokens_from=int(record.get("tokens_from", 0)),
-        device_kwh=_float_or_none(record.get("device_kwh")),
+        devices=int(_number("devices", record["devices"], least=1)),
+        seconds={phase: _number(phase, record["seconds"].get(phase, 0.0)) for phase in PHASES},
+        usd_per_device_hour=_number_or_none("usd_per_device_hour", record["usd_per_device_hour"]),
+        peak_flops_per_s=_number_or_none("peak_flops_per_s", record["peak_flops_per_s"]),
+        tokens=int(_number("tokens", record["tokens"])),
+        flops=_number("flops", record["flops"]),
+        tokens_from=int(_number("tokens_from", record.get("tokens_from", 0))),
+        device_kwh=_number_or_none("device_kwh", record.get("device_kwh")),
         gpu=record.get("gpu"),
     )
 
 
-def _float_or_none(value: Any) -> float | None:
-    return None if value is None else float(value)
+def _number_or_none(name: str, value: Any) -> float | None:
+    return None if value is None else _number(name, value)
+
+
+def _number(name: str, value: Any, least: int = 0) -> float:
+    """Of a line that a hand or a torn disk may have changed: with a negative or endless one there is no bill."""
+    number = float(value)
+    if not least <= number <= LARGEST:
+        raise ValueError(f"{name}: got {value}, expected a number from {least} to {LARGEST:g}.")
+    return number
 
 
 def merge(sources: Iterable[Mapping[str, Segment]]) -> dict[str, Segment]:
@@ -120,21 +130,28 @@ def merge(sources: Iterable[Mapping[str, Segment]]) -> dict[str, Segment]:
     return merged
 
 
-def usd_of(segments: Iterable[Segment], rate: float | None) -> float | None:
-    """Dollars, each segment at the rate it ran at, or at `rate` where it had none; None if one stays without."""
-    total = 0.0
+def usd_by_segment(segments: Iterable[Segment]) -> dict[str, float | None]:
+    """Dollars of each by id, at the rate that it ran at; None where that is not known.
+
+    One that knew none has the last rate of the same kind of device, and one that died before it knew its device the
+    last of any: a run does not go on for nothing because one start of it could not be priced.
+    """
+    segments = list(segments)
+    rates = {s.gpu: s.usd_per_device_hour for s in segments if s.usd_per_device_hour is not None}
+    last = next((s.usd_per_device_hour for s in reversed(segments) if s.usd_per_device_hour is not None), None)
+    found: dict[str, float | None] = {}
     for segment in segments:
-        usd_per_device_hour = rate if segment.usd_per_device_hour is None else segment.usd_per_device_hour
-        if usd_per_device_hour is None:
-            return None
-        total += segment.device_hours * usd_per_device_hour
-    return total
+        rate = segment.usd_per_device_hour
+        if rate is None:
+            rate = rates.get(segment.gpu) if segment.knew_its_device else last
+        found[segment.id] = None if rate is None else segment.device_hours * rate
+    return found
 
 
-def last_rate(segments: Iterable[Segment]) -> float | None:
-    """Dollars a device-hour of the last process that knew them: for those that did not."""
-    known = [s.usd_per_device_hour for s in segments if s.usd_per_device_hour is not None]
-    return known[-1] if known else None
+def usd_of(segments: Iterable[Segment]) -> float | None:
+    """Dollars of all; None if those of one are not known."""
+    each = usd_by_segment(segments).values()
+    return None if None in each else sum(usd for usd in each if usd is not None)
 
 
 def lost_seconds(segments: Iterable[Segment], tokens: int) -> float:

@@ -22,7 +22,7 @@ from recipes.cost.figures import number
 from recipes.cost.hardware import Gpu, find_gpu, gpu_from_device_name
 from recipes.cost.ledger import Ledger, first_start_unix_s
 from recipes.cost.rate import cost_section, rate_of
-from recipes.cost.segments import usd_of
+from recipes.cost.segments import PHASES, Segment, usd_of
 from recipes.reports.bill import ledger_path
 from recipes.reports.runs import METRICS, last_step
 from recipes.training.batches import dataset_tokens
@@ -85,9 +85,20 @@ def _refusal(recipe: Recipe, guard: Mapping[str, Any], folder: Path, devices: in
         return f"a budget cannot be kept without a rate: {rate.source}"
     ledger = ledger_path(cost, folder)
     segments = Ledger(ledger).read()
-    spent = usd_of(segments.values(), rate.usd_per_device_hour) or 0.0
-    if budget is not None and spent >= budget:
-        return f"${spent:.4g} of ${budget:g} is spent already ({ledger}): give callbacks.budget_guard.budget_usd more"
+    begins = Segment("", devices, dict.fromkeys(PHASES, 0.0), rate.usd_per_device_hour, gpu=gpu.name if gpu else None)
+    spent = usd_of([*segments.values(), begins])
+    if spent is None:
+        if budget is not None:
+            unknown = f"a start of it on another device had no rate ({ledger})"
+            return f"what this run has spent is not known, as {unknown}: choose another run_name"
+        spent = 0.0
+    if budget is not None:
+        more = "give callbacks.budget_guard.budget_usd more"
+        starting = _seconds_to_start(segments.values()) * devices / 3600 * (rate.usd_per_device_hour or 0.0)
+        if spent >= budget:
+            return f"${spent:.4g} of ${budget:g} is spent already ({ledger}): {more}"
+        if spent + starting >= budget:
+            return f"${spent:.4g} of ${budget:g} is spent, and another start takes ${starting:.4g}: {more}"
     left_s = None
     if deadline is not None:
         left_s = deadline_unix_s(deadline, first_start_unix_s(ledger) or time.time()) - time.time()
@@ -101,6 +112,12 @@ def _refusal(recipe: Recipe, guard: Mapping[str, Any], folder: Path, devices: in
     if plan.steps:  # not by tokens, of which the meter counts no padding
         to_do = max(0.0, 1 - _steps_done(recipe, folder) / plan.steps)
     return _compare(plan, to_do, spent, budget, left_s)
+
+
+def _seconds_to_start(segments: Iterable[Segment]) -> float:
+    """What the last process that came to train took before it did."""
+    trained = [segment for segment in segments if segment.tokens]
+    return trained[-1].seconds["startup"] + trained[-1].seconds["compile"] if trained else 0.0
 
 
 def _steps_done(recipe: Recipe, folder: Path) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,7 +17,7 @@ import yaml
 from recipes.cost.duration import in_words
 from recipes.cost.ledger import EARLIER, Line, read_lines, segments_of
 from recipes.cost.rate import cost_section
-from recipes.cost.segments import Segment, Totals, last_rate, totals_of, usd_of
+from recipes.cost.segments import Segment, Totals, totals_of, usd_by_segment
 
 LEDGER = "ledger.jsonl"
 STEPS_BACK_S = 1.0  # a clock that is set back by less is being kept in time, not wrong
@@ -49,6 +50,10 @@ class Bill:
         return [start.segment for start in self.starts]
 
     @functools.cached_property
+    def usd_by_segment(self) -> dict[str, float | None]:
+        return usd_by_segment(self.segments)
+
+    @functools.cached_property
     def total(self) -> Totals:
         """Over all starts. The model has learned from the tokens that the last process that trained has come to."""
         trained = [s for s in self.segments if s.tokens]
@@ -78,6 +83,11 @@ def read_bill(run: Path) -> Bill:
     if back_s > STEPS_BACK_S:
         warnings.append(f"the clock was set back by {in_words(back_s)}: times of day may be wrong, durations are not")
     starts = tuple(_start(segment, lines) for segment in segments_of(lines).values())
+    each = usd_by_segment(start.segment for start in starts)
+    guessed = [s.segment for s in starts if s.segment.usd_per_device_hour is None and each[s.segment.id] is not None]
+    if guessed:
+        hours = sum(segment.device_hours for segment in guessed)
+        warnings.append(f"{hours:.4g} device-hours whose rate was not known are billed at that of other starts")
     return Bill(run if run.is_dir() else path.parent, starts, tuple(warnings))
 
 
@@ -108,7 +118,7 @@ def _start(segment: Segment, lines: Sequence[Line]) -> Start:
 def _times(lines: Iterable[Line]) -> list[float]:
     """By the clock of the machine."""
     found = (line.record.get("unix_s") for line in lines)
-    return [float(unix_s) for unix_s in found if isinstance(unix_s, (int, float))]
+    return [float(unix_s) for unix_s in found if isinstance(unix_s, (int, float)) and math.isfinite(unix_s)]
 
 
 def to_json(bill: Bill) -> dict[str, Any]:
@@ -122,7 +132,7 @@ def to_json(bill: Bill) -> dict[str, Any]:
                 "ended": start.ended,
                 "wall_s": start.segment.wall_s,
                 "device_hours": start.segment.device_hours,
-                "usd": usd_of([start.segment], None),
+                "usd": bill.usd_by_segment[start.segment.id],
                 "rate_source": start.rate_source,
             }
             for start in bill.starts
@@ -156,7 +166,7 @@ def print_bills(bills: Sequence[Bill]) -> None:
             table.add_column(column, justify="right", no_wrap=True)
         for start in bill.starts:
             s = start.segment
-            rate, usd = s.usd_per_device_hour, usd_of([s], None)
+            rate, usd = s.usd_per_device_hour, bill.usd_by_segment[s.id]
             table.add_row(
                 _clock(start.began_unix_s),
                 _end_of(start),
@@ -195,12 +205,10 @@ def usd_of_all(bills: Iterable[Bill]) -> tuple[float, float]:
     paid: dict[str, float] = {}
     shared: dict[str, float] = {}
     for bill in bills:
-        rate = last_rate(bill.segments)
-        for segment in bill.segments:
-            usd = usd_of([segment], rate) or 0.0
-            if segment.id in paid:
-                shared[segment.id] = usd
-            paid[segment.id] = max(usd, paid.get(segment.id, 0.0))
+        for name, usd in bill.usd_by_segment.items():
+            if name in paid:
+                shared[name] = usd or 0.0
+            paid[name] = max(usd or 0.0, paid.get(name, 0.0))
     return sum(paid.values()), sum(shared.values())
 
 

@@ -159,9 +159,13 @@ def test_marginal_value_stops_after_two_dear_evaluations(tmp_path: Path) -> None
             guard.run_event(Event.EVAL_END, state, trainer.logger)
         guard.run_event(Event.EVAL_AFTER_ALL, state, trainer.logger)
         monkey.undo()
-        assert guard._too_dear == dear
+        assert guard._is_too_dear() == (dear >= 2)
+    went_on, without = BudgetGuard(max_usd_per_hundredth_loss=20), BudgetGuard(budget_usd=1e9)
+    for other in (went_on, without):  # the same evaluations, judged by the limit of now
+        other.load_state_dict(guard.state_dict())
+        assert not other._is_too_dear()
     trainer.fit()
-    assert int(state.timestamp.batch) == 1
+    assert int(state.timestamp.batch) == 0  # not one step more
     assert guard.stopped == "the next 0.01 of validation loss would cost more than $5"
     trainer.close()
 
@@ -219,6 +223,17 @@ def test_a_plan_beyond_the_budget_may_not_start(tmp_path: Path) -> None:
     no = refusal(load(SEVEN_B, [GUARD, *H100, "max_duration=200ba"]), tmp_path, 8)
     assert no is not None
     assert no.startswith("$2000 of $500 is spent already")
+    trained = {**line, "seconds": {"startup": 3600, "train": 60}, "tokens": 1}
+    (tmp_path / "ledger.jsonl").write_text(json.dumps(trained) + "\n")
+    short = [*H100, "max_duration=1ba", "callbacks.budget_guard.budget_usd=30"]
+    no = refusal(load(SEVEN_B, short), tmp_path, 8)
+    assert no is not None
+    assert no.startswith("$20.33 of $30 is spent, and another start takes $20")
+    other = {**trained, "id": "b", "gpu": "h200", "usd_per_device_hour": None}
+    (tmp_path / "ledger.jsonl").write_text(json.dumps(other) + "\n")
+    no = refusal(load(SEVEN_B, short), tmp_path, 8)
+    assert no is not None
+    assert no.startswith("what this run has spent is not known, as a start of it on another device had no rate")
 
 
 @pytest.mark.parametrize(

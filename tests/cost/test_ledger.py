@@ -58,7 +58,19 @@ def test_what_a_checkpoint_brought_from_elsewhere_comes_first(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     "rubbish",
-    ['{"event": "beat", "id"', "\x00\x00\x00", "[1]", "null", '{"id": "a", "devices": 1, "seconds": {"train": NaN}}'],
+    [
+        '{"event": "beat", "id"',
+        "\x00\x00\x00",
+        "[1]",
+        "null",
+        "[" * 200_000,
+        '{"id": "a", "devices": 1, "tokens": 0, "flops": 0, "seconds": {"train": NaN}}',
+        '{"id": "a", "devices": 1, "tokens": 0, "flops": 0, "seconds": {"train": 1e308}}',
+        '{"id": "a", "devices": -8, "tokens": 0, "flops": 0, "seconds": {"train": 9}}',
+        '{"id": "a", "devices": 1, "tokens": -9, "flops": 0, "seconds": {"train": 9}}',
+        '{"id": "a", "devices": 1, "tokens": 0, "flops": 0, "usd_per_device_hour": -5, "seconds": {"train": 9}}',
+        '{"id": "a", "devices": 1, "tokens": 0, "flops": Infinity, "seconds": {"train": 9}}',
+    ],
 )
 def test_rubbish_is_left_out_and_does_not_eat_the_next_line(tmp_path: Path, rubbish: str) -> None:
     ledger = Ledger(tmp_path / "ledger.jsonl")
@@ -75,11 +87,20 @@ def test_a_segment_known_twice_is_billed_once() -> None:
 
 
 def test_dollars_at_each_segments_own_rate() -> None:
-    cheap, dear, unknown = segment("a", 1000), segment("b", 1000, usd_per_device_hour=36), segment("c", 1000)
-    unknown = replace(unknown, usd_per_device_hour=None)
-    assert usd_of([cheap, dear], None) == pytest.approx(2 + 20)
-    assert usd_of([cheap, unknown], 7.2) == pytest.approx(2 + 4)
-    assert usd_of([cheap, unknown], None) is None
+    cheap, dear = segment("a", 1000, gpu="l4"), segment("b", 1000, gpu="h200", usd_per_device_hour=36)
+    assert usd_of([cheap, dear]) == pytest.approx(2 + 20)
+    assert usd_of([]) == 0
+
+
+def test_a_rate_is_borrowed_from_the_same_device_alone() -> None:
+    cheap, dear = segment("a", 1000, gpu="l4"), segment("b", 1000, gpu="h200", usd_per_device_hour=36)
+    unknown = segment("c", 1000, gpu="h200", usd_per_device_hour=None)
+    assert usd_of([unknown, cheap, dear]) == pytest.approx(20 + 2 + 20)
+    assert usd_of([unknown, cheap]) is None
+    died_early = replace(unknown, gpu=None)
+    assert usd_of([died_early, dear, cheap]) == pytest.approx(2 + 20 + 2)
+    on_a_cpu = replace(died_early, tokens=5)
+    assert usd_of([on_a_cpu, dear, cheap]) is None
 
 
 def test_summary_over_segments() -> None:
