@@ -39,7 +39,7 @@ from recipes.cost.pace import Pace
 from recipes.cost.phase_clock import PhaseClock
 from recipes.cost.rate import Rate, choose_rate
 from recipes.cost.run_cost import RunCost, summarize
-from recipes.cost.segments import PHASES, Segment, merge, segment_from, totals_of, usd_of
+from recipes.cost.segments import PHASES, Segment, Totals, merge, segment_from, totals_of, usd_of
 
 log = logging.getLogger(__name__)
 
@@ -261,7 +261,7 @@ class CostMonitor(Callback):
         if self.rate.usd_per_device_hour is None and usd_of(segments.values()) is not None:
             source = f"at the rate of earlier starts; {source}"
         cost = summarize(segments.values(), current, self._tokens, source, self._mfu_basis)
-        kwh = self._kwh(segments)
+        kwh = self._kwh(totals_of(segments.values(), self._tokens))
         return replace(
             cost,
             kwh=kwh,
@@ -307,20 +307,16 @@ class CostMonitor(Callback):
             return self._meter.basis
         return f"{self._meter.basis} × {self._pue:g} PUE, {self._kg_co2e_per_kwh:g} kg CO2e a kWh"
 
-    def _kwh(self, segments: Mapping[str, Segment]) -> float | None:
-        """Energy at the data centre's meter; None as soon as one process that trained does not know its own.
-
-        One that died before it had a meter is left out: it had not come to its first step.
-        """
-        known = [s.device_kwh for s in segments.values() if s.device_kwh is not None]
-        unknown = [s for s in segments.values() if s.device_kwh is None and s.tokens]
-        return sum(known) * self._pue if known and not unknown else None
+    def _kwh(self, run: Totals) -> float | None:
+        """Energy at the data centre's meter."""
+        return None if run.device_kwh is None else run.device_kwh * self._pue
 
     def _metrics(self, state: State) -> dict[str, float]:
         segments = self._segments()
         current = segments[self._current.id]
         active_s = current.seconds["train"] + current.seconds["data"]
-        run, kwh = totals_of(segments.values(), self._tokens), self._kwh(segments)
+        run = totals_of(segments.values(), self._tokens)
+        kwh = self._kwh(run)
         self._pace.batch_done(active_s, current.tokens, current.flops)
         peak, flops_per_s = current.peak_flops_per_s, self._pace.flops_per_s
         self._hours_left = self._pace.hours_left(progress(state, self._max_duration), current.wall_s)

@@ -20,7 +20,7 @@ class RunCost:
     evaluation_s: float
     checkpoint_s: float
     other_s: float
-    lost_s: float  # of train_s: steps that were lost in a crash and done again
+    lost_s: float  # of train_s: steps whose work was not kept
     goodput: float | None  # (train_s - lost_s) / wall_s
     starts: int  # processes so far, one more than the restarts
     devices: int  # of the current process
@@ -42,15 +42,9 @@ class RunCost:
 
 
 def summarize(segments: Iterable[Segment], current: Segment, tokens: int, rate_source: str, mfu_basis: str) -> RunCost:
-    """Adds up a run. `current` is the running process (also in `segments`), `tokens` what the model has learned from.
-
-    MFU = FLOPs / (seconds of training and data waiting * devices * peak), over the segments whose peak is known.
-    """
+    """Adds up a run. current: the running process, also in `segments`. tokens: what the model has learned from."""
     segments = list(segments)
     run = totals_of(segments, tokens)
-    active_s = run.seconds["train"] + run.seconds["data"]
-    counted = [s for s in segments if s.peak_flops_per_s and s.flops]
-    at_peak = sum((s.seconds["train"] + s.seconds["data"]) * s.devices * (s.peak_flops_per_s or 0) for s in counted)
     return RunCost(
         wall_s=run.wall_s,
         **{f"{phase}_s": seconds for phase, seconds in run.seconds.items()},  # type: ignore[arg-type]
@@ -64,8 +58,8 @@ def summarize(segments: Iterable[Segment], current: Segment, tokens: int, rate_s
         rate_source=rate_source,
         tokens=tokens,
         tokens_processed=run.tokens_processed,
-        tokens_per_s=run.tokens_processed / active_s if run.tokens_processed and active_s else None,
+        tokens_per_s=run.tokens_per_s,
         usd_per_million_tokens=run.usd_per_million_tokens,
-        mfu=sum(s.flops for s in counted) / at_peak if at_peak else None,
+        mfu=run.mfu,
         mfu_basis=mfu_basis,
     )

@@ -55,10 +55,18 @@ class Totals:
     usd: float | None
     tokens: int  # that the model has learned from
     tokens_processed: int  # these and the ones repeated after restarts
+    mfu: float | None  # of the processes whose peak is known
+    device_kwh: float | None  # drawn by all devices, without the data centre's overhead
 
     @property
     def wall_s(self) -> float:
         return sum(self.seconds.values())
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """All devices together, over training and data time."""
+        active_s = self.seconds["train"] + self.seconds["data"]
+        return self.tokens_processed / active_s if self.tokens_processed and active_s else None
 
     @property
     def parts(self) -> dict[str, float]:
@@ -76,8 +84,13 @@ class Totals:
 
 
 def totals_of(segments: Iterable[Segment], tokens: int) -> Totals:
-    """tokens: what the model has learned from."""
+    """tokens: what the model has learned from.
+
+    MFU = FLOPs / (seconds of training and data waiting * devices * peak), over the segments whose peak is known.
+    """
     segments = list(segments)
+    counted = [s for s in segments if s.peak_flops_per_s and s.flops]
+    at_peak = sum((s.seconds["train"] + s.seconds["data"]) * s.devices * (s.peak_flops_per_s or 0) for s in counted)
     return Totals(
         seconds={phase: sum(s.seconds[phase] for s in segments) for phase in PHASES},
         lost_s=lost_seconds(segments, tokens),
@@ -85,7 +98,19 @@ def totals_of(segments: Iterable[Segment], tokens: int) -> Totals:
         usd=usd_of(segments),
         tokens=tokens,
         tokens_processed=sum(s.tokens for s in segments),
+        mfu=sum(s.flops for s in counted) / at_peak if at_peak else None,
+        device_kwh=_device_kwh(segments),
     )
+
+
+def _device_kwh(segments: Iterable[Segment]) -> float | None:
+    """None as soon as one process that trained does not know its own.
+
+    One that died before it had a meter is left out: it had not come to its first step.
+    """
+    known = [s.device_kwh for s in segments if s.device_kwh is not None]
+    unknown = [s for s in segments if s.device_kwh is None and s.tokens]
+    return sum(known) if known and not unknown else None
 
 
 def segment_from(record: Mapping[str, Any]) -> Segment:

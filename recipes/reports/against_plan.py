@@ -39,7 +39,7 @@ def reasons(run: RunRecord) -> list[Reason]:
     share = active_device_s / device_s
     found = [
         Reason("tokens learned from", plan.tokens, learned, "tokens", learned / plan.tokens),
-        Reason("work done again after crashes", 1.0, processed / learned, "times", processed / learned),
+        Reason("work that was not kept", 1.0, processed / learned, "times", processed / learned),
         Reason(
             "speed of the steady state",
             plan.tokens_per_s_per_gpu,
@@ -58,7 +58,7 @@ def reasons(run: RunRecord) -> list[Reason]:
 
 def figures(run: RunRecord) -> list[tuple[str, str, str]]:
     """(what, planned, actual) in words, for a table."""
-    plan, paid, summary = run.plan, run.bill.total, run.summary
+    plan, paid = run.plan, run.bill.total
 
     def spanned(value: object, unit: str = "", digits: int = 0) -> str:
         if value is None:
@@ -78,10 +78,9 @@ def figures(run: RunRecord) -> list[tuple[str, str, str]]:
     rows.append(("device-hours", spanned(plan.gpu_hours if plan else None, digits=2), f"{paid.device_hours:,.2f}"))
     usd = "not known" if paid.usd is None else f"{paid.usd:,.2f} USD" if paid.usd >= 1 else f"{paid.usd:.3g} USD"
     rows.append(("dollars", spanned(plan.usd if plan else None, " USD", 2), usd))
-    rows.append(("energy", spanned(plan.kwh if plan else None, " kWh", 2), _unit(summary.get("kwh"), "kWh")))
-    mfu = summary.get("mfu")
+    rows.append(("energy", spanned(plan.kwh if plan else None, " kWh", 2), _unit(run.kwh, "kWh")))
     planned_mfu = f"{plan.mfu:.1%} in the steady state" if plan else "not known"
-    rows.append(("MFU", planned_mfu, "not known" if mfu is None else f"{mfu:.1%}"))
+    rows.append(("MFU", planned_mfu, "not known" if paid.mfu is None else f"{paid.mfu:.1%}"))
     loss = run.validation[-1].loss if run.validation else None
     rows.append(
         (

@@ -26,7 +26,7 @@ UNKNOWN = "?"
 # In the order of the bar: what it was paid for first.
 PARTS = {
     "train": "training steps",
-    "lost": "steps lost in a crash and done again",
+    "lost": "steps whose work was not kept: crashed, or begun anew",
     "compile": "compiling and warming up",
     "startup": "starting",
     "data": "waiting for data",
@@ -89,21 +89,21 @@ def _side_by_side(runs: Sequence[RunRecord]) -> str:
 
 def _key(run: RunRecord) -> list[tuple[str, str]]:
     """The figures of a run that matter most, as HTML text."""
-    paid, summary = run.bill.total, run.summary
+    paid = run.bill.total
     loss = run.validation[-1].loss if run.validation else None
-    speed, mfu, kwh = summary.get("tokens_per_s"), summary.get("mfu"), summary.get("kwh")
+    speed = paid.tokens_per_s
     return [
         ("validation loss", UNKNOWN if loss is None else f"{loss:.3f}"),
         ("dollars", _usd(paid.usd)),
         ("a million tokens", _usd(paid.usd_per_million_tokens)),
         ("tokens", short(paid.tokens, 4)),
         ("tokens/s", UNKNOWN if speed is None else short(round(speed), 4)),
-        ("MFU", UNKNOWN if mfu is None else f"{mfu:.1%}"),
+        ("MFU", UNKNOWN if paid.mfu is None else f"{paid.mfu:.1%}"),
         ("goodput", UNKNOWN if paid.goodput is None else f"{paid.goodput:.0%}"),
         ("billed time", in_words(paid.wall_s)),
         ("starts", str(len(run.bill.starts))),
-        ("energy", UNKNOWN if kwh is None else f"{number(kwh)} kWh"),
-        ("CO₂e", UNKNOWN if kwh is None else f"{number(summary.get('kg_co2e') or 0)} kg"),
+        ("energy", UNKNOWN if run.kwh is None else f"{number(run.kwh)} kWh"),
+        ("CO₂e", UNKNOWN if run.kg_co2e is None else f"{number(run.kg_co2e)} kg"),
     ]
 
 

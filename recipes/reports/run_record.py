@@ -12,7 +12,7 @@ import yaml
 
 from recipes import json_lines
 from recipes.config.load import Recipe
-from recipes.cost.estimate import Estimate, estimate
+from recipes.cost.estimate import KG_CO2E_PER_KWH, POWER_USAGE_EFFECTIVENESS, Estimate, estimate
 from recipes.cost.parameters import count_parameters
 from recipes.cost.rate import cost_section
 from recipes.cost.scaling import is_extrapolated, predicted_loss
@@ -58,9 +58,21 @@ class RunRecord:
         return self.folder.name
 
     @property
+    def kwh(self) -> float | None:
+        """At the data centre's meter."""
+        overhead = _stated(self.recipe, "power_usage_effectiveness", POWER_USAGE_EFFECTIVENESS)
+        return None if self.bill.total.device_kwh is None else self.bill.total.device_kwh * overhead
+
+    @property
+    def kg_co2e(self) -> float | None:
+        return None if self.kwh is None else self.kwh * _stated(self.recipe, "kg_co2e_per_kwh", KG_CO2E_PER_KWH)
+
+    @property
     def state(self) -> str:
         if self.summary.get("stopped"):
             return f"stopped early: {self.summary['stopped']}"
+        if self.summary.get("ended_early"):
+            return f"ended early: {self.summary['ended_early']}"
         if self.summary:
             return "finished"
         return "not finished: killed, or still running"
@@ -153,6 +165,15 @@ def read_tasks(path: Path) -> tuple[Mapping[str, Any], ...]:
         except (ValueError, KeyError, TypeError):
             continue
     return tuple(record for _, record in sorted(by_step.items()))
+
+
+def _stated(recipe: Mapping[str, Any], key: str, default: float) -> float:
+    """A number of the recipe's `cost:` section."""
+    try:
+        value = cost_section(recipe).get(key)
+    except ValueError:  # a section that cannot be read
+        value = None
+    return float(value) if is_number(value) else default
 
 
 def _plan(recipe: Mapping[str, Any], bill: Bill) -> tuple[Estimate | None, str]:

@@ -17,7 +17,7 @@ from recipes.reports.run_record import read_run
 from recipes.reports.summary import print_summary
 
 from ..conftest import Command
-from ..run_folders import USD, crashed_run
+from ..run_folders import FIRST, SECOND, TOKENS_PER_STEP, USD, crashed_run
 
 VOID = {"meta", "line", "polyline", "circle", "rect", "br"}
 
@@ -57,7 +57,7 @@ def test_one_run(tmp_path: Path, run_command: Command) -> None:
         "Loss against tokens",
         "Loss against dollars",
         "goodput 80.4%",
-        "steps lost in a crash and done again",
+        "steps whose work was not kept: crashed, or begun anew",
         "1 line could not be read",
         "Plan against actual",
         "Why the dollars differ",
@@ -78,7 +78,7 @@ def test_the_reasons_multiply_to_the_difference(tmp_path: Path) -> None:
     found = reasons(run)
     assert {r.name for r in found} == {
         "tokens learned from",
-        "work done again after crashes",
+        "work that was not kept",
         "speed of the steady state",
         "share of the time in training and data",
         "rate",
@@ -87,7 +87,7 @@ def test_the_reasons_multiply_to_the_difference(tmp_path: Path) -> None:
     assert run.plan.usd is not None
     product = math.prod(r.factor or 1 for r in found)
     assert product == pytest.approx(USD / run.plan.usd.mid, rel=1e-6)
-    assert next(r for r in found if "again" in r.name).factor == pytest.approx(4900 / 4800)
+    assert next(r for r in found if "not kept" in r.name).factor == pytest.approx(4900 / 4800)
 
 
 def test_several_runs_side_by_side(tmp_path: Path, run_command: Command) -> None:
@@ -111,6 +111,28 @@ def test_a_run_that_left_almost_nothing_still_has_a_page(tmp_path: Path) -> None
     html = write_page([run]).read_text()
     for words in ("not finished: killed, or still running", "nothing to draw", "recipe.yaml is missing", "None yet"):
         assert words in html
+
+
+def test_a_killed_run_has_its_speed_and_energy_from_the_ledger(tmp_path: Path) -> None:
+    run = crashed_run(tmp_path / "run")
+    (run / "summary.json").unlink()
+    ledger = (run / "ledger.jsonl").read_text()
+    (run / "ledger.jsonl").write_text(ledger.replace('"flops": 0.0', '"flops": 4e18'))
+    record = read_run(run)
+    active_s = FIRST["train"] + FIRST["data"] + SECOND["train"] + SECOND["data"]
+    assert record.bill.total.mfu == pytest.approx(2 * 4e18 / (active_s * 8 * 989.5e12))
+    assert record.bill.total.tokens_per_s == pytest.approx(4900 * TOKENS_PER_STEP / active_s)
+    assert record.kwh == pytest.approx(2 * 1.1)
+    html = write_page([run]).read_text()
+    assert f"{record.bill.total.mfu:.1%}" in html
+    assert "2.2 kWh" in html
+
+
+def test_a_run_that_a_callback_ended_is_not_called_finished(tmp_path: Path) -> None:
+    run = crashed_run(tmp_path / "run")
+    assert read_run(run).state == "finished"
+    (run / "summary.json").write_text('{"steps": 4800, "ended_early": "by one of its callbacks"}')
+    assert read_run(run).state == "ended early: by one of its callbacks"
 
 
 def test_what_diverged_or_is_damaged_is_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
