@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from eval import harness_tasks
+from eval import harness_results, harness_tasks
 from eval.backbone import Backbone
 from eval.batching import padded, plan
 from eval.harness_lm import ScoringLM
@@ -139,7 +139,7 @@ def contenders(
         return next(iter(judged.outcome.scores.values())), []
 
     def harness(model: Any) -> tuple[float, list[float]]:
-        (result,), examples = harness_tasks.evaluate(model, harness_tasks.load_tasks([asked.yaml], [], None))
+        (result,), examples = harness_results.evaluate(model, harness_tasks.load_tasks([asked.yaml], [], None))
         return result["score"], [value for example in examples for value in example["logprobs"]]
 
     return {
@@ -161,7 +161,7 @@ def exact(ours: Any, asked: Questions, tokenizer: Any, places: list[int]) -> lis
             return [Scored((0.0,), False, 0.0)] * len(asked)
 
     listener = Listener(lambda: Backbone(ours, UNLIMITED), tokenizer, UNLIMITED, 1)
-    harness_tasks.evaluate(listener, harness_tasks.load_tasks([asked.yaml], [], None))
+    harness_results.evaluate(listener, harness_tasks.load_tasks([asked.yaml], [], None))
     totals = []
     for place in places:
         request = wanted[place]

@@ -98,7 +98,7 @@ def _run(chosen: argparse.Namespace) -> int:
     with light_imports():
         import lm_eval.evaluator  # noqa: F401
 
-        from eval import harness_tasks
+        from eval import harness_results, harness_tasks
         from recipes.talking.loading import load_model
 
     _quiet()
@@ -121,7 +121,7 @@ def _run(chosen: argparse.Namespace) -> int:
         chosen.precision,
         functools.partial(AnswerCache, out.parent, digest, rank=rank),
     )
-    tasks, examples = harness_tasks.evaluate(lm, loaded, chosen.limit)
+    tasks, examples = harness_results.evaluate(lm, loaded, chosen.limit)
     if is_first_rank():
         entry = {
             "name": chosen.model.name,

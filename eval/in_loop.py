@@ -132,11 +132,11 @@ class TaskEvaluation(Callback):
             averages = gauntlet_scores(self.gauntlet, judged)
             numbers |= {f"icl/metrics/eval_gauntlet/{name}": value for name, value in averages.items()}
         if self.harness is not None:
-            from eval import harness_tasks
+            from eval import harness_results
             from eval.harness_lm import ScoringLM
 
             lm = ScoringLM(lambda: backbone, self.tokenizer, self.reads, self.batch_size)
-            found, _ = harness_tasks.evaluate(lm, self._load_harness(), self.harness.get("limit"))
+            found, _ = harness_results.evaluate(lm, self._load_harness(), self.harness.get("limit"))
             results += found
             numbers |= {f"metrics/{r['label']}/{name}": value for r in found for name, value in r["metrics"].items()}
         return results, numbers

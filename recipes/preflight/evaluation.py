@@ -66,7 +66,7 @@ def _harness_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
 
 def _task_problems(key: KeyPath, task: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
     """What is wrong with a task's settings and rows, without a tokenizer."""
-    from eval.tasks.icl import check_task
+    from eval.tasks.checking import check_task
     from eval.tasks.rows import TaskError
 
     try:

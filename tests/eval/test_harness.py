@@ -242,7 +242,8 @@ def test_a_folder_without_a_tokenizer_is_said_to_be_one(run_command: Command, tm
 )
 def test_tasks_that_cannot_be_scored_are_named(tmp_path: Path, row: dict[str, Any], more: Any, words: str) -> None:
     pytest.importorskip("lm_eval")
-    from eval.harness_tasks import evaluate, load_tasks
+    from eval.harness_results import evaluate
+    from eval.harness_tasks import load_tasks
 
     rows = [{"query": "q", "choices": ["b", "c"], "gold": 0, **row}] * 2
     if "gold" in row:
@@ -265,7 +266,7 @@ def test_tasks_that_cannot_be_scored_are_named(tmp_path: Path, row: dict[str, An
 )
 def test_what_a_model_chose_is_what_its_metric_took(metric: str, chosen: int, metrics: dict[str, float]) -> None:
     pytest.importorskip("lm_eval")
-    from eval import harness_tasks
+    from eval import harness_results
 
     choices = ["a", "bbbb", "c"]
     logprobs = [-3.0, -4.0, -5.0]
@@ -280,12 +281,12 @@ def test_what_a_model_chose_is_what_its_metric_took(metric: str, chosen: int, me
         **metrics,
     }
     task = SimpleNamespace(doc_to_choice=lambda _: choices)
-    example = harness_tasks._example("t", metric, sample, True, task)
+    example = harness_results._example("t", metric, sample, True, task)
     assert (example["chosen"], example["correct"]) == (chosen, float(chosen == 0))
     assert example["logprobs"] == logprobs[:3]
-    assert harness_tasks._chance([sample], metric) == pytest.approx(1 / 3)
-    assert harness_tasks._chance([{**sample, "target": [0, 2]}], metric) == pytest.approx(2 / 3)
-    assert harness_tasks._example("t", metric, sample, False, task)["correct"] is None  # as of a perplexity
+    assert harness_results._chance([sample], metric) == pytest.approx(1 / 3)
+    assert harness_results._chance([{**sample, "target": [0, 2]}], metric) == pytest.approx(2 / 3)
+    assert harness_results._example("t", metric, sample, False, task)["correct"] is None  # as of a perplexity
 
 
 def test_an_example_that_is_cut_counts_once() -> None:

@@ -129,7 +129,8 @@ def test_the_harness_has_the_same_log_likelihoods(twins: Twins, suite: Path, tmp
     from lm_eval.models.huggingface import HFLM
 
     from eval.harness_lm import ScoringLM
-    from eval.harness_tasks import evaluate, load_tasks
+    from eval.harness_results import evaluate
+    from eval.harness_tasks import load_tasks
 
     for path in HARNESS.glob("*.yaml"):
         text = path.read_text().replace("shards/sotu/tasks", str(suite))
