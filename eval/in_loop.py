@@ -24,6 +24,7 @@ from eval.tasks.rows import TaskError
 from recipes.callbacks.budget import BudgetGuard
 from recipes.callbacks.cost import CostMonitor
 from recipes.json_lines import append
+from recipes.models.compiling import uncompiled
 from recipes.reports.run_record import TASKS, read_tasks
 from recipes.training.processes import as_first_rank_sees
 
@@ -95,7 +96,8 @@ class TaskEvaluation(Callback):
         with self.cost.spending("evaluation"):
             training = state.model.training
             try:
-                results, numbers = self._scores(state)
+                with uncompiled(state.model):
+                    results, numbers = self._scores(state)
                 trouble = ""
             except (
                 ScoringError,
@@ -118,7 +120,10 @@ class TaskEvaluation(Callback):
 
     def _scores(self, state: State) -> tuple[list[dict[str, Any]], dict[str, float]]:
         if self._backbone is None:
-            precision = partial(get_precision_context, state.precision)
+            # without fp8, whose products want whole multiples of rows: Composer evaluates so as well
+            precision = partial(
+                get_precision_context, state.precision, state.precision_config, fp8_autocast_enabled=False
+            )
             self._backbone = Backbone(state.model, self.reads, precision)
         backbone = self._backbone
         backbone.whole.eval()

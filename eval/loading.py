@@ -51,7 +51,7 @@ class LoadedModel:
             )
         build.say_the_recipe_once(self.trainer)
         self.model = self.trainer.state.model
-        precision = partial(get_precision_context, Precision(settings["precision"]))
+        precision = partial(get_precision_context, Precision(settings["precision"]), fp8_autocast_enabled=False)
         limit = longest(entry, settings["max_seq_len"])
         self.backbone = Backbone(self.model, limit, precision)
 

@@ -18,7 +18,7 @@ class RecompileCounter(Callback):
     """Logs ``compile/graphs`` (compiled so far) and ``compile/late_graphs``, and warns of each late one.
 
     Args:
-        warm_up: steps that may compile, from the first step of this process; so may the first evaluation.
+        warm_up: steps that may compile, from the first step of this process; so may what is between steps.
     """
 
     def __init__(self, warm_up: int = 3) -> None:
@@ -26,6 +26,9 @@ class RecompileCounter(Callback):
         self.late = 0
         self._known = 0
         self._steps = 0
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        self._known = compiled_graphs()  # what is between steps, such as an evaluation, has its own shapes
 
     def batch_end(self, state: State, logger: Logger) -> None:
         graphs = compiled_graphs()
@@ -39,11 +42,7 @@ class RecompileCounter(Callback):
                 self.late,
                 self.warm_up,
             )
-        self._known = graphs
         logger.log_metrics({"compile/graphs": float(graphs), "compile/late_graphs": float(self.late)})
-
-    def eval_end(self, state: State, logger: Logger) -> None:
-        self._known = compiled_graphs()  # an evaluation has its own shapes, and no gradients
 
 
 def compiled_graphs() -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -43,7 +45,25 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
         for layer in block.modules():
             if isinstance(layer, GroupedQueryAttention):
                 layer.attn_fn = torch.compiler.disable(layer.attn_fn)
+        block.not_compiled = block.forward  # type: ignore[assignment]
         block.forward = torch.compile(block.forward, backend=backend)  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Inside, blocks that were compiled run as they were written.
+
+    For passes of any length and with kept keys and values, as tasks make: each would be compiled by itself, and fill
+    the number of variants of a function beyond which torch compiles no more, not even the training step.
+    """
+    compiled = {block: block.forward for block in blocks(model) if hasattr(block, "not_compiled")}
+    for block in compiled:
+        block.forward = block.not_compiled  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for block, forward in compiled.items():
+            block.forward = forward
 
 
 def checkpoint_blocks(model: nn.Module) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from recipes.callbacks import recompiles
 from recipes.callbacks.recompiles import RecompileCounter, compiled_graphs
-from recipes.models.compiling import checkpoint_blocks, checkpoint_by_operation, compile_blocks
+from recipes.models.compiling import checkpoint_blocks, checkpoint_by_operation, compile_blocks, uncompiled
 from recipes.models.mpt import ComposerMPTCausalLM
 from recipes.training.optimizers import FusedAdamW
 
@@ -53,6 +53,20 @@ def test_compiled_blocks_give_the_same_numbers_and_compile_once() -> None:
     compiled.eval()
     with torch.no_grad():
         torch.testing.assert_close(compiled(make_batch()).logits, plain.eval()(make_batch()).logits)
+    torch._dynamo.reset()
+
+
+def test_passes_of_any_length_are_not_compiled_where_tasks_are_judged() -> None:
+    torch._dynamo.reset()
+    model = make_model()
+    compile_blocks(model, backend="aot_eager")
+    graphs = compiled_graphs()
+    with uncompiled(model), torch.no_grad():
+        for length in range(3, 15):  # more than torch compiles variants of one function
+            model(make_batch(length))
+    assert compiled_graphs() == graphs
+    loss_and_gradients(model, make_batch())
+    assert compiled_graphs() > graphs
     torch._dynamo.reset()
 
 
@@ -151,7 +165,8 @@ def test_checkpointed_blocks_give_the_same_numbers_and_names() -> None:
 def test_late_compilations_are_counted_and_warned_about(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    graphs = iter([2, 3, 3, 3, 5, 5])
+    # before and after each step: those between the third and the fourth are not the training's
+    graphs = iter([0, 2, 2, 3, 3, 3, 9, 9, 9, 11, 11, 11])
     monkeypatch.setattr(recompiles, "compiled_graphs", lambda: next(graphs))
     logged = InMemoryLogger()
     model = make_model()
