@@ -84,6 +84,7 @@ def measure(kernel: str, S: int, suite: str) -> dict[str, Any]:
     if too_much := _too_much(kernel, S, H, device):
         return {"why": too_much}
     try:
+        torch._functorch.config.donated_buffer = False  # several backward passes go through one graph below
         function, qkv = build(kernel, S, H, D, device)
         weights = torch.randn_like(function(*qkv).detach())  # the first call compiles, and builds mask and bias
         torch.autograd.grad(function(*qkv), qkv, weights)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.metrics import Z_95, standard_error
+from eval.metrics import paired_interval
 from eval.results import HARNESS, examples_path
 from recipes.reports.summary import EVALUATION
 from recipes.screen import exit_status
@@ -49,14 +49,13 @@ class Difference:
 
 
 def paired(task: str, a: Mapping[int, Mapping[str, Any]], b: Mapping[int, Mapping[str, Any]]) -> Difference:
-    """Over the examples that both have; the interval is mean ± 1.96 s/√n of the paired differences."""
+    """Over the examples that both have."""
     both = sorted(_judged(a) & _judged(b))
     if not both:
         raise ValueError(f"{task}: the two have no examples in common")
     before, after = [float(a[i]["correct"]) for i in both], [float(b[i]["correct"]) for i in both]
     differences = [y - x for x, y in zip(before, after, strict=True)]
-    mean = sum(differences) / len(both)
-    reach = Z_95 * standard_error(differences)
+    low, high = paired_interval(before, after)
     binary = all(x in (0, 1) for x in (*before, *after))
     gained = [i for i, d in zip(both, differences, strict=True) if binary and d > 0]
     lost = [i for i, d in zip(both, differences, strict=True) if binary and d < 0]
@@ -65,9 +64,9 @@ def paired(task: str, a: Mapping[int, Mapping[str, Any]], b: Mapping[int, Mappin
         len(both),
         sum(before) / len(both),
         sum(after) / len(both),
-        mean,
-        mean - reach,
-        mean + reach,
+        sum(differences) / len(both),
+        low,
+        high,
         _sign_test(len(gained), len(lost)) if binary else None,
         gained,
         lost,

@@ -90,7 +90,10 @@ def _declared(path: Path) -> dict[str, list[str]]:
 
 
 def files_of(task: Path) -> list[Path]:
-    """A task's YAML file and the local files that it names: those it includes, its functions and its data."""
+    """A task's YAML file and the local files that it names: those it includes, its functions and its data.
+
+    With a function come all modules beside it, one of which it may import.
+    """
     found: dict[Path, None] = {}
     waiting = [task]
     while waiting:
@@ -101,7 +104,7 @@ def files_of(task: Path) -> list[Path]:
         for key, tag, text in _scalars(path) if path.suffix in YAML else ():
             if tag == "!function":
                 module = text.rpartition(".")[0].replace(".", "/")
-                waiting.append(path.parent / f"{module}.py")
+                waiting += [path.parent / f"{module}.py", *path.parent.glob("*.py"), *path.parent.glob("*/*.py")]
             elif "\n" not in text and len(text) < 1000:  # else no path
                 names = [Path(text), path.parent / text, *map(Path, sorted(glob.glob(text, recursive=True)))]
                 waiting += names if text else []

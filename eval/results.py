@@ -102,6 +102,9 @@ def show(path: Path, results: Mapping[str, Any]) -> None:
             if task.get("truncated"):
                 text = f"{task['truncated']} of {task['examples']} examples are longer than the context"
                 console.print(f"{task['label']}: {text} and lost their beginning")
+            if task.get("twice"):
+                text = f"{task['twice']} of {task['examples']} examples have their right choice twice"
+                console.print(f"{task['label']}: {text}, and the first, which is taken, counts as wrong")
         for found in model.get("contamination", []):
             console.print(contamination_line(found))
         if model.get("contamination_left_out"):

@@ -40,6 +40,7 @@ class Judged:
             "chance": self.task.chance if is_mean else None,
             "examples": len(self.task.examples),
             "truncated": self.task.truncated,
+            "twice": self.task.twice,
             "digest": self.task.digest,
             "metrics": dict(self.outcome.scores),
             "seconds": round(self.seconds, 3),

@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,9 @@ def check_task(settings: Mapping[str, Any], fetch: Fetch = Path) -> tuple[str | 
         value = settings.get(key)
         if value is not None and (type(value) is not int or value < 1):
             raise TaskError(f"task {label}: {key}: got {value!r}, expected a whole number of at least 1")
+    chance = settings.get("random_baseline")
+    if chance is not None and not (isinstance(chance, (int, float)) and 0 <= chance <= 1):
+        raise TaskError(f"task {label}: random_baseline: got {chance!r}, expected a share from 0 to 1")
     if settings.get("prelimiter") and settings.get("question_prelimiter"):
         text = "prelimiter and question_prelimiter are two names of one setting: leave one of them out"
         raise TaskError(f"task {label}: {text}")
@@ -77,14 +80,21 @@ def check_task(settings: Mapping[str, Any], fetch: Fetch = Path) -> tuple[str | 
         renamed["query" if kind == "multiple_choice" else "context"] = form.context_key
     if form.choices_key:
         renamed["choices" if kind == "multiple_choice" else "context_options"] = form.choices_key
-    compared = metrics.normalised if settings.get("do_normalization", True) else str.strip
-    check_rows(rows, kind, str(path), renamed, lines, compared)
+    check_rows(rows, kind, str(path), renamed, lines, comparison(settings))
     _check_generation(label, settings.get("generation_kwargs"))
     return path, (rows, file_digest, lines)
 
 
-def _check_stops(label: str, stops: Sequence[str]) -> None:
+def comparison(settings: Mapping[str, Any]) -> Callable[[str], str]:
+    """What of a generated text is compared with an answer."""
+    return metrics.normalised if settings.get("do_normalization", True) else str.strip
+
+
+def _check_stops(label: str, stops: Any) -> None:
     """Raises TaskError where `early_stopping_criteria`, which LLM Foundry joins by |, are no regular expression."""
+    if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
+        expected = "a list of texts, parts of a regular expression"
+        raise TaskError(f"task {label}: early_stopping_criteria: got {stops!r}, expected {expected}")
     try:
         re.compile("|".join(stops))
     except re.error as error:

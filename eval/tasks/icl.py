@@ -12,8 +12,8 @@ from typing import Any
 from eval import metrics
 from eval.questions import Prompt, Request, Scored
 from eval.tasks import prompts
-from eval.tasks.checking import Fetch, check_task
-from eval.tasks.rows import Row, TaskError
+from eval.tasks.checking import Fetch, check_task, comparison
+from eval.tasks.rows import Row, TaskError, compared_answers
 
 # The file counts by its content, the shots one by one, the length where it cut something.
 NOT_ASKED = {"dataset_uri", "num_fewshot", "max_seq_len", "label", "metric_names", "batch_size", "random_baseline"}
@@ -44,6 +44,14 @@ class Task:
     metric_names: tuple[str, ...]
     settings: Mapping[str, Any]
     batch_size: int | None
+
+    @property
+    def twice(self) -> int:
+        """Examples whose right choice stands before itself: the first of equals is taken, and counts as wrong."""
+        if self.kind != "multiple_choice":
+            return 0
+        asked = [[(r.context, r.continuation) for r in e.requests] for e in self.examples]
+        return sum(a.index(a[e.gold]) != e.gold for a, e in zip(asked, self.examples, strict=True))
 
 
 @dataclass(frozen=True)
@@ -219,9 +227,7 @@ def _examples(
             too_long = len(context) > room
             stops = tuple(settings.get("early_stopping_criteria") or ())
             prompt = Prompt(context[-room:], new_tokens, stops, json.dumps(asked, sort_keys=True), where)
-        answers = (
-            tuple(dict.fromkeys([rows[index]["answer"], *(rows[index].get("aliases") or [])])) if generated else ()
-        )
+        answers = tuple(compared_answers(rows[index], comparison(settings))) if generated else ()
         cut += too_long
         question = text.questions[text.gold if kind == "schema" else 0]
         gap = form.continuation_delimiter[len(form.continuation_delimiter.rstrip()) :] or " "

@@ -91,12 +91,17 @@ def check_rows(
         aliases = row.get("aliases") or []
         if not isinstance(aliases, list) or not all(isinstance(alias, str) for alias in aliases):
             raise TaskError(f"{where}:{number}: 'aliases': got {aliases!r}, expected a list of texts")
-        for answer in [row["answer"], *aliases] if kind == "generation_task_with_answers" else []:
-            if not compared(answer):
-                mend = "" if not answer.strip() else "; leave it out, or set do_normalization: false"
-                raise TaskError(
-                    f"{where}:{number}: nothing of the answer {answer!r} is compared: any text has it{mend}"
-                )
+        if kind == "generation_task_with_answers" and not compared_answers(row, compared):
+            empty = not any(answer.strip() for answer in (row["answer"], *aliases))
+            mend = "" if empty else "; give an alias, or set do_normalization: false"
+            raise TaskError(
+                f"{where}:{number}: nothing of the answer {row['answer']!r} is compared: any text has it{mend}"
+            )
+
+
+def compared_answers(row: Row, compared: Callable[[str], str]) -> list[str]:
+    """The answer and its aliases, without those of which nothing is compared, such as `The`: any text has them."""
+    return [answer for answer in dict.fromkeys([row["answer"], *(row.get("aliases") or [])]) if compared(answer)]
 
 
 def _needed(kind: str, renamed: Mapping[str, str]) -> list[str]:

@@ -14,6 +14,7 @@ import pytest
 
 from eval.compare import main, paired, read
 from eval.contamination import check_shards, hashes
+from eval.metrics import paired_interval
 from eval.tasks.rows import TaskError
 
 from ..conftest import Command
@@ -39,10 +40,32 @@ def test_a_paired_difference() -> None:
     a, b = [1, 0, 0, 1, 0, 1, 0, 0], [1, 1, 1, 1, 0, 0, 1, 1]
     found = paired("t", records(a), records(b))
     assert found.difference == pytest.approx(3 / 8)
-    differences = np.array(b) - np.array(a)
-    assert (found.high - found.low) / 2 == pytest.approx(1.959964 * differences.std(ddof=1) / math.sqrt(8))
+    assert found.low < 0 < found.difference < found.high
     assert (found.gained, found.lost) == ([1, 2, 6, 7], [5])
     assert found.p_value == pytest.approx(2 * (1 + 5) / 32)  # at most one of five flips the other way
+
+
+@pytest.mark.parametrize("shares", [(0.6, 0.1, 0.05, 0.25), (0.02, 0.03, 0.0, 0.95), (0.3, 0.3, 0.1, 0.3)])
+def test_an_interval_of_right_and_wrong_covers_the_difference(shares: tuple[float, ...]) -> None:
+    """Of 60 pairs drawn with these shares of both, the first alone, the second alone and neither, again and again."""
+    drawn = np.random.default_rng(0).choice(4, (2000, 60), p=shares)
+    before, after = np.isin(drawn, (0, 1)).astype(int).tolist(), np.isin(drawn, (0, 2)).astype(int).tolist()
+    found = [paired_interval(a, b) for a, b in zip(before, after, strict=True)]
+    assert np.mean([low <= shares[2] - shares[1] <= high for low, high in found]) > 0.94
+
+
+def test_an_interval_has_a_width_where_nothing_flips() -> None:
+    a, b = [1] * 48 + [0] * 2, [1] * 36 + [0] * 12 + [1] * 2
+    (low, high), (other_low, other_high) = paired_interval(b, a), paired_interval(a, b)
+    assert 0 < low < 10 / 50 < high
+    assert (low, high) == pytest.approx((-other_high, -other_low))
+    for same in ([1, 1, 1], [1, 0] * 250):
+        low, high = paired_interval(same, same)
+        assert low == pytest.approx(-high)
+        assert 0 < high < (0.7 if len(same) == 3 else 0.01)
+    differences = np.array([0.5, 1.5, 4.0])
+    low, high = paired_interval([1.0, 2.0, 3.0], list(np.array([1.0, 2.0, 3.0]) + differences))
+    assert (high - low) / 2 == pytest.approx(1.959964 * differences.std(ddof=1) / math.sqrt(3))
 
 
 def test_numbers_that_are_no_right_or_wrong_are_no_percentages(

@@ -316,7 +316,7 @@ def test_every_file_that_decides_a_task_is_known(tmp_path: Path, monkeypatch: py
         "tasks/own.yaml": "include: base.yml\ndoc_to_text: !function more.fn.text\n",
         "tasks/base.yml": "dataset_kwargs:\n  data_files:\n    test: [a b.jsonl.gz, 'many/*.txt']\n  data_dir: data\n",
     }
-    data = ["tasks/more/fn.py", "a b.jsonl.gz", "many/1.txt", "data/deep/x.bin"]
+    data = ["tasks/more/fn.py", "tasks/imported.py", "a b.jsonl.gz", "many/1.txt", "data/deep/x.bin"]
     for name, text in {**files, **dict.fromkeys([*data, "many/1.csv", "test"], "")}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)

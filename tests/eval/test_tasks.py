@@ -153,13 +153,33 @@ def test_bad_rows_are_named(tmp_path: Path, rows: list[Any], words: str) -> None
 
 def test_answers_that_any_text_has_are_refused(tmp_path: Path) -> None:
     path, kind = tmp_path / "task.jsonl", "generation_task_with_answers"
-    for row in ({"answer": ""}, {"answer": "the"}, {"answer": "b", "aliases": [""]}):
+    for row in ({"answer": ""}, {"answer": "the"}, {"answer": "a", "aliases": [""]}):
         with pytest.raises(TaskError, match=r"task\.jsonl:1: nothing of the answer"):
             build(path, [{"context": "a", **row}], kind)
     assert build(path, [{"context": "a", "answer": "the"}], kind, do_normalization=False)
+    (task,) = build(path, [{"context": "a", "answer": "The", "aliases": ["", "b", "A"]}], kind)
+    assert task.examples[0].answers == ("b",)
     for kind in ("language_modeling", "schema"):
         with pytest.raises(TaskError, match="'continuation': got '', expected text that is not empty"):
             build(path, [{**GOOD[kind], "continuation": ""}], kind)
+
+
+def test_a_right_choice_that_stands_twice_is_counted(tmp_path: Path) -> None:
+    rows = [{"query": "q", "choices": choices, "gold": 1} for choices in (["a", "a"], ["b", "a"], ["a", "b", "b"])]
+    (task,) = build(tmp_path / "task.jsonl", rows)
+    assert task.twice == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"early_stopping_criteria": [1]}, r"early_stopping_criteria: got \[1\], expected a list of texts"),
+        ({"random_baseline": 7}, "random_baseline: got 7, expected a share from 0 to 1"),
+    ],
+)
+def test_settings_of_no_meaning_are_refused(tmp_path: Path, settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(TaskError, match=words):
+        build(tmp_path / "task.jsonl", [{"query": "q", "choices": ["a", "b"], "gold": 1}], **settings)
 
 
 def test_lines_end_at_line_feeds_only(tmp_path: Path) -> None:
