@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from data_prep.manifest import MANIFEST, FileRecord, Manifest, SourceRecord, TokenizerRecord
+from data_prep.manifest import MANIFEST, FileRecord, Manifest, SourceRecord
 from data_prep.plan import HELD_OUT, MAIN, Plan
 from data_prep.rejects import REJECTED
 from data_prep.sources import sha256_of_file
@@ -40,23 +40,17 @@ def write_manifest(
     """
     others = [folder / name for name in (DOCUMENTS, INDEX, REJECTED) if (folder / name).exists()]
     manifest = Manifest(
+        **vars(built),
         split=folder.name,
         splits=plan.splits,
         role=MAIN if folder.name == plan.options["split"] else HELD_OUT,
         seq_len=plan.options["seq_len"],
         dtype=plan.dtype,
-        documents=built.documents,
-        text_bytes=built.text_bytes,
-        sequences=built.sequences,
-        tokens=built.tokens,
-        dropped_tokens=built.dropped_tokens,
         rejected=rejected,
-        tokenizer=TokenizerRecord(**asdict(plan.tokenizer)),
+        tokenizer=plan.tokenizer,
         separators=asdict(plan.separators),
         options=plan.options,
         sources=sources,
-        shards=built.shards,
-        loss_tokens=built.loss_tokens,
         left_out=left_out,
         files=[FileRecord(path.name, path.stat().st_size, sha256_of_file(path)) for path in others],
     )

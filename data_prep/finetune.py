@@ -27,7 +27,7 @@ from data_prep.conversations import (
 )
 from data_prep.errors import PrepError, changed_meanwhile, exit_status, refuse_not_utf8
 from data_prep.holdout import checked_fraction, is_held_out
-from data_prep.manifest import FileRecord, Manifest, SourceRecord
+from data_prep.manifest import Manifest, SourceRecord
 from data_prep.options import add_common_options
 from data_prep.plan import HELD_OUT, MAIN, Plan, checked_common_options, held_option, is_finished, what_to_replace
 from data_prep.progress import ProgressBar
@@ -73,14 +73,13 @@ class SplitWriter:
         if not self.samples:
             larger = ", or a larger --holdout" if self.role == HELD_OUT else ""
             raise PrepError(f"split {self.folder.name!r}: no row is left; give more rows{larger}.")
-        shards = self._writer.finish()
         return BuiltSplit(
             documents=self.samples,
             text_bytes=self.text_bytes,
             sequences=self.samples,
             tokens=self.tokens,
             dropped_tokens=0,
-            shards=[FileRecord(shard.name, shard.bytes, shard.sha256, shard.samples) for shard in shards],
+            shards=self._writer.finish(),
             loss_tokens=self.loss_tokens,
         )
 

@@ -20,12 +20,9 @@ VERSION = 1  # of the manifest and of what the same options produce; shards of a
 
 
 @dataclass(frozen=True)
-class SourceRecord:
-    """One input file: size in bytes, time of change in ns since 1970, SHA-256 of its bytes as stored."""
+class SourceRecord(Source):
+    """One input file that was read; `sha256` is of its bytes as stored."""
 
-    path: str
-    bytes: int
-    mtime_ns: int
     sha256: str
 
 
@@ -45,7 +42,7 @@ class TokenizerRecord:
 
     path: str
     sha256: str
-    vocab_size: int  # largest id + 1
+    vocab_size: int  # largest id + 1, added tokens included
     bos_id: int | None
     eos_id: int | None
     pad_id: int | None
@@ -285,7 +282,7 @@ def _same_source(source: SourceRecord, record: SourceRecord) -> bool:
         return False
     if source.mtime_ns == record.mtime_ns != 0 and _absolute(source.path) == _absolute(record.path):
         return True
-    return record.sha256 != "" and sha256_of_source(Source(source.path, source.bytes, source.mtime_ns)) == record.sha256
+    return record.sha256 != "" and sha256_of_source(source) == record.sha256
 
 
 def _absolute(path: str) -> str:

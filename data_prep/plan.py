@@ -17,13 +17,14 @@ from data_prep.manifest import (
     MadeFrom,
     Manifest,
     SourceRecord,
+    TokenizerRecord,
     differences,
     load_manifest,
     shard_problems,
 )
 from data_prep.options import HOLD_MB
 from data_prep.sources import Source, sha256_of_file
-from data_prep.tokenising import Separators, TokenizerFacts
+from data_prep.tokenising import Separators
 
 MAIN, HELD_OUT = "main", "held-out"  # roles of a split
 _OWN_NAMES = ("parts", "records", "unfinished", "orders", "plan.json", "rejected.jsonl")  # in the staging folder
@@ -36,7 +37,7 @@ class Plan:
     """All that decides the output."""
 
     sources: list[Source]
-    tokenizer: TokenizerFacts
+    tokenizer: TokenizerRecord
     separators: Separators
     dtype: str
     options: dict[str, Any]

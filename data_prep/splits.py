@@ -9,7 +9,6 @@ import numpy as np
 
 from data_prep.built import DOCUMENTS, BuiltSplit
 from data_prep.errors import PrepError
-from data_prep.manifest import FileRecord
 from data_prep.ordering import KEPT_HELD, Ordered, SplitContent
 from data_prep.part_files import HELD, MAIN, ROWS, part_folder
 from data_prep.tasks import ORDERS, PARTS, ShardTask, read_shard
@@ -57,7 +56,7 @@ def build_splits(
             sequences=sequences,
             tokens=sequences * seq_len,
             dropped_tokens=left_over,
-            shards=[FileRecord(shard.name, shard.bytes, shard.sha256, shard.samples) for shard in shards],
+            shards=shards,
         )
     return built
 

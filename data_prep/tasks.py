@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data_prep.extents import extents_name, read_stream
+from data_prep.manifest import FileRecord
 from data_prep.part_files import PartFacts
 from data_prep.part_task import PartSettings, Progress, Report, tokenise_part
 from data_prep.parts import Part
 from data_prep.reading import check_unchanged
 from data_prep.sources import sha256_of_source
 from data_prep.tokenising import Engine
-from data_prep.writing import ShardFormat, WrittenShard, shard_name, write_durably
+from data_prep.writing import ShardFormat, shard_name, write_durably
 
 PARTS, RECORDS, UNFINISHED, ORDERS = "parts", "records", "unfinished", "orders"  # folders in the staging folder
 _BLOCK_BYTES = 512 << 10  # of ids read at once for a shard: packed, hashed and written they stay in a core's cache
@@ -118,11 +119,11 @@ def source_digests(staging: Path, facts: Iterable[PartFacts], sources: int) -> d
     return found
 
 
-def read_shard(staging: Path, task: ShardTask) -> WrittenShard | None:
+def read_shard(staging: Path, task: ShardTask) -> FileRecord | None:
     """The shard, if it is finished."""
     record = read_record(staging, task.record)
     if record is None:
         return None
-    shard = WrittenShard(**record)  # type: ignore[arg-type]
+    shard = FileRecord(**record)  # type: ignore[arg-type]
     path = staging / task.folder / shard.name
     return shard if path.is_file() and path.stat().st_size == shard.bytes else None

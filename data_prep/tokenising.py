@@ -15,6 +15,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from data_prep.errors import PrepError
+from data_prep.manifest import TokenizerRecord
 from data_prep.tokenizer_files import locate_tokenizer, refuse_other_spacing, special_tokens
 from data_prep.windows import Ids
 
@@ -31,19 +32,7 @@ class Engine(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class TokenizerFacts:
-    """What a tokenizer is, without encoding anything."""
-
-    path: str  # of tokenizer.json
-    sha256: str  # of tokenizer.json: the fingerprint
-    vocab_size: int  # largest id + 1, added tokens included
-    bos_id: int | None
-    eos_id: int | None
-    pad_id: int | None
-
-
-def load_tokenizer(name: str) -> tuple[Tokenizer, TokenizerFacts]:
+def load_tokenizer(name: str) -> tuple[Tokenizer, TokenizerRecord]:
     """Load a tokenizer from a folder, a tokenizer.json, or Hugging Face's cache (then from its hub).
 
     Raises:
@@ -66,7 +55,7 @@ def load_tokenizer(name: str) -> tuple[Tokenizer, TokenizerFacts]:
     ids = tokenizer.get_vocab(with_added_tokens=True).values()
     if max(ids, default=MOST_IDS) >= MOST_IDS:
         raise PrepError(f"--tokenizer {path}: its largest id is {max(ids, default='none')}; expected less than 2^24.")
-    facts = TokenizerFacts(
+    facts = TokenizerRecord(
         path=path,
         sha256=hashlib.sha256(content).hexdigest(),
         vocab_size=max(ids) + 1,
@@ -87,7 +76,7 @@ class Separators:
 
 def choose_separators(
     tokenizer: Tokenizer,
-    facts: TokenizerFacts,
+    facts: TokenizerRecord,
     bos_text: str | None,
     eos_text: str | None,
     add_special_tokens: bool,
@@ -171,7 +160,7 @@ def choose_dtype(asked: str, vocab_size: int) -> str:
     return asked
 
 
-def _template(tokenizer: Tokenizer, facts: TokenizerFacts) -> tuple[list[int], list[int]]:
+def _template(tokenizer: Tokenizer, facts: TokenizerRecord) -> tuple[list[int], list[int]]:
     """The ids that the tokenizer's template puts in front of a document and behind it."""
     text = "A text of some tokens."
     with _refusals_in_words(facts.path):
@@ -187,7 +176,7 @@ def _template(tokenizer: Tokenizer, facts: TokenizerFacts) -> tuple[list[int], l
     )
 
 
-def _ids_of(tokenizer: Tokenizer, facts: TokenizerFacts, text: str) -> list[int]:
+def _ids_of(tokenizer: Tokenizer, facts: TokenizerRecord, text: str) -> list[int]:
     tokenizer.encode_special_tokens = False  # here "<|endoftext|>" is meant
     with _refusals_in_words(facts.path):
         return list(tokenizer.encode(text, add_special_tokens=False).ids) if text else []

@@ -16,7 +16,6 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +23,11 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.errors import PrepError
+from data_prep.manifest import FileRecord
 from data_prep.windows import Ids
 
 SHARD_BYTES = 1 << 26  # MDSWriter's default size_limit
 INDEX = "index.json"
-
-
-@dataclass(frozen=True)
-class WrittenShard:
-    """A finished shard: its name in the folder, size in bytes, SHA-256 and number of samples."""
-
-    name: str
-    bytes: int
-    sha256: str
-    samples: int
 
 
 class ShardFormat:
@@ -69,7 +59,7 @@ class ShardFormat:
         samples[:, len(self._prefix) :] = ids.view(np.uint8).reshape(len(ids), self.dtype.itemsize * self.seq_len)
         return samples
 
-    def write(self, folder: Path, number: int, samples: int, blocks: Iterable[Ids]) -> WrittenShard:
+    def write(self, folder: Path, number: int, samples: int, blocks: Iterable[Ids]) -> FileRecord:
         """Write shard `number` of `samples` sequences, which arrive in blocks (n, S). Memory: a block, three times."""
         head = 4 + 4 * (samples + 1) + len(self._settings_json)
         offsets = head + self._sample_bytes * np.arange(samples + 1, dtype="<u4")
@@ -78,9 +68,9 @@ class ShardFormat:
         packed = (self.pack(block).data.cast("B") for block in blocks if len(block))
         size, digest = write_hashed(folder / name, itertools.chain([start], packed))
         assert size == head + samples * self._sample_bytes
-        return WrittenShard(name=name, bytes=size, sha256=digest, samples=samples)
+        return FileRecord(name=name, bytes=size, sha256=digest, samples=samples)
 
-    def write_index(self, folder: Path, shards: Sequence[WrittenShard]) -> None:
+    def write_index(self, folder: Path, shards: Sequence[FileRecord]) -> None:
         """Write index.json."""
         write_index(folder, self._settings, shards)
 
@@ -89,7 +79,7 @@ class JsonShardWriter:
     """Samples of one JSON column into shards of at most `shard_bytes`, as MDSWriter would. Memory: one shard."""
 
     def __init__(self, folder: Path, column: str, shard_bytes: int = SHARD_BYTES):
-        self.shards: list[WrittenShard] = []
+        self.shards: list[FileRecord] = []
         self._folder = folder
         self._limit = shard_bytes
         self._settings = mds_settings({column: "json"}, {column: None}, shard_bytes)
@@ -113,7 +103,7 @@ class JsonShardWriter:
         self._samples.append(sample)
         self._size += 4 + len(sample)
 
-    def finish(self) -> list[WrittenShard]:
+    def finish(self) -> list[FileRecord]:
         """Write the last shard and the index."""
         if self._samples:
             self._flush()
@@ -127,7 +117,7 @@ class JsonShardWriter:
         start = np.uint32(count).astype("<u4").tobytes() + offsets.astype("<u4").tobytes() + self._settings_json
         name = shard_name(len(self.shards))
         size, digest = write_hashed(self._folder / name, itertools.chain([start], self._samples))
-        self.shards.append(WrittenShard(name=name, bytes=size, sha256=digest, samples=count))
+        self.shards.append(FileRecord(name=name, bytes=size, sha256=digest, samples=count))
         self._samples, self._size = [], self._empty
 
 
@@ -146,7 +136,7 @@ def mds_settings(columns: dict[str, str], sizes: dict[str, int | None], shard_by
     }
 
 
-def write_index(folder: Path, settings: dict[str, Any], shards: Sequence[WrittenShard]) -> None:
+def write_index(folder: Path, settings: dict[str, Any], shards: Sequence[FileRecord]) -> None:
     """Write the index.json of shards that were all written with `settings`."""
     entries = [
         {
