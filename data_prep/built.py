@@ -3,8 +3,8 @@
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from data_prep.manifest import MANIFEST, FileRecord, Manifest, SourceRecord
-from data_prep.plan import HELD_OUT, MAIN, Plan
+from data_prep.manifest import MANIFEST, ROLE_HELD_OUT, ROLE_MAIN, FileRecord, Manifest, SourceRecord
+from data_prep.plan import Plan
 from data_prep.rejects import REJECTED
 from data_prep.sources import sha256_of_file
 from data_prep.writing import INDEX, write_durably
@@ -43,7 +43,7 @@ def write_manifest(
         **vars(built),
         split=folder.name,
         splits=plan.splits,
-        role=MAIN if folder.name == plan.options["split"] else HELD_OUT,
+        role=ROLE_MAIN if folder.name == plan.options["split"] else ROLE_HELD_OUT,
         seq_len=plan.options["seq_len"],
         dtype=plan.dtype,
         rejected=rejected,

@@ -27,9 +27,9 @@ from data_prep.conversations import (
 )
 from data_prep.errors import PrepError, changed_meanwhile, exit_status, refuse_not_utf8
 from data_prep.holdout import checked_fraction, is_held_out
-from data_prep.manifest import Manifest, SourceRecord
+from data_prep.manifest import ROLE_HELD_OUT, ROLE_MAIN, Manifest, SourceRecord
 from data_prep.options import add_common_options
-from data_prep.plan import HELD_OUT, MAIN, Plan, checked_common_options, held_option, is_finished, what_to_replace
+from data_prep.plan import Plan, checked_common_options, held_option, is_finished, what_to_replace
 from data_prep.progress import ProgressBar
 from data_prep.publishing import exclusive, fresh_staging, publish
 from data_prep.reading import SourceReader
@@ -55,7 +55,7 @@ class SplitWriter:
         self.role = role
         self.samples = self.tokens = self.loss_tokens = self.text_bytes = 0
         self._writer = JsonShardWriter(folder, "turns")
-        self._rows = open(folder / DOCUMENTS, "wb") if role == HELD_OUT else None  # noqa: SIM115 (closed by finish)
+        self._rows = open(folder / DOCUMENTS, "wb") if role == ROLE_HELD_OUT else None  # noqa: SIM115 (closed by finish)
 
     def add(self, turns: list[Any], row: bytes) -> None:
         self.samples += 1
@@ -71,7 +71,7 @@ class SplitWriter:
         if self._rows is not None:
             self._rows.close()
         if not self.samples:
-            larger = ", or a larger --holdout" if self.role == HELD_OUT else ""
+            larger = ", or a larger --holdout" if self.role == ROLE_HELD_OUT else ""
             raise PrepError(f"split {self.folder.name!r}: no row is left; give more rows{larger}.")
         return BuiltSplit(
             documents=self.samples,
@@ -138,7 +138,8 @@ def make(plan: Plan, staging: Path, out: Path, most: int) -> list[Manifest]:
     options = plan.options
     conversations = ConversationTokenizer(_load_with_transformers(plan), options["template_values"])
     writers = {
-        name: SplitWriter(staging / name, MAIN if name == options["split"] else HELD_OUT) for name in plan.splits
+        name: SplitWriter(staging / name, ROLE_MAIN if name == options["split"] else ROLE_HELD_OUT)
+        for name in plan.splits
     }
     counts = {"too long, cut": 0, "too long, left out": 0, "rejected": 0}
     rows_seen = done_bytes = 0

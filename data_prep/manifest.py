@@ -16,6 +16,7 @@ from typing import Any
 from data_prep.sources import Source, sha256_of_file, sha256_of_source
 
 MANIFEST = "manifest.json"
+ROLE_MAIN, ROLE_HELD_OUT = "main", "held-out"
 VERSION = 1  # of the manifest and of what the same options produce; shards of another version are made anew
 
 
@@ -54,7 +55,7 @@ class Manifest:
 
     split: str
     splits: list[str]  # all that one run published together, the main one last
-    role: str  # "main" or "held-out"
+    role: str  # ROLE_MAIN or ROLE_HELD_OUT
     seq_len: int  # tokens a sequence
     dtype: str  # of the ids in the shards
     documents: int

@@ -20,8 +20,8 @@ from pathlib import Path
 import yaml
 
 from data_prep.errors import PrepError, exit_status, refuse_not_utf8
-from data_prep.manifest import MANIFEST, Manifest, shard_problems
-from data_prep.plan import MAIN, read_manifest
+from data_prep.manifest import MANIFEST, ROLE_MAIN, Manifest, shard_problems
+from data_prep.plan import read_manifest
 from data_prep.storage import local_output
 from data_prep.writing import replace_durably
 
@@ -154,7 +154,7 @@ def _parse(source: str) -> tuple[str, float]:
 def _main_split(folder: Path) -> Manifest:
     candidates = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     manifests = [(path.name, manifest) for path in candidates if (manifest := read_manifest(path))]
-    found = [manifest for name, manifest in manifests if manifest.role == MAIN and manifest.stands_at(name, name)]
+    found = [manifest for name, manifest in manifests if manifest.role == ROLE_MAIN and manifest.stands_at(name, name)]
     if len(found) != 1:
         names = ", ".join(manifest.split for manifest in found) or "none"
         raise PrepError(f"{folder}: expected the --out of one data_prep.pretrain run; its main splits: {names}.")

@@ -14,6 +14,7 @@ from data_prep.holdout import checked_fraction
 from data_prep.long_rows import LONG_ROW
 from data_prep.manifest import (
     MANIFEST,
+    ROLE_MAIN,
     MadeFrom,
     Manifest,
     SourceRecord,
@@ -26,7 +27,6 @@ from data_prep.options import HOLD_MB
 from data_prep.sources import Source, sha256_of_file
 from data_prep.tokenising import Separators
 
-MAIN, HELD_OUT = "main", "held-out"  # roles of a split
 _OWN_NAMES = ("parts", "records", "unfinished", "orders", "plan.json", "rejected.jsonl")  # in the staging folder
 _LEAST_HELD_MB = math.ceil(LONG_ROW / 1e6)  # shorter rows are in memory anyway
 _MOST_NAME_BYTES = 200  # of a split: file systems take 255, and some of its files' names begin with it
@@ -154,7 +154,7 @@ def is_finished(out: Path, plan: Plan) -> bool:
     main = read_manifest(out / plan.options["split"])
     if main is None:
         return False
-    if main.role != MAIN:
+    if main.role != ROLE_MAIN:
         raise PrepError(f"{out / main.split} is held out from {main.main_split!r}; give another --split or --out.")
     changes = differences(MadeFrom.of(main), plan.made_from)
     if changes:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from data_prep.errors import PrepError, refuse_not_utf8
-from data_prep.manifest import MANIFEST, MadeFrom, Manifest, differences, load_manifest, parse_manifest
-from data_prep.plan import MAIN, Plan
+from data_prep.manifest import MANIFEST, ROLE_MAIN, MadeFrom, Manifest, differences, load_manifest, parse_manifest
+from data_prep.plan import Plan
 from data_prep.sources import OWN_FILE
 from data_prep.storage import filesystem_of, remote_errors
 from data_prep.writing import INDEX
@@ -59,7 +59,7 @@ class RemoteOutput:
         main = self._manifest(plan.options["split"])
         if main is None:
             return False
-        if main.role != MAIN:
+        if main.role != ROLE_MAIN:
             raise PrepError(f"{self.url}/{main.split} is held out from {main.main_split!r}; give another --split.")
         changes = differences(MadeFrom.of(main), plan.made_from)
         if changes:
