@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep.sources import Source, sha256_of_file, sha256_of_source
+from data_prep.sources import Source, sha256_of_file
 
 MANIFEST = "manifest.json"
 ROLE_MAIN, ROLE_HELD_OUT = "main", "held-out"
@@ -283,7 +283,7 @@ def _same_source(source: SourceRecord, record: SourceRecord) -> bool:
         return False
     if source.mtime_ns == record.mtime_ns != 0 and _absolute(source.path) == _absolute(record.path):
         return True
-    return record.sha256 != "" and sha256_of_source(source) == record.sha256
+    return record.sha256 != "" and sha256_of_file(source.path) == record.sha256
 
 
 def _absolute(path: str) -> str:

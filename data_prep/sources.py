@@ -61,18 +61,9 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
 
 
 def sha256_of_file(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, read in blocks of 1 MiB."""
+    """SHA-256 of the bytes of a file, here or behind a URL, read in blocks of 1 MiB."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def sha256_of_source(source: Source) -> str:
-    """SHA-256 of a source's bytes as stored."""
-    digest = hashlib.sha256()
-    with remote_errors(source.path), open_file(source.path) as file:
+    with remote_errors(str(path)), open_file(str(path)) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

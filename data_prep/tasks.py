@@ -12,7 +12,7 @@ from data_prep.part_files import PartFacts
 from data_prep.part_task import PartSettings, Progress, Report, tokenise_part
 from data_prep.parts import Part
 from data_prep.reading import check_unchanged
-from data_prep.sources import sha256_of_source
+from data_prep.sources import sha256_of_file
 from data_prep.tokenising import Engine
 from data_prep.writing import ShardFormat, shard_name, write_durably
 
@@ -53,7 +53,7 @@ class HashTask:
 
     def run(self, worker: Worker, report: Report) -> None:
         source = worker.settings.sources[self.source]
-        digest = sha256_of_source(source)
+        digest = sha256_of_file(source.path)
         check_unchanged(source)
         write_record(worker.staging, f"source.{self.source}", {"sha256": digest})
 

@@ -25,7 +25,7 @@ from data_prep.progress import ProgressBar
 from data_prep.publishing import exclusive, fresh_staging, publish
 from data_prep.readers import open_reader
 from data_prep.rows import Document, Rejected
-from data_prep.sources import Source, find_sources, sha256_of_file, sha256_of_source
+from data_prep.sources import Source, find_sources, sha256_of_file
 from data_prep.storage import local_output
 from data_prep.tokenising import MOST_IDS
 from data_prep.tokenizer_files import CONFIG_FILES, TOKENIZER_FILE
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
     sources = find_sources(arguments.inputs)
     made_from = {
         "holdout": checked_fraction(arguments.holdout),
-        "sources": [{"bytes": source.bytes, "sha256": sha256_of_source(source)} for source in sources],
+        "sources": [{"bytes": source.bytes, "sha256": sha256_of_file(source.path)} for source in sources],
         "text_key": arguments.text_key,
         "version": VERSION,
         "vocab_size": arguments.vocab_size,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.manifest import MANIFEST
+from data_prep.sources import sha256_of_file
 from recipes.config.file_names import is_remote
 from recipes.config.load import Recipe
 from recipes.config.sections import loaders
@@ -17,8 +18,6 @@ from recipes.preflight.data import local_data_files
 from recipes.preflight.hub import cache_folder
 from recipes.training.batches import shard_folders
 from recipes.training.checkpoints import first_rank_path
-
-PIECE = 2**24  # bytes read at once
 
 
 def digest_of(
@@ -78,11 +77,7 @@ def file_digest(path: Path) -> str:
         with zipfile.ZipFile(path) as archive:
             content = sorted((i.filename.partition("/")[2], i.file_size, i.CRC) for i in archive.infolist())
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(PIECE):
-            digest.update(piece)
-    return digest.hexdigest()
+    return sha256_of_file(path)
 
 
 def _files(path: Path | None) -> list[Path]:
