@@ -112,10 +112,8 @@ def _do(given: tuple[PartSettings, Path, str, dict[str, str]], task: Task) -> Pr
     done = Progress()
 
     def report(progress: Progress) -> None:
-        done.bytes += progress.bytes
-        done.documents += progress.documents
-        done.tokens += progress.tokens
-        done.rejected += progress.rejected
+        nonlocal done
+        done += progress
 
     try:
         if _worker is None or (_worker.settings, _worker.staging) != (settings, staging):

@@ -2,10 +2,11 @@
 
 import contextlib
 import json
+import operator
 import shutil
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -54,7 +55,7 @@ class PartSettings:
     most_held: int  # bytes of a row, or characters of its text, that may be held where they have to be
 
 
-@dataclass
+@dataclass(frozen=True)
 class Progress:
     """What a task has done since it last told."""
 
@@ -62,6 +63,12 @@ class Progress:
     documents: int = 0
     tokens: int = 0
     rejected: int = 0
+
+    def __add__(self, other: "Progress") -> "Progress":
+        return Progress(*map(operator.add, astuple(self), astuple(other)))
+
+    def __sub__(self, other: "Progress") -> "Progress":
+        return Progress(*map(operator.sub, astuple(self), astuple(other)))
 
 
 Report = Callable[[Progress], None]
@@ -97,7 +104,7 @@ def tokenise_part(settings: PartSettings, part: Part, parts: Path, engine: Engin
                 del row
                 if time.monotonic() >= due_s:
                     now = writer.progress(done + reader.bytes_read)
-                    report(_since(now, last))
+                    report(now - last)
                     last, due_s = now, time.monotonic() + _REPORT_S
             done += segment.end - segment.start
             writer.facts.rows.append(reader.rows_read)
@@ -105,7 +112,7 @@ def tokenise_part(settings: PartSettings, part: Part, parts: Path, engine: Engin
                 writer.facts.sha256[str(segment.source)] = reader.sha256
         writer.flush()
     finish_part(parts, part.number, folder, writer.facts)
-    report(_since(writer.progress(part.bytes), last))
+    report(writer.progress(part.bytes) - last)
 
 
 @dataclass
@@ -259,12 +266,3 @@ class _PartWriter:
             file = open(self._folder / name, "wb")  # noqa: SIM115 (closed by the caller's stack)
             self._open[name] = self._files.enter_context(file)
         return self._open[name]
-
-
-def _since(now: Progress, last: Progress) -> Progress:
-    return Progress(
-        now.bytes - last.bytes,
-        now.documents - last.documents,
-        now.tokens - last.tokens,
-        now.rejected - last.rejected,
-    )

@@ -93,10 +93,7 @@ class RunProgress:
 
     def report(self, progress: Progress) -> None:
         """Add what a task has done."""
-        self.done.bytes += progress.bytes
-        self.done.documents += progress.documents
-        self.done.tokens += progress.tokens
-        self.done.rejected += progress.rejected
+        self.done += progress
         if self._bar.is_due():
             done = self.done
             self._bar.update(done.bytes - self._read, done.documents, done.tokens, done.rejected)

@@ -12,7 +12,6 @@ from data_prep.errors import PrepError
 from data_prep.ordering import KEPT_HELD, Ordered, SplitContent
 from data_prep.part_files import HELD, MAIN, ROWS, part_folder
 from data_prep.tasks import ORDERS, PARTS, ShardTask, read_shard
-from data_prep.windows import cut_into_sequences
 from data_prep.workers import Executor
 from data_prep.writing import ShardFormat
 
@@ -31,7 +30,7 @@ def build_splits(
     tasks: dict[str, list[ShardTask]] = {}
     for split, name in names.items():
         content = ordered.splits[split]
-        sequences, _ = cut_into_sequences(content.tokens, seq_len)
+        sequences = content.tokens // seq_len
         if not sequences:
             raise PrepError(_too_little(split, name, content, seq_len))
         (staging / name).mkdir(exist_ok=True)
@@ -49,7 +48,7 @@ def build_splits(
         layout.write_index(staging / name, shards)
         if split == HELD:
             _write_rows(staging, staging / name / DOCUMENTS)
-        sequences, left_over = cut_into_sequences(content.tokens, seq_len)
+        sequences, left_over = divmod(content.tokens, seq_len)
         built[split] = BuiltSplit(
             documents=content.documents,
             text_bytes=content.text_bytes,

@@ -1,7 +1,4 @@
-"""Documents' ids joined end to end, and how many sequences of one length they make.
-
-S: tokens a sequence; T: tokens.
-"""
+"""Documents' ids joined end to end. T: tokens."""
 
 from collections.abc import Sequence
 
@@ -31,8 +28,3 @@ def join_documents(documents: Sequence[Ids], before: list[int], after: list[int]
         if len(behind):
             pieces.append(behind)
     return np.concatenate(pieces, dtype=dtype, casting="unsafe")
-
-
-def cut_into_sequences(tokens: int, seq_len: int) -> tuple[int, int]:
-    """How many full sequences of `seq_len` there are in `tokens`, and the tokens left over at the end."""
-    return divmod(tokens, seq_len)

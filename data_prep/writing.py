@@ -40,7 +40,7 @@ class ShardFormat:
     def __init__(self, seq_len: int, dtype: str, shard_bytes: int = SHARD_BYTES):
         self.seq_len = seq_len
         self.dtype = np.dtype(dtype).newbyteorder("<")
-        self._settings = mds_settings({"tokens": f"ndarray:{dtype}"}, {"tokens": None}, shard_bytes)
+        self._settings = _mds_settings("tokens", f"ndarray:{dtype}", shard_bytes)
         self._settings_json = json.dumps(self._settings, sort_keys=True).encode()
         room = shard_bytes - 8 - len(self._settings_json)
         sequence_bytes = seq_len * self.dtype.itemsize
@@ -61,13 +61,11 @@ class ShardFormat:
 
     def write(self, folder: Path, number: int, samples: int, blocks: Iterable[Ids]) -> FileRecord:
         """Write shard `number` of `samples` sequences, which arrive in blocks (n, S). Memory: a block, three times."""
-        head = 4 + 4 * (samples + 1) + len(self._settings_json)
-        offsets = head + self._sample_bytes * np.arange(samples + 1, dtype="<u4")
-        start = np.uint32(samples).astype("<u4").tobytes() + offsets.astype("<u4").tobytes() + self._settings_json
+        head = _head(np.full(samples, self._sample_bytes), self._settings_json)
         name = shard_name(number)
         packed = (self.pack(block).data.cast("B") for block in blocks if len(block))
-        size, digest = write_hashed(folder / name, itertools.chain([start], packed))
-        assert size == head + samples * self._sample_bytes
+        size, digest = write_hashed(folder / name, itertools.chain([head], packed))
+        assert size == len(head) + samples * self._sample_bytes
         return FileRecord(name=name, bytes=size, sha256=digest, samples=samples)
 
     def write_index(self, folder: Path, shards: Sequence[FileRecord]) -> None:
@@ -82,7 +80,7 @@ class JsonShardWriter:
         self.shards: list[FileRecord] = []
         self._folder = folder
         self._limit = shard_bytes
-        self._settings = mds_settings({column: "json"}, {column: None}, shard_bytes)
+        self._settings = _mds_settings(column, "json", shard_bytes)
         self._settings_json = json.dumps(self._settings, sort_keys=True).encode()
         self._samples: list[bytes] = []
         self._empty = 8 + len(self._settings_json)  # bytes of a shard without samples: count, first offset, settings
@@ -111,23 +109,19 @@ class JsonShardWriter:
         return self.shards
 
     def _flush(self) -> None:
-        count = len(self._samples)
-        head = 4 + 4 * (count + 1) + len(self._settings_json)
-        offsets = head + np.concatenate(([0], np.cumsum([len(sample) for sample in self._samples])))
-        start = np.uint32(count).astype("<u4").tobytes() + offsets.astype("<u4").tobytes() + self._settings_json
+        head = _head([len(sample) for sample in self._samples], self._settings_json)
         name = shard_name(len(self.shards))
-        size, digest = write_hashed(self._folder / name, itertools.chain([start], self._samples))
-        self.shards.append(FileRecord(name=name, bytes=size, sha256=digest, samples=count))
+        size, digest = write_hashed(self._folder / name, itertools.chain([head], self._samples))
+        self.shards.append(FileRecord(name=name, bytes=size, sha256=digest, samples=len(self._samples)))
         self._samples, self._size = [], self._empty
 
 
-def mds_settings(columns: dict[str, str], sizes: dict[str, int | None], shard_bytes: int) -> dict[str, Any]:
-    """What a shard says about itself; `columns` is the encoding of each column, `sizes` its bytes, if fixed."""
-    names = sorted(columns)
+def _mds_settings(column: str, encoding: str, shard_bytes: int) -> dict[str, Any]:
+    """What a shard with one column says about itself."""
     return {
-        "column_encodings": [columns[name] for name in names],
-        "column_names": names,
-        "column_sizes": [sizes[name] for name in names],
+        "column_encodings": [encoding],
+        "column_names": [column],
+        "column_sizes": [None],
         "compression": None,
         "format": "mds",
         "hashes": [],
@@ -185,6 +179,13 @@ def replace_durably(path: Path, content: bytes) -> None:
         os.replace(attempt, path)
     finally:
         attempt.unlink(missing_ok=True)
+
+
+def _head(sample_bytes: npt.ArrayLike, settings_json: bytes) -> bytes:
+    """What stands before the samples of a shard."""
+    offsets = np.concatenate(([0], np.cumsum(sample_bytes)))
+    offsets += 4 + 4 * len(offsets) + len(settings_json)
+    return (len(offsets) - 1).to_bytes(4, "little") + offsets.astype("<u4").tobytes() + settings_json
 
 
 def _sample_prefix(seq_len: int, bytes_a_token: int) -> bytes:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data_prep.windows import cut_into_sequences, join_documents
+from data_prep.windows import join_documents
 
 
 @pytest.mark.parametrize("before", [[], [7], [7, 8]])
@@ -17,8 +17,3 @@ def test_joining_is_the_plain_loop(before: list[int], after: list[int], lengths:
 
     assert joined.tolist() == expected
     assert joined.dtype == np.uint16
-
-
-def test_cutting() -> None:
-    assert cut_into_sequences(11, 4) == (2, 3)
-    assert cut_into_sequences(3, 4) == (0, 3)
