@@ -1,6 +1,7 @@
 """Where a tokenizer's files are: a folder, a tokenizer.json, or a name on Hugging Face."""
 
 import contextlib
+import functools
 import json
 import os
 from pathlib import Path
@@ -84,6 +85,26 @@ def refuse_other_spacing(folder: Path, pre_tokenizer: Any) -> None:
         )
 
 
+@functools.cache
+def hub_reachable() -> bool:
+    """Whether Hugging Face's hub answers within a second: hf_hub_download would try for half a minute."""
+    import socket  # only here
+    import urllib.parse
+    import urllib.request
+
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        return False
+    hub = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    if {hub.scheme, "all"} & urllib.request.getproxies().keys():
+        return True  # huggingface_hub goes through it, and says what it cannot reach
+    try:
+        port = hub.port or (80 if hub.scheme == "http" else 443)
+        with socket.create_connection((hub.hostname, port), timeout=1):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
 def _from_hub(repository: str, file: str) -> str:
     """A file of a repository: from the cache, else fetched."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache  # only here
@@ -92,7 +113,8 @@ def _from_hub(repository: str, file: str) -> str:
         cached = try_to_load_from_cache(repository, file)
         if isinstance(cached, str):
             return cached
-        _require_network()
+        if not hub_reachable():
+            raise OSError("the hub cannot be reached, or HF_HUB_OFFLINE is set")
         return hf_hub_download(repository, file)
     except Exception as error:  # many kinds: offline, unknown, gated, not a valid name
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -100,19 +122,3 @@ def _from_hub(repository: str, file: str) -> str:
             f"--tokenizer {repository}: no such folder here, and its {file} is neither in Hugging Face's cache nor "
             f"could it be fetched ({reason}). Give a folder that holds {TOKENIZER_FILE}."
         ) from error
-
-
-def _require_network() -> None:
-    """Fail at once where the hub's name cannot be resolved: hf_hub_download would try for half a minute.
-
-    Raises:
-        OSError: it cannot.
-    """
-    import socket  # only here
-    import urllib.parse
-    import urllib.request
-
-    if os.environ.get("HF_HUB_OFFLINE") or urllib.request.getproxies():
-        return  # hf_hub_download knows
-    host = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
-    socket.getaddrinfo(host, 443)
