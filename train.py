@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import sys
 
+from data_prep.durable import write_whole
 from recipes.config.check import load_checked
 from recipes.config.keys import Problem, RecipeError
 from recipes.planning.budget import refusal
 from recipes.preflight.training import preflight
 from recipes.ranks import is_first_rank, world_size
 from recipes.reports.page import write_page
-from recipes.reports.runs import run_folder, write_whole
+from recipes.reports.runs import run_folder
 from recipes.reports.summary import SUMMARY, is_finished, print_summary, read_json, write_summary
 from recipes.screen import exit_status, print_plan, print_problems, print_recipe, print_stop, tell, usage
 from recipes.training.batches import plan_batches

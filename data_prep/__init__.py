@@ -30,6 +30,7 @@ One subject a file. None imports torch or streaming, and only finetune imports t
     conversations.py    instruction data -> turns of ids
     manifest.py         what a finished split says about itself
     staging.py          what a run that was cut off leaves, for the next to go on from
+    durable.py          files that are on the disk, and files replaced as a whole
     publishing.py       one run at a time, and nothing half-written under the final name
     uploading.py        a finished output in an object store
     progress.py         the bar on a terminal

@@ -3,11 +3,12 @@
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from data_prep.durable import write_durably
 from data_prep.manifest import MANIFEST, ROLE_HELD_OUT, ROLE_MAIN, FileRecord, Manifest, SourceRecord
 from data_prep.plan import Plan
 from data_prep.rejects import REJECTED
 from data_prep.sources import sha256_of_file
-from data_prep.writing import INDEX, write_durably
+from data_prep.writing import INDEX
 
 DOCUMENTS = "documents.jsonl"
 

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import yaml
 
+from data_prep.durable import write_whole
 from data_prep.errors import PrepError, exit_status, refuse_not_utf8
 from data_prep.manifest import MANIFEST, ROLE_MAIN, Manifest, shard_problems
 from data_prep.plan import read_manifest
 from data_prep.storage import local_output
-from data_prep.writing import replace_durably
 
 _MANY_EPOCHS = 4  # Muennighoff et al. 2023 (arXiv 2305.16264): up to 4 epochs are about as good as new text
 
@@ -120,8 +120,7 @@ def run(arguments: argparse.Namespace) -> None:
     streams = plan_mixture(arguments.sources, arguments.tokens)
     words = [*arguments.sources, *([] if arguments.tokens is None else ["--tokens", f"{arguments.tokens:g}"])]
     command = " ".join(["python -m data_prep.mixture", *map(_in_a_comment, [*words, "--out", str(out)])])
-    out.parent.mkdir(parents=True, exist_ok=True)
-    replace_durably(out, fragment(streams, command).encode())
+    write_whole(out, fragment(streams, command))
     for stream in streams:
         note = (
             f"  (more than {_MANY_EPOCHS} epochs: repeated text teaches less)" if stream.epochs > _MANY_EPOCHS else ""

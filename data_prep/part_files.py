@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.writing import write_durably
+from data_prep.durable import flush, write_durably
 
 MAIN, HELD = "main", "held"
 FACTS = "part.json"
@@ -68,7 +68,7 @@ def finish_part(parts: Path, number: int, folder: Path, facts: PartFacts) -> Non
     """Give the folder its final name, once everything in it is on the disk."""
     for path in sorted(folder.iterdir()):
         facts.sizes[path.name] = path.stat().st_size
-        _sync(path)
+        flush(path)
     write_durably(folder / FACTS, json.dumps(dataclasses.asdict(facts)).encode())
     final = part_folder(parts, number)
     try:
@@ -92,14 +92,6 @@ def load_part(parts: Path, number: int) -> PartFacts | None:
     except (OSError, ValueError, TypeError):
         return None
     return facts if whole else None
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @dataclass(frozen=True)

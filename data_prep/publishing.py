@@ -13,6 +13,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+from data_prep.durable import flush
 from data_prep.errors import PrepError, describe_os_error
 
 LOCK = ".lock"
@@ -128,7 +129,5 @@ def _locked(lock: Path) -> int:
 
 
 def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
     with contextlib.suppress(OSError):  # some network file systems have no such call for folders
-        os.fsync(handle)
-    os.close(handle)
+        flush(folder)

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from data_prep.durable import write_durably
 from data_prep.errors import Interrupted, PrepError
 from data_prep.manifest import MadeFrom, differences
 from data_prep.part_files import load_part
 from data_prep.publishing import LOCK, STAGING, exclusive
 from data_prep.tasks import ORDERS, PARTS, RECORDS, UNFINISHED, source_digests
-from data_prep.writing import write_durably
 
 PLAN = "plan.json"
 

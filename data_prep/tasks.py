@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from data_prep.durable import write_durably
 from data_prep.extents import extents_name, read_stream
 from data_prep.manifest import FileRecord
 from data_prep.part_files import PartFacts
@@ -14,7 +15,7 @@ from data_prep.parts import Part
 from data_prep.reading import check_unchanged
 from data_prep.sources import sha256_of_file
 from data_prep.tokenising import Engine
-from data_prep.writing import ShardFormat, shard_name, write_durably
+from data_prep.writing import ShardFormat, shard_name
 
 PARTS, RECORDS, UNFINISHED, ORDERS = "parts", "records", "unfinished", "orders"  # folders in the staging folder
 _BLOCK_BYTES = 512 << 10  # of ids read at once for a shard: packed, hashed and written they stay in a core's cache

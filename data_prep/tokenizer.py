@@ -18,6 +18,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from data_prep.durable import write_durably
 from data_prep.errors import PrepError, exit_status
 from data_prep.holdout import checked_fraction, is_held_out
 from data_prep.long_texts import BETWEEN_WORDS, pieces_of
@@ -29,7 +30,6 @@ from data_prep.sources import Source, find_sources, sha256_of_file
 from data_prep.storage import local_output
 from data_prep.tokenising import MOST_IDS
 from data_prep.tokenizer_files import CONFIG_FILES, TOKENIZER_FILE
-from data_prep.writing import write_durably
 
 END_OF_TEXT = "<|endoftext|>"  # BOS, EOS and unknown, as in GPT-NeoX
 PADDING = "<|padding|>"  # GPT-NeoX's too; packed sequences never hold it

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from data_prep.durable import write_durably
 from data_prep.errors import PrepError
 from data_prep.manifest import FileRecord
 from data_prep.windows import Ids
@@ -161,24 +162,6 @@ def write_hashed(path: Path, blocks: Iterable[bytes | memoryview]) -> tuple[int,
             digest.update(block)
         os.fsync(file.fileno())
     return size, digest.hexdigest()
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Write a file and wait until it is on the disk."""
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def replace_durably(path: Path, content: bytes) -> None:
-    """Write a file that may be there already: it is the old one or the new one as a whole, whatever happens."""
-    attempt = path.with_name(f".{path.name}.partial")
-    try:
-        write_durably(attempt, content)
-        os.replace(attempt, path)
-    finally:
-        attempt.unlink(missing_ok=True)
 
 
 def _head(sample_bytes: npt.ArrayLike, settings_json: bytes) -> bytes:

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_prep.durable import write_whole
 from eval import metrics
 from eval.digests import file_digest
 from recipes.config.load import Recipe
 from recipes.reports.page import write_page
-from recipes.reports.runs import write_whole
 from recipes.reports.scores import interval, number
 from recipes.reports.summary import EVALUATION, SUMMARY
 

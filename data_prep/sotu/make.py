@@ -12,8 +12,8 @@ import json
 import sys
 from pathlib import Path
 
+from data_prep.durable import write_whole
 from data_prep.errors import PrepError, exit_status
-from data_prep.writing import replace_durably
 
 FIRST_YEAR = 1913  # the 1790-1912 addresses would make the file 11 MB
 OUTPUT = Path(__file__).with_name("addresses.jsonl")
@@ -53,7 +53,7 @@ def main() -> int:
 def run(package: Path, out: Path) -> None:
     rows = address_rows(package)
     content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-    replace_durably(out, content)
+    write_whole(out, content)
     print(f"{out}: {len(rows)} addresses, {len(content):,} bytes")
 
 

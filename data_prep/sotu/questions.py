@@ -14,8 +14,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from data_prep.durable import write_whole
 from data_prep.errors import exit_status
-from data_prep.writing import replace_durably
 
 FOLDER = Path(__file__).parent
 ADDRESSES = FOLDER / "addresses.jsonl"
@@ -76,7 +76,7 @@ def run() -> None:
     ]
     for path, made in ((QUESTIONS, asked), (PREFERENCES, list(preferences(rows)))):
         content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made).encode()
-        replace_durably(path, content)
+        write_whole(path, content)
         print(f"{path}: {len(made)} rows, {len(content):,} bytes")
 
 

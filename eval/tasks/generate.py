@@ -14,10 +14,10 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from data_prep.durable import write_whole
 from eval.tasks.cloze import make_cloze
 from eval.tasks.dates import make_dates
 from eval.tasks.sentences import make_next_sentences
-from recipes.reports.runs import write_whole
 
 EXAMPLES = 500  # of each task; dates: as many as there are
 Maker = Callable[[Sequence[str], int, int], list[dict[str, object]]]

@@ -9,12 +9,12 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from data_prep.durable import write_whole
 from recipes.cost.duration import in_words
 from recipes.cost.figures import number, short
 from recipes.reports.against_plan import figures, reasons
 from recipes.reports.charts import SERIES, Line, line_chart, share_bar
 from recipes.reports.run_record import Point, RunRecord, read_run
-from recipes.reports.runs import write_whole
 from recipes.reports.scores import is_share, score_with_interval
 from recipes.reports.summary import is_of_run
 from recipes.reports.tasks import section_of

@@ -42,26 +42,6 @@ def run_folder(recipe: Recipe) -> Path:
     return folder.parent if folder.name == "checkpoints" else folder
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old text or the new one, never a part.
-
-    Raises ValueError where something else than a file is there, such as a folder or /dev/null.
-    """
-    path = path.resolve()  # a link stays one
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is no file and cannot become one: give another name")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def metrics_by_step(path: Path) -> dict[int, dict[str, float]]:
     """All metrics of each step, in order; without those of steps that a later start did again, or never came to."""
     steps: dict[int, dict[str, float]] = {}

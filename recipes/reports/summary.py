@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data_prep.durable import write_whole
 from recipes.config.file_names import is_remote
 from recipes.config.load import Recipe
 from recipes.cost.duration import in_words
 from recipes.cost.figures import number
-from recipes.reports.runs import METRICS, metrics_by_step, perplexity, validation_loss, write_whole
+from recipes.reports.runs import METRICS, metrics_by_step, perplexity, validation_loss
 from recipes.reports.scores import score_with_interval
 from recipes.training.checkpoints import is_of
 

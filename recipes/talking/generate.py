@@ -236,6 +236,6 @@ def generate(
             print()
             rows.append({"model": loaded.name, "prompt": prompt, "text": text})
     if out:
-        from recipes.reports.runs import write_whole
+        from data_prep.durable import write_whole
 
         write_whole(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from data_prep.durable import flush
 from recipes.config.file_names import is_remote
 from recipes.config.load import Recipe
 from recipes.cost.setup import shards
@@ -193,23 +194,15 @@ def _then_rename(write: Callable[[dict[str, Any], str], None]) -> Callable[[dict
         partial = os.path.join(folder, PARTIAL + name)
         try:
             write(state_dict, partial)
-            _flush(partial)
+            flush(partial)
             os.replace(partial, filename)
-            _flush(folder or ".")
+            flush(folder or ".")
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(partial)
             raise
 
     return write_then_rename
-
-
-def _flush(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _pattern(filename: str) -> re.Pattern[str]:

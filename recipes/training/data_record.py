@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from data_prep.durable import write_whole
 from data_prep.manifest import MANIFEST
 from data_prep.sources import sha256_of_file
 from recipes.config.load import Recipe
 from recipes.config.sections import loaders
-from recipes.reports.runs import write_whole
 from recipes.reports.summary import read_json
 from recipes.training.batches import shard_folders
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from recipes.weights.shards import flush
+from data_prep.durable import flush
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_prep.durable import flush
 from recipes.weights.hf_names import Link
 from recipes.weights.number_types import SIZES
 from recipes.weights.tensor_files import Buffers, TensorFiles
@@ -85,15 +86,6 @@ def _write(path: Path, source: TensorFiles, targets: Sequence[Target], dtype: st
         except BaseException:
             workers.shutdown(cancel_futures=True)
             raise
-
-
-def flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @dataclass(frozen=True)
