@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import math
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -146,26 +147,41 @@ def _curation(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def is_finished(out: Path, plan: Plan) -> bool:
-    """Whether all that this plan would write is there.
+    """`finished`, of a folder on this machine."""
+    return finished(
+        str(out), plan, lambda name: read_manifest(out / name), lambda it: shard_problems(out / it.split, it)
+    )
+
+
+def finished(
+    where: str,
+    plan: Plan,
+    manifest_of: Callable[[str], Manifest | None],
+    problems_of: Callable[[Manifest], list[str]],
+) -> bool:
+    """Whether all that this plan would write is there, by the manifests of its splits and the sizes of their files.
 
     Raises:
         PrepError: something else is there, or a part of it is missing or cut short.
     """
-    main = read_manifest(out / plan.options["split"])
+    main = manifest_of(plan.options["split"])
     if main is None:
         return False
     if main.role != ROLE_MAIN:
-        raise PrepError(f"{out / main.split} is held out from {main.main_split!r}; give another --split or --out.")
+        raise PrepError(f"{where}/{main.split} is held out from {main.main_split!r}; give another --split or --out.")
     changes = differences(MadeFrom.of(main), plan.made_from)
     if changes:
-        what = "\n  ".join([f"{out / main.split} was made otherwise:", *changes])
+        what = "\n  ".join([f"{where}/{main.split} was made otherwise:", *changes])
         raise PrepError(f"{what}\nGive another --out, or --overwrite to replace it.")
     problems = []
     for name in main.splits:
-        manifest = read_manifest(out / name)
-        problems += shard_problems(out / name, manifest) if manifest else [f"{out / name / MANIFEST}: missing"]
+        manifest = manifest_of(name)
+        if manifest is None or not manifest.stands_at(name, main.main_split):
+            problems.append(f"{where}/{name}/{MANIFEST}: {'missing' if manifest is None else 'of another run'}")
+        else:
+            problems += problems_of(manifest)
     if problems:
-        raise PrepError("\n  ".join([f"{out} is damaged; --overwrite makes it anew:", *problems]))
+        raise PrepError("\n  ".join([f"{where} is damaged; --overwrite makes it anew:", *problems]))
     return True
 
 

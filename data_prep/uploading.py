@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from data_prep.errors import PrepError, refuse_not_utf8
-from data_prep.manifest import MANIFEST, ROLE_MAIN, MadeFrom, Manifest, differences, load_manifest, parse_manifest
-from data_prep.plan import Plan
+from data_prep.manifest import MANIFEST, Manifest, load_manifest, parse_manifest
+from data_prep.plan import Plan, finished
 from data_prep.sources import OWN_FILE
 from data_prep.storage import filesystem_of, remote_errors
 from data_prep.writing import INDEX
@@ -51,30 +51,8 @@ class RemoteOutput:
             self._filesystem, self._root = filesystem_of(self.url)
 
     def is_finished(self, plan: Plan) -> bool:
-        """Whether all that this plan would write is there, by its manifests and the sizes of its files.
-
-        Raises:
-            PrepError: something else is there, or a part of it is missing or cut short.
-        """
-        main = self._manifest(plan.options["split"])
-        if main is None:
-            return False
-        if main.role != ROLE_MAIN:
-            raise PrepError(f"{self.url}/{main.split} is held out from {main.main_split!r}; give another --split.")
-        changes = differences(MadeFrom.of(main), plan.made_from)
-        if changes:
-            what = "\n  ".join([f"{self.url}/{main.split} was made otherwise:", *changes])
-            raise PrepError(f"{what}\nGive another --out, or --overwrite to replace it.")
-        problems = []
-        for name in main.splits:
-            manifest = self._manifest(name)
-            if manifest is None or not manifest.stands_at(name, main.main_split):
-                problems.append(f"{self.url}/{name}/{MANIFEST}: {'missing' if manifest is None else 'of another run'}")
-            else:
-                problems += self._problems(manifest)
-        if problems:
-            raise PrepError("\n  ".join([f"{self.url} is damaged; --overwrite makes it anew:", *problems]))
-        return True
+        """`finished`, of the store."""
+        return finished(self.url, plan, self._manifest, self._problems)
 
     def refuse_foreign(self, work: Path, splits: list[str]) -> None:
         """Refuse to write where something stands that is not of this main split (the last of `splits`).
