@@ -23,9 +23,9 @@ One subject a file. None imports torch or streaming, and only finetune imports t
     part_task.py        one part tokenised; part_files.py: what it leaves on the disk
     ordering.py         which documents go into a split, in which order; sorting.py: what it sorts, on the disk
     extents.py          the stream of a split
-    splits.py           the splits made out of finished parts; built.py: what each holds, and its manifest
+    splits.py           the splits made out of finished parts; split_manifest.py: what each holds, and its manifest
     tasks.py            the kinds of tasks; workers.py: who does them here; cluster.py: a Ray cluster does them
-    making.py           a plan carried out
+    carrying_out.py     a plan carried out
     writing.py          sequences -> MDS shards; mds.py reads them
     conversations.py    instruction data -> turns of ids
     manifest.py         what a finished split says about itself

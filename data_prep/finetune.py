@@ -16,7 +16,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from data_prep.built import DOCUMENTS, BuiltSplit, write_manifest
 from data_prep.conversations import (
     NOT_VARIABLES,
     BadExample,
@@ -36,6 +35,7 @@ from data_prep.reading import SourceReader
 from data_prep.rejects import REFUSED, REJECTED
 from data_prep.rows import Rejected, parse_object
 from data_prep.sources import find_sources, sha256_of_file
+from data_prep.split_manifest import DOCUMENTS, BuiltSplit, write_manifest
 from data_prep.staging import refuse_unfinished, remove_leftovers
 from data_prep.storage import local_output
 from data_prep.tokenising import Separators, load_tokenizer

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from data_prep.carrying_out import make_splits
 from data_prep.cluster import RayTasks, connected
 from data_prep.engines import NAMES, EngineSettings, choose_engine
 from data_prep.errors import PrepError, exit_status
-from data_prep.making import make_splits
 from data_prep.manifest import Manifest
 from data_prep.options import add_common_options
 from data_prep.part_task import PartSettings

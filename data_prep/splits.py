@@ -7,10 +7,10 @@ from typing import BinaryIO
 
 import numpy as np
 
-from data_prep.built import DOCUMENTS, BuiltSplit
 from data_prep.errors import PrepError
 from data_prep.ordering import KEPT_HELD, Ordered, SplitContent
 from data_prep.part_files import HELD, MAIN, ROWS, part_folder
+from data_prep.split_manifest import DOCUMENTS, BuiltSplit
 from data_prep.tasks import ORDERS, PARTS, ShardTask, read_shard
 from data_prep.workers import Executor
 from data_prep.writing import ShardFormat

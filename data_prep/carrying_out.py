@@ -3,7 +3,6 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from data_prep.built import write_manifest
 from data_prep.errors import PrepError
 from data_prep.manifest import Manifest, SourceRecord
 from data_prep.ordering import Ordered, order_by_document, order_by_part
@@ -13,6 +12,7 @@ from data_prep.parts import Part, whole_sources
 from data_prep.plan import Plan
 from data_prep.progress import RunProgress
 from data_prep.rejects import REJECTED, RowNumbers, list_rejected
+from data_prep.split_manifest import write_manifest
 from data_prep.splits import build_splits, shard_bytes
 from data_prep.tasks import ORDERS, PARTS, HashTask, PartTask, Task, read_record, source_digests
 from data_prep.workers import Executor
