@@ -51,6 +51,18 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory, corpus: Path, run_comman
     return out
 
 
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, corpus: Path, tokenizer: Path, run_command: Command) -> Path:
+    """One finished output, with a held-out part. Not to be changed: copy it."""
+    out = tmp_path_factory.mktemp("finished") / "shards"
+    words = ("--out", out, "--tokenizer", tokenizer, "--seq-len", "64", "--holdout", "0.1")
+    result = run_command("python", "-m", "data_prep.pretrain", corpus, *words)
+    assert result.returncode == 0, result.stderr
+    assert "sequences of 64 tokens" in result.stdout
+    assert "\x1b" not in result.stdout + result.stderr  # no bar without a terminal
+    return out
+
+
 @pytest.fixture
 def prepare(run_command: Command, tokenizer: Path) -> Callable[..., Any]:
     """Run `python -m data_prep.pretrain` with this tokenizer, sequences of 64 tokens and further words."""

@@ -17,23 +17,15 @@ from data_prep.mds import read_index, token_stream
 from tests.conftest import Command
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, corpus: Path, tokenizer: Path, run_command: Command) -> Path:
-    out = tmp_path_factory.mktemp("finished") / "shards"
-    words = ("--out", out, "--tokenizer", tokenizer, "--seq-len", "512", "--holdout", "0.1")
-    assert run_command("python", "-m", "data_prep.pretrain", corpus, *words).returncode == 0
-    return out
-
-
 def test_shown(finished: Path, texts: list[str], tokenizer: Path, run_command: Command) -> None:
-    result = run_command("python", "-m", "data_prep.inspect", finished, "--samples", "3", "--characters", "0")
+    result = run_command("python", "-m", "data_prep.inspect", finished, "--samples", "99", "--characters", "0")
     assert (result.returncode, result.stderr) == (0, "")
     manifest = json.loads((finished / "train" / "manifest.json").read_text())
     assert f"{manifest['sequences']:,} samples in 1 shards" in result.stdout
     assert f"{manifest['documents']:,} documents" in result.stdout
-    assert result.stdout.count("sample 3 of 3") == 2
-    assert BORDER in result.stdout
-    text = result.stdout.split("sample 1 of 3:\n", 1)[1].split("\n\nsample 2", 1)[0]
+    assert result.stdout.count("sample 99 of 99") == 2
+    assert "<|endoftext|>" + BORDER in result.stdout
+    text = result.stdout.split("sample 1 of 99:\n", 1)[1].split("\n\nsample 2", 1)[0]
     first = text.split("<|endoftext|>" + BORDER)
     assert any(document.startswith(first[0]) for document in texts)
     one = run_command("python", "-m", "data_prep.inspect", finished / "val", "--samples", "0")

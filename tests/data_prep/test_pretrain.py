@@ -25,18 +25,6 @@ from tests.data_prep.conftest import tree
 Prepare = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, corpus: Path, tokenizer: Path, run_command: Any) -> Path:
-    """One finished output, with a held-out part. Not to be changed: copy it."""
-    out = tmp_path_factory.mktemp("finished") / "shards"
-    words = ("--out", out, "--tokenizer", tokenizer, "--seq-len", "64", "--holdout", "0.1")
-    result = run_command("python", "-m", "data_prep.pretrain", corpus, *words)
-    assert result.returncode == 0, result.stderr
-    assert "sequences of 64 tokens" in result.stdout
-    assert "\x1b" not in result.stdout + result.stderr  # no bar without a terminal
-    return out
-
-
 def test_manifest_says_what_is_there(finished: Path, corpus: Path, texts: list[str], tokenizer: Path) -> None:
     train, val = load_manifest(finished / "train"), load_manifest(finished / "val")
     assert train is not None

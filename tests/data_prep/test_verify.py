@@ -24,14 +24,6 @@ from recipes.preflight.training import preflight
 from tests.conftest import ROOT, Command
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, corpus: Path, tokenizer: Path, run_command: Command) -> Path:
-    out = tmp_path_factory.mktemp("finished") / "shards"
-    words = ("--out", out, "--tokenizer", tokenizer, "--seq-len", "64", "--holdout", "0.1")
-    assert run_command("python", "-m", "data_prep.pretrain", corpus, *words).returncode == 0
-    return out
-
-
 @pytest.fixture
 def shards(finished: Path, tmp_path: Path) -> Path:
     """A copy to damage."""
