@@ -14,16 +14,12 @@ then on: a kill loses what lies behind the last one.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import json
 import logging
 import math
-import threading
 import time
-import uuid
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from composer.core import Callback, Event, State, Time
@@ -34,16 +30,13 @@ from recipes.callbacks.energy import Meter, WattsMeter, choose_meter
 from recipes.callbacks.readings import device_gpu, flops_per_batch, progress, show
 from recipes.cost.estimate import KG_CO2E_PER_KWH, POWER_USAGE_EFFECTIVENESS
 from recipes.cost.hardware import Gpu, find_gpu
-from recipes.cost.ledger import EARLIER, Ledger
 from recipes.cost.pace import Pace
-from recipes.cost.phase_clock import PhaseClock
 from recipes.cost.rate import Rate, choose_rate
 from recipes.cost.run_cost import RunCost, summarize
-from recipes.cost.segments import PHASES, Segment, Totals, merge, segment_from, totals_of, usd_of
+from recipes.cost.running_bill import RunningBill
+from recipes.cost.segments import usd_of
 
 log = logging.getLogger(__name__)
-
-HEARTBEAT_S = 10.0
 
 # The phase that each event begins. The checkpoint saver runs after the callbacks of its event, so saving ends when the
 # next batch is asked for.
@@ -110,8 +103,6 @@ class CostMonitor(Callback):
             if value is not None and not least <= value < math.inf:
                 raise ValueError(f"cost.{name}: got {value}, expected a finite number of at least {least}.")
         already_s = 0.0 if started_at is None else max(0.0, time.time() - started_at)
-        self._clock = PhaseClock("startup", already_s)
-        self._lock = threading.Lock()  # the heartbeat thread reads what the events write
         self._named_gpu = None if str(gpu or "cpu").strip().lower() == "cpu" else find_gpu(str(gpu))
         self._rate_arguments: dict[str, Any] = {
             "usd_per_device_hour": usd_per_device_hour,
@@ -119,13 +110,11 @@ class CostMonitor(Callback):
             "price_kind": price_kind,
         }
         self.rate: Rate = choose_rate(gpu, **self._rate_arguments)  # fails here, not after the model is built
-        self._ledger = None if ledger is None else Ledger(ledger)
-        self._current = Segment(id=uuid.uuid4().hex[:12], devices=0, seconds=dict.fromkeys(PHASES, 0.0))
-        self._earlier: dict[str, Segment] = {}
+        self._meter: Meter = WattsMeter(None, 1, "not known before the trainer is built")
+        self._bill = RunningBill(ledger, already_s, lambda wall_s: self._meter.device_kwh(wall_s))
         self._mfu_basis = "not known: the device has no row in the hardware table"
         self._watts_per_device = watts_per_device
         self._pue, self._kg_co2e_per_kwh = power_usage_effectiveness, kg_co2e_per_kwh
-        self._meter: Meter = WattsMeter(None, 1, "not known before the trainer is built")
         self._first_step_s: list[float] = []  # training seconds at the end of this process's first two steps
         self._tokens = 0  # of the run's timestamp
         self._batch_flops = 0.0
@@ -133,26 +122,16 @@ class CostMonitor(Callback):
         self._hours_left: float | None = None
         self._max_duration: Time[int] | None = None
         self.ended_early: bool | None = None  # None: nothing was trained
-        self._stop = threading.Event()
-        self._closed = False
 
     def open(self, run_name: str) -> None:
         """Begin the ledger, before anything is built: what dies while it is built is billed too. Rank 0 keeps it."""
-        self._current = replace(
-            self._current, devices=dist.get_world_size(), usd_per_device_hour=self.rate.usd_per_device_hour
-        )
-        self._ledger = self._ledger if dist.get_global_rank() == 0 else None
-        if self._ledger is None:
-            return
-        self._earlier = self._ledger.read()
-        if self._watts_per_device is not None:
+        if self._watts_per_device is not None and dist.get_global_rank() == 0:
             self._meter = choose_meter(None, self._watts_per_device, dist.get_world_size(), 1)
-        self._write("start", run_name=run_name)
-        atexit.register(self._end)  # where it cannot be built
-        threading.Thread(target=self._beat, name="cost-ledger", daemon=True).start()
+        rate = self.rate.usd_per_device_hour
+        self._bill.open(dist.get_world_size(), rate, keeps=dist.get_global_rank() == 0, run_name=run_name)
 
     def init(self, state: State, logger: Logger) -> None:
-        if self._current.devices == 0:
+        if not self._bill.is_open:
             self.open(state.run_name)
         gpu = device_gpu(state)
         self.rate = self._rate_for(state, gpu)
@@ -163,45 +142,25 @@ class CostMonitor(Callback):
             self._mfu_basis = f"the model's flops_per_batch over {dense}"
         elif gpu:
             self._mfu_basis = f"not known: {gpu.name} has no published {precision} peak"
-        with self._lock:
-            self._current = replace(
-                self._current,
-                usd_per_device_hour=self.rate.usd_per_device_hour,
-                peak_flops_per_s=peak,
-                gpu=gpu.name if gpu else None,
-            )
+        name, rate = gpu.name if gpu else None, self.rate.usd_per_device_hour
+        self._bill.update(usd_per_device_hour=rate, peak_flops_per_s=peak, gpu=name)
         self._meter = choose_meter(gpu, self._watts_per_device, dist.get_world_size(), dist.get_local_world_size())
-        devices = f"{self._current.devices} device{'s' * (self._current.devices != 1)}"
+        world = dist.get_world_size()
+        devices = f"{world} device{'s' * (world != 1)}"
         log.info("cost: %s, %s; MFU: %s", devices, self.rate.source, self._mfu_basis)
         logger.log_hyperparameters({"cost/rate_source": self.rate.source, "cost/mfu_basis": self._mfu_basis})
         logger.log_hyperparameters({"energy/basis": self._energy_basis})
-        self._write("built", rate_source=self.rate.source)
+        self._bill.write("built", rate_source=self.rate.source)
 
     def close(self, state: State, logger: Logger) -> None:
-        self._end()
-
-    def _end(self) -> None:
-        if self._closed:
-            return
-        self._stop.set()
-        self._snapshot()
-        self._closed = True  # the clock stops here: a summary read later is the bill at the end
-        self._try_to_write("end")
+        self._bill.end()
 
     def state_dict(self) -> dict[str, Any]:
         # One string, because sharded checkpoints need the same keys when saving and loading.
-        segments = merge([self._earlier, {self._current.id: self._snapshot()}])
-        self._try_to_write("checkpoint")  # or a kill soon after leaves a ledger that knows less than the checkpoint
-        return {"segments": json.dumps([asdict(s) for s in segments.values()])}
+        return {"segments": self._bill.to_text()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        loaded = {s.id: s for s in map(segment_from, json.loads(state["segments"]))}
-        loaded.pop(self._current.id, None)
-        if self._ledger is not None:  # of another machine, whose ledger is not here
-            for segment in loaded.values():
-                if segment.id not in self._earlier:
-                    self._ledger.append(EARLIER, segment, before=self._current.id)
-        self._earlier = merge([loaded, self._earlier])
+        self._bill.add(state["segments"])
 
     def after_load(self, state: State, logger: Logger) -> None:
         self._tokens = state.timestamp.token.value
@@ -209,15 +168,14 @@ class CostMonitor(Callback):
     def fit_start(self, state: State, logger: Logger) -> None:
         self._max_duration = state.max_duration  # which a run that is stopped cuts down
         self._tokens = state.timestamp.token.value
-        if self._current.tokens == 0:
-            self._current = replace(self._current, tokens_from=self._tokens)
+        if self._bill.current().tokens == 0:
+            self._bill.update(tokens_from=self._tokens)
         self._pace.forget()
 
     def run_event(self, event: Event, state: State, logger: Logger) -> None:
         phase = PHASE_FROM.get(event)
-        if phase is not None and not self._closed:
-            with self._lock:
-                self._clock.switch(phase)
+        if phase is not None:
+            self._bill.switch(phase)
         super().run_event(event, state, logger)
 
     def after_dataloader(self, state: State, logger: Logger) -> None:
@@ -225,13 +183,10 @@ class CostMonitor(Callback):
 
     def batch_end(self, state: State, logger: Logger) -> None:
         tokens = state.timestamp.token.value
-        with self._lock:
-            self._tell_compilation_apart()
-            self._current = replace(
-                self._current,
-                tokens=self._current.tokens + max(0, tokens - self._tokens),
-                flops=self._current.flops + self._batch_flops * self._current.devices,
-            )
+        self._tell_compilation_apart()
+        current = self._bill.current()
+        flops = current.flops + self._batch_flops * current.devices
+        self._bill.update(tokens=current.tokens + max(0, tokens - self._tokens), flops=flops)
         self._tokens = tokens
         metrics = self._metrics(state)
         logger.log_metrics(metrics)
@@ -246,22 +201,20 @@ class CostMonitor(Callback):
         """Once a process: what its first step took beyond the second is compilation and warm-up."""
         if len(self._first_step_s) >= 2:
             return
-        self._first_step_s.append(self._clock.seconds()["train"])
+        self._first_step_s.append(self._bill.train_s())
         if len(self._first_step_s) == 2:
             first_s, both_s = self._first_step_s
             compiling_s = max(0.0, first_s - (both_s - first_s))
-            self._clock.move("train", "compile", compiling_s)
+            self._bill.move("train", "compile", compiling_s)
             self._pace.leave_out(compiling_s)
 
     def summary(self) -> RunCost:
         """The run so far, over all its processes. Read it on rank 0, which keeps the ledger."""
-        segments = self._segments()
-        current = segments[self._current.id]
-        source = self.rate.source
-        if self.rate.usd_per_device_hour is None and usd_of(segments.values()) is not None:
+        segments, source = self._bill.segments(), self.rate.source
+        if self.rate.usd_per_device_hour is None and usd_of(segments) is not None:
             source = f"at the rate of earlier starts; {source}"
-        cost = summarize(segments.values(), current, self._tokens, source, self._mfu_basis)
-        kwh = self._kwh(totals_of(segments.values(), self._tokens))
+        cost = summarize(segments, segments[-1], self._tokens, source, self._mfu_basis)
+        kwh = self._kwh(self._bill.total(self._tokens).device_kwh)
         return replace(
             cost,
             kwh=kwh,
@@ -271,26 +224,18 @@ class CostMonitor(Callback):
             hours_left=self._hours_left,
         )
 
-    @contextlib.contextmanager
-    def spending(self, phase: str) -> Iterator[None]:
+    def spending(self, phase: str) -> contextlib.AbstractContextManager[None]:
         """Bills the time inside to `phase`, whatever event it falls into."""
-        with self._lock:
-            before = self._clock.phase
-            self._clock.switch(phase)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._clock.switch(before)
+        return self._bill.spending(phase)
 
     def note(self, event: str, **notes: Any) -> None:
         """Adds a line of the caller's own to the ledger, beside the bill so far."""
-        self._write(event, **notes)
+        self._bill.write(event, **notes)
 
     @property
     def usd(self) -> float | None:
         """Dollars so far over all processes; complete on rank 0, which keeps the ledger."""
-        return usd_of(self._segments().values())
+        return usd_of(self._bill.segments())
 
     @property
     def usd_projected_total(self) -> float | None:
@@ -299,7 +244,7 @@ class CostMonitor(Callback):
     @property
     def ledger_path(self) -> str | None:
         """Where the bill is kept; None on ranks other than 0 and without a ledger."""
-        return None if self._ledger is None else str(self._ledger.path)
+        return None if self._bill.path is None else str(self._bill.path)
 
     @property
     def _energy_basis(self) -> str:
@@ -307,16 +252,14 @@ class CostMonitor(Callback):
             return self._meter.basis
         return f"{self._meter.basis} × {self._pue:g} PUE, {self._kg_co2e_per_kwh:g} kg CO2e a kWh"
 
-    def _kwh(self, run: Totals) -> float | None:
+    def _kwh(self, device_kwh: float | None) -> float | None:
         """Energy at the data centre's meter."""
-        return None if run.device_kwh is None else run.device_kwh * self._pue
+        return None if device_kwh is None else device_kwh * self._pue
 
     def _metrics(self, state: State) -> dict[str, float]:
-        segments = self._segments()
-        current = segments[self._current.id]
+        current, run = self._bill.current(), self._bill.total(self._tokens)
         active_s = current.seconds["train"] + current.seconds["data"]
-        run = totals_of(segments.values(), self._tokens)
-        kwh = self._kwh(run)
+        kwh = self._kwh(run.device_kwh)
         self._pace.batch_done(active_s, current.tokens, current.flops)
         peak, flops_per_s = current.peak_flops_per_s, self._pace.flops_per_s
         self._hours_left = self._pace.hours_left(progress(state, self._max_duration), current.wall_s)
@@ -340,7 +283,7 @@ class CostMonitor(Callback):
         rate = self.rate.usd_per_device_hour
         if usd is None or rate is None or self._hours_left is None:
             return None
-        return usd + self._hours_left * self._current.devices * rate
+        return usd + self._hours_left * dist.get_world_size() * rate
 
     def _rate_for(self, state: State, on_device: Gpu | None) -> Rate:
         if state.device.name == "cpu":
@@ -357,30 +300,3 @@ class CostMonitor(Callback):
             )
         gpu = self._named_gpu or on_device
         return choose_rate(gpu.name if gpu else None, **self._rate_arguments)
-
-    def _snapshot(self) -> Segment:
-        with self._lock:
-            if not self._closed:
-                seconds = self._clock.seconds()
-                kwh = self._meter.device_kwh(sum(seconds.values()))
-                self._current = replace(self._current, seconds=seconds, device_kwh=kwh)
-            return self._current
-
-    def _segments(self) -> dict[str, Segment]:
-        return {**self._earlier, self._current.id: self._snapshot()}
-
-    def _write(self, event: str, **notes: Any) -> None:
-        if self._ledger is not None:
-            self._ledger.append(event, self._snapshot(), **notes)
-
-    def _try_to_write(self, event: str) -> None:
-        try:
-            self._write(event)
-        except OSError as error:  # a full disk must not end the run
-            log.warning("Cost ledger: could not write a line: %s", error)
-
-    def _beat(self) -> None:
-        while not self._stop.wait(HEARTBEAT_S):
-            if self._ledger is not None and not self._ledger.path.parent.is_dir():  # the run's folder was deleted
-                return
-            self._try_to_write("beat")

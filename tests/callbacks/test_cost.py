@@ -160,7 +160,7 @@ def test_resume_goes_on_with_the_bill_of_the_checkpoint(tmp_path: Path) -> None:
     assert after.starts == 2
     assert after.tokens == after.tokens_processed == 4 * TOKENS_PER_BATCH
     # Without a ledger the checkpoint is all that is known: up to its save, not the end of that process.
-    own_s = second._current.wall_s
+    own_s = second._bill.current().wall_s
     carried_s = after.wall_s - own_s
     assert 0 < carried_s <= before.wall_s
     assert after.usd == pytest.approx(carried_s + 2 * own_s)
@@ -174,7 +174,7 @@ def test_resume_with_a_ledger_bills_every_second_once(tmp_path: Path) -> None:
     run(second, 4, load_path=str(tmp_path / "2.pt"))
     cost = second.summary()
 
-    assert cost.wall_s == pytest.approx(first.summary().wall_s + second._current.wall_s, abs=0.01)
+    assert cost.wall_s == pytest.approx(first.summary().wall_s + second._bill.current().wall_s, abs=0.01)
     assert cost.tokens == 4 * TOKENS_PER_BATCH
     assert cost.tokens_processed == 5 * TOKENS_PER_BATCH  # the third batch was done twice
     events = ["start", "built", "checkpoint", "checkpoint", "end", "start", "built", "end"]
@@ -224,8 +224,8 @@ def test_the_ledger_knows_what_a_checkpoint_knows(tmp_path: Path) -> None:
 KILLED = """
 import sys, time
 sys.path[:0] = {paths!r}
-from recipes.callbacks import cost
-cost.HEARTBEAT_S = 0.05
+from recipes.cost import running_bill
+running_bill.HEARTBEAT_S = 0.05
 from tests.callbacks.test_cost import CostMonitor, trainer
 monitor = CostMonitor(usd_per_device_hour=3600, ledger={ledger!r})
 t = trainer(monitor, 2)
@@ -261,7 +261,7 @@ def test_kill_is_billed_and_its_torn_line_left_out(tmp_path: Path) -> None:
     run(monitor, 2)
     cost = monitor.summary()
     assert cost.starts == 2
-    assert cost.wall_s == pytest.approx(killed_s + monitor._current.wall_s, abs=0.01)
+    assert cost.wall_s == pytest.approx(killed_s + monitor._bill.current().wall_s, abs=0.01)
     assert cost.tokens_processed == 4 * TOKENS_PER_BATCH
     assert cost.tokens == 2 * TOKENS_PER_BATCH  # nothing was saved, so the first process's tokens were lost
     readable = [line for line in ledger.read_text().splitlines() if line.endswith("}")]
