@@ -17,7 +17,7 @@ from recipes.weights.appearing import appearing
 from recipes.weights.export_adapter import write_adapter
 from recipes.weights.folder_files import save_tokenizer, write_configs
 from recipes.weights.hf_architecture import folder_config, refusals
-from recipes.weights.hf_names import Link, links
+from recipes.weights.hf_names import Link, links, own_shapes
 from recipes.weights.merged import merged
 from recipes.weights.model_card import model_card
 from recipes.weights.shards import Target, write_shards
@@ -98,10 +98,7 @@ def plan(trained: Trained, source: TensorFiles) -> list[Target]:
     """What to write, in order. Raises ValueError where the checkpoint has not the tensors of its recipe."""
     wanted = links(trained.model)
     there = source.shapes()
-    rows: dict[str, int] = {}
-    for link in wanted:
-        rows[link.ours] = max(rows.get(link.ours, 0), link.ours_at + link.shape[0])
-    expected = {link.ours: (rows[link.ours], *link.shape[1:]) for link in wanted}
+    expected = own_shapes(trained.model)
     wrong = [name for name, shape in expected.items() if there.get(name) != shape]
     more = [name for name in there if name not in expected]
     if wrong or more:

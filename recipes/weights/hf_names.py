@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from recipes.cost.parameters import ModelShape, model_shape
+from recipes.cost.parameters import RWKV, ModelShape, model_shape
 from recipes.weights import hf_rwkv
 from recipes.weights.hf_architecture import family_of
 
@@ -27,32 +27,50 @@ def links(model: Mapping[str, Any]) -> list[Link]:
     shape, family = model_shape(model), family_of(model)
     if family == "rwkv":
         return [Link(name, name, size) for name, size in hf_rwkv.tensors(model)]
-    fused = (model.get("attn_config") or {}).get("fused_qkv", True)
-    d, vocab = shape.d_model, shape.vocab_size
-    embedding = "transformer.wte.weight" if family == "mpt" else "model.embed_tokens.weight"
-    found = [Link("transformer.wte.weight", embedding, (vocab, d))]
+    is_llama = family == "llama"
+    fused = bool((model.get("attn_config") or {}).get("fused_qkv", True))
+    d, vocab, norm_bias = shape.d_model, shape.vocab_size, shape.norm_has_bias and shape.bias
+    found = [
+        Link("transformer.wte.weight", f"{'model.embed_tokens' if is_llama else 'transformer.wte'}.weight", (vocab, d))
+    ]
+    if shape.learned_pos_emb:
+        found.append(Link("transformer.wpe.weight", "transformer.wpe.weight", (shape.max_seq_len, d)))
     for layer in range(shape.n_layers):
         block = f"transformer.blocks.{layer}"
-        found += _attention_links(shape, block, f"model.layers.{layer}.self_attn", family, bool(fused))
-        names = _LLAMA_LAYER if family == "llama" else {}
-        theirs = f"model.layers.{layer}." if family == "llama" else f"{block}."
+        theirs = f"model.layers.{layer}" if is_llama else block
+        found += _attention_links(shape, block, f"{theirs}.self_attn", is_llama, fused)
         hidden = shape.ffn_hidden_size
-        parts: dict[str, tuple[int, int]] = {"ffn.up_proj": (hidden, d), "ffn.down_proj": (d, hidden)}
+        parts = {"attn.out_proj": (d, shape.q_width), "ffn.up_proj": (hidden, d), "ffn.down_proj": (d, hidden)}
         if shape.ffn_matrices == 3:
-            parts = {"ffn.gate_proj": (hidden, d), **parts}
-        for part, size in {"attn.out_proj": (d, shape.q_width), **parts}.items():
-            their_part = theirs + names.get(part, part)
-            found.append(Link(f"{block}.{part}.weight", f"{their_part}.weight", size))
-            if shape.bias:
-                found.append(Link(f"{block}.{part}.bias", f"{their_part}.bias", size[:1]))
-        for norm in ("norm_1", "norm_2"):
-            found.append(Link(f"{block}.{norm}.weight", f"{theirs}{names.get(norm, norm)}.weight", (d,)))
-    found.append(
-        Link("transformer.norm_f.weight", "transformer.norm_f.weight" if family == "mpt" else "model.norm.weight", (d,))
-    )
+            parts["ffn.gate_proj"] = (hidden, d)
+        norms = {"norm_1": d, "norm_2": d}
+        if shape.qk_ln or shape.qk_gn:
+            widths = (shape.head_dim, shape.head_dim) if shape.qk_gn else (shape.q_width, shape.kv_width)
+            norms |= dict(zip(("attn.q_ln", "attn.k_ln"), widths, strict=True))
+        sizes: list[tuple[str, tuple[int, ...], bool]] = [(part, size, shape.bias) for part, size in parts.items()]
+        for part, size, bias in sizes + [(norm, (width,), norm_bias) for norm, width in norms.items()]:
+            their_part = _LLAMA_LAYER.get(part, part) if is_llama else part
+            found += _weight_and_bias(f"{block}.{part}", f"{theirs}.{their_part}", size, bias)
+    found += _weight_and_bias("transformer.norm_f", "model.norm" if is_llama else "transformer.norm_f", (d,), norm_bias)
     if not shape.tie_word_embeddings:
         found.append(Link("lm_head.weight", "lm_head.weight", (vocab, d)))
     return found
+
+
+def own_shapes(model: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a `model:` section by its name there, unless its layers differ (`is_listed`)."""
+    found: dict[str, tuple[int, ...]] = {}
+    for link in links(model):
+        rows = max(found.get(link.ours, (0,))[0], link.ours_at + link.shape[0])
+        found[link.ours] = (rows, *link.shape[1:])
+    return found
+
+
+def is_listed(model: Mapping[str, Any]) -> bool:
+    """Whether `links` knows the tensors: not of layers that differ, nor of norms fused with the attention."""
+    return model.get("name") == RWKV or not (
+        model.get("block_overrides") or model.get("fuse_norm_attn_norm") or model_shape(model).layers_reusing_kv
+    )
 
 
 _LLAMA_LAYER = {
@@ -65,13 +83,23 @@ _LLAMA_LAYER = {
 }
 
 
-def _attention_links(shape: ModelShape, block: str, llama: str, family: str, fused: bool) -> Iterator[Link]:
+def _weight_and_bias(ours: str, theirs: str, size: tuple[int, ...], bias: bool) -> Iterator[Link]:
+    yield Link(f"{ours}.weight", f"{theirs}.weight", size)
+    if bias:
+        yield Link(f"{ours}.bias", f"{theirs}.bias", size[:1])
+
+
+def _attention_links(shape: ModelShape, block: str, llama: str, is_llama: bool, fused: bool) -> Iterator[Link]:
     """Queries, keys and values: fused or not, in either spelling."""
     at = 0
-    for letter, width in (("q", shape.q_width), ("k", shape.kv_width), ("v", shape.kv_width)):
+    for letter, width, inputs in (
+        ("q", shape.q_width, shape.d_model),
+        ("k", shape.kv_width, shape.kv_dim),
+        ("v", shape.kv_width, shape.kv_dim),
+    ):
         ours, ours_at = (f"{block}.attn.Wqkv", at) if fused else (f"{block}.attn.W{letter}", 0)
-        theirs, theirs_at = (f"{block}.attn.Wqkv", at) if family == "mpt" else (f"{llama}.{letter}_proj", 0)
-        yield Link(f"{ours}.weight", f"{theirs}.weight", (width, shape.d_model), ours_at, theirs_at)
+        theirs, theirs_at = (f"{llama}.{letter}_proj", 0) if is_llama else (f"{block}.attn.Wqkv", at)
+        yield Link(f"{ours}.weight", f"{theirs}.weight", (width, inputs), ours_at, theirs_at)
         if shape.attention_bias:
             yield Link(f"{ours}.bias", f"{theirs}.bias", (width,), ours_at, theirs_at)
         at += width
