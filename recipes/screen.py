@@ -16,7 +16,8 @@ from recipes.preflight.machine import has_gpu
 from recipes.ranks import is_first_of_machine, is_first_rank
 from recipes.reports.runs import run_folder, run_name
 from recipes.training.batches import Batches, longest_sample, sequences_per_epoch
-from recipes.weights.hf_architecture import CLASSES, family_of, refusals
+from recipes.weights.hf_architecture import CLASSES, family_of
+from recipes.weights.hf_refusals import refusals
 
 FIRST_RANK_SPEAKS_S = 20  # within this long of another rank, on a loaded machine
 

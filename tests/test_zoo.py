@@ -20,7 +20,7 @@ from recipes.cost.parameters import RWKV, count_parameters
 from recipes.models.rwkv import RwkvConfig, RwkvForCausalLM
 from recipes.planning import listing
 from recipes.reports.runs import read_metrics
-from recipes.weights.hf_architecture import refusals
+from recipes.weights.hf_refusals import refusals
 
 from .conftest import ROOT, Command
 from .tiny import VOCAB, write_run

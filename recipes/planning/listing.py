@@ -18,7 +18,8 @@ from recipes.cost.figures import short
 from recipes.cost.parameters import ModelShape, count_parameters, model_shape
 from recipes.cost.setup import tokens_of_run
 from recipes.training.batches import plan_batches
-from recipes.weights.hf_architecture import CLASSES, family_of, refusals
+from recipes.weights.hf_architecture import CLASSES, family_of
+from recipes.weights.hf_refusals import refusals
 
 YAMLS = Path(__file__).parents[2] / "yamls"
 TABLE = YAMLS / "README.md"

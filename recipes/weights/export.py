@@ -16,8 +16,9 @@ from typing import Any
 from recipes.weights.appearing import appearing
 from recipes.weights.export_adapter import write_adapter
 from recipes.weights.folder_files import save_tokenizer, write_configs
-from recipes.weights.hf_architecture import folder_config, refusals
+from recipes.weights.hf_architecture import folder_config
 from recipes.weights.hf_names import Link, links, own_shapes
+from recipes.weights.hf_refusals import refusals
 from recipes.weights.merged import merged
 from recipes.weights.model_card import model_card
 from recipes.weights.shards import Target, write_shards

@@ -2,16 +2,16 @@
 
 Three families can be spelled in transformers without remote code: MPT with ALiBi (`MptForCausalLM`), LLaMA
 (`LlamaForCausalLM`) and RWKV-4 (`RwkvForCausalLM`, in hf_rwkv.py). `architecture` and `architecture_of_folder`
-describe a model by the same dotted keys, so that two can be compared; `refusals` names what cannot be said. The
+describe a model by the same dotted keys, so that two can be compared. What cannot be said is in hf_refusals.py, the
 tensors are in hf_names.py. Pure Python.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from recipes.cost.parameters import OURS, RWKV, ModelShape, model_shape
+from recipes.cost.parameters import RWKV, model_shape
 from recipes.weights import hf_rwkv
 
 CLASSES = {"mpt": "MptForCausalLM", "llama": "LlamaForCausalLM", "rwkv": hf_rwkv.CLASS}
@@ -58,7 +58,8 @@ def with_plain_rope(config: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _get(model: Mapping[str, Any], key: str, default: Any = None) -> Any:
+def get(model: Mapping[str, Any], key: str, default: Any = None) -> Any:
+    """The value under a dotted key; the default where it, or a section of the way, is missing or null."""
     value: Any = model
     for part in key.split("."):
         if not isinstance(value, Mapping) or value.get(part) is None:
@@ -72,103 +73,16 @@ def family_of(model: Mapping[str, Any]) -> str:
     if model.get("name") == RWKV:
         return "rwkv"
     is_llama = (
-        _get(model, "attn_config.rope")
-        or "rms" in str(_get(model, "norm_type", "")).lower()
-        or _get(model, "ffn_config.ffn_type") == "mptglu"
+        get(model, "attn_config.rope")
+        or "rms" in str(get(model, "norm_type", "")).lower()
+        or get(model, "ffn_config.ffn_type") == "mptglu"
     )
     return "llama" if is_llama else "mpt"
 
 
-# --- what cannot be said ------------------------------------------------------------------------------------------
-
-
-def refusals(model: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(key, why) for everything in a `model:` section that transformers' class of its family does not compute."""
-    if model.get("name") not in (None, *OURS):
-        return [("model.name", f"got {model['name']}: only {' and '.join(OURS)} have a class in transformers to go to")]
-    family = family_of(model)
-    if family == "rwkv":
-        return []
-    said = CLASSES[family]
-    found = [
-        (f"model.{key}", f"got {value!r}, which {said} does not compute") for key, value in computed_more(model).items()
-    ]
-    ffn_type = _get(model, "ffn_config.ffn_type", "mptmlp")
-    if ffn_type not in ("mptmlp", "mptglu"):
-        return [*found, ("model.ffn_config.ffn_type", f"got {ffn_type!r}, which {said} does not have")]
-    shape = model_shape(model)
-    if shape.kv_dim != shape.d_model:
-        found.append(("model.attn_config.kv_dim", f"got {shape.kv_dim}, but {said} reads keys from d_model"))
-    found += _mpt_refusals(model, shape) if family == "mpt" else _llama_refusals(model, shape)
-    return found
-
-
 def computed_more(model: Mapping[str, Any]) -> dict[str, Any]:
     """Of what neither class computes, the keys that are on, in a `model:` section or LLM Foundry's own config.json."""
-    return {key: _get(model, key) for key, off in OFF.items() if _get(model, key) not in off}
-
-
-def _mpt_refusals(model: Mapping[str, Any], shape: ModelShape) -> Iterator[tuple[str, str]]:
-    said = CLASSES["mpt"]
-    if not _get(model, "attn_config.alibi"):
-        yield "model.attn_config.alibi", f"got false, but {said} has ALiBi and no other positions"
-    bias_max = _get(model, "attn_config.alibi_bias_max", 8)
-    if bias_max != 8:
-        yield "model.attn_config.alibi_bias_max", f"got {bias_max}, but {said} always computes with 8"
-    if shape.bias:
-        yield "model.no_bias", f"got false, but {said} has no biases"
-    elif shape.attention_bias:
-        yield "model.attention_bias", f"got true, but {said} has no biases"
-    if shape.kv_n_heads != shape.n_heads:
-        key = "kv_n_heads" if _get(model, "attn_config.kv_n_heads") else "attn_type"
-        text = f"got {shape.kv_n_heads} key-value heads for {shape.n_heads} query heads, but {said} has as many of each"
-        yield f"model.attn_config.{key}", text
-    if shape.ffn_hidden_size != 4 * shape.d_model:
-        key = "ffn_config.ffn_hidden_size" if _get(model, "ffn_config.ffn_hidden_size") else "expansion_ratio"
-        yield (
-            f"model.{key}",
-            f"got a width of {shape.ffn_hidden_size}, but {said} has 4 × d_model = {4 * shape.d_model}",
-        )
-    if _activation(model) != "gelu":
-        yield (
-            "model.ffn_config.ffn_act_fn",
-            f"got {_get(model, 'ffn_config.ffn_act_fn')}, but {said} has the exact gelu",
-        )
-    if shape.head_dim * shape.n_heads != shape.d_model:
-        yield "model.head_dim", f"got {shape.head_dim}, but {said} has d_model / n_heads"
-
-
-def _llama_refusals(model: Mapping[str, Any], shape: ModelShape) -> Iterator[tuple[str, str]]:
-    said = CLASSES["llama"]
-    if not _get(model, "attn_config.rope"):
-        yield "model.attn_config.rope", f"got false, but {said} has RoPE and no other positions"
-    if _get(model, "attn_config.rope_impl", "dail") == "dail":
-        kind = _get(model, "attn_config.rope_dail_config.type", "original")
-        if kind != "original":
-            yield "model.attn_config.rope_dail_config.type", f"got {kind}, which {said} does not have"
-    if shape.norm_has_bias:
-        yield "model.norm_type", f"got {_get(model, 'norm_type', 'low_precision_layernorm')}, but {said} has RMSNorm"
-    if shape.ffn_matrices != 3:
-        yield "model.ffn_config.ffn_type", f"got mptmlp, but {said} has the gated mptglu"
-    if _activation(model) is None:
-        text = f"got {_get(model, 'ffn_config.ffn_act_fn')}; {said} can have {', '.join(ACTIVATIONS)}"
-        yield "model.ffn_config.ffn_act_fn", text
-    if shape.bias != shape.attention_bias:
-        yield "model.attention_bias", f"got {str(shape.attention_bias).lower()} beside no_bias: {said} has both or none"
-    if _get(model, "attn_config.clip_qkv"):
-        yield "model.attn_config.clip_qkv", f"got {_get(model, 'attn_config.clip_qkv')}, but {said} does not clip"
-    scale = _scale(model, shape.d_model, shape.n_heads)
-    if abs(scale - shape.head_dim**-0.5) > 1e-12:
-        yield "model.attn_config.softmax_scale", f"is {scale}, but {said} has head_dim ** -0.5 = {shape.head_dim**-0.5}"
-
-
-def _activation(model: Mapping[str, Any]) -> str | None:
-    function = _get(model, "ffn_config.ffn_act_fn", {"name": "gelu"})
-    extra = {key: value for key, value in function.items() if key != "name" and (key, value) != ("approximate", "none")}
-    return None if extra else ACTIVATIONS.get(str(function.get("name")))
-
-
-# --- the architecture, by the recipe's keys -----------------------------------------------------------------------
+    return {key: get(model, key) for key, off in OFF.items() if get(model, key) not in off}
 
 
 def architecture(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,50 +96,58 @@ def architecture(model: Mapping[str, Any]) -> dict[str, Any]:
         "n_heads": shape.n_heads,
         "n_layers": shape.n_layers,
         "vocab_size": shape.vocab_size,
-        "norm_eps": float(_get(model, "norm_eps", 1e-5)),
+        "norm_eps": float(get(model, "norm_eps", 1e-5)),
         "tie_word_embeddings": shape.tie_word_embeddings,
         "no_bias": not shape.bias,
         "head_dim": shape.head_dim,
-        "attn_config.alibi": bool(_get(model, "attn_config.alibi")),
-        "attn_config.rope": bool(_get(model, "attn_config.rope")),
+        "attn_config.alibi": bool(get(model, "attn_config.alibi")),
+        "attn_config.rope": bool(get(model, "attn_config.rope")),
         "attn_config.kv_n_heads": shape.kv_n_heads,
         "ffn_config.ffn_hidden_size": shape.ffn_hidden_size,
         "norm_type": _norm(model),
         "learned_pos_emb": _has_learned_positions(model),
         "ffn_config.ffn_act_fn": _activation_said(model),
-        "attn_config.clip_qkv": _get(model, "attn_config.clip_qkv"),
-        "attn_config.softmax_scale": _scale(model, shape.d_model, shape.n_heads),
+        "attn_config.clip_qkv": get(model, "attn_config.clip_qkv"),
+        "attn_config.softmax_scale": scale(model, shape.d_model, shape.n_heads),
     }
     if family == "mpt":
-        found["attn_config.alibi_bias_max"] = _get(model, "attn_config.alibi_bias_max", 8)
+        found["attn_config.alibi_bias_max"] = get(model, "attn_config.alibi_bias_max", 8)
     else:
-        found["attn_config.rope_theta"] = float(_get(model, "attn_config.rope_theta", 10000))
+        found["attn_config.rope_theta"] = float(get(model, "attn_config.rope_theta", 10000))
         found["attn_config.rope_hf_config"] = _rope_scaling(model)
     return found
 
 
-def _scale(model: Mapping[str, Any], d_model: int, n_heads: int) -> float:
-    return float(_get(model, "attn_config.softmax_scale") or (d_model / n_heads) ** -0.5)
+def activation(model: Mapping[str, Any]) -> str | None:
+    """transformers' name of the feed-forward part's activation; None where it has none."""
+    function = get(model, "ffn_config.ffn_act_fn", {"name": "gelu"})
+    extra = {key: value for key, value in function.items() if key != "name" and (key, value) != ("approximate", "none")}
+    return None if extra else ACTIVATIONS.get(str(function.get("name")))
+
+
+def scale(model: Mapping[str, Any], d_model: int, n_heads: int) -> float:
+    """What scores are multiplied by before the softmax."""
+    return float(get(model, "attn_config.softmax_scale") or (d_model / n_heads) ** -0.5)
 
 
 def _norm(model: Mapping[str, Any]) -> str:
-    return "rmsnorm" if "rms" in str(_get(model, "norm_type", "")).lower() else "layernorm"
+    return "rmsnorm" if "rms" in str(get(model, "norm_type", "")).lower() else "layernorm"
 
 
 def _has_learned_positions(model: Mapping[str, Any], unless_said: bool = True) -> bool:
-    has_others = _get(model, "attn_config.alibi") or _get(model, "attn_config.rope")
-    return bool(_get(model, "learned_pos_emb", unless_said)) and not has_others
+    has_others = get(model, "attn_config.alibi") or get(model, "attn_config.rope")
+    return bool(get(model, "learned_pos_emb", unless_said)) and not has_others
 
 
 def _activation_said(model: Mapping[str, Any]) -> str:
-    return _activation(model) or str(_get(model, "ffn_config.ffn_act_fn"))
+    return activation(model) or str(get(model, "ffn_config.ffn_act_fn"))
 
 
 def _rope_scaling(model: Mapping[str, Any]) -> dict[str, Any] | None:
     """transformers' `rope_scaling`; None for plain RoPE."""
-    if _get(model, "attn_config.rope_impl", "dail") != "hf":
+    if get(model, "attn_config.rope_impl", "dail") != "hf":
         return None
-    config = _get(model, "attn_config.rope_hf_config", {})
+    config = get(model, "attn_config.rope_hf_config", {})
     kind = ROPE_TYPES[config.get("type", "no_scaling")]
     return None if kind is None else {"rope_type": kind, **{k: config[k] for k in SCALED_BY if k in config}}
 
@@ -275,7 +197,7 @@ def _read_mpt(config: Mapping[str, Any]) -> dict[str, Any]:
         "ffn_config.ffn_hidden_size": int(hidden),
         "ffn_config.ffn_act_fn": _activation_said(config),
         "attn_config.clip_qkv": attention.get("clip_qkv"),
-        "attn_config.softmax_scale": _scale(config, config["d_model"], config["n_heads"]),
+        "attn_config.softmax_scale": scale(config, config["d_model"], config["n_heads"]),
         "attn_config.alibi_bias_max": attention.get("alibi_bias_max", 8),
     }
 
@@ -353,14 +275,14 @@ def folder_config(model: Mapping[str, Any]) -> dict[str, Any]:
             "layer_norm_epsilon": what["norm_eps"],
             "learned_pos_emb": False,
             "no_bias": True,
-            "norm_type": _get(model, "norm_type", "low_precision_layernorm"),
+            "norm_type": get(model, "norm_type", "low_precision_layernorm"),
             "tie_word_embeddings": what["tie_word_embeddings"],
             "attn_config": {
                 "attn_type": "multihead_attention",
                 # transformers 5 takes a whole number for the first and fractions for the others alone
                 "attn_pdrop": 0,
                 "clip_qkv": _float(what["attn_config.clip_qkv"]),
-                "softmax_scale": _float(_get(model, "attn_config.softmax_scale")),
+                "softmax_scale": _float(get(model, "attn_config.softmax_scale")),
                 "alibi": True,
                 "alibi_bias_max": 8,
             },

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from recipes.planning.listing import rows, table_text
-from recipes.weights.hf_architecture import CLASSES, family_of, refusals
+from recipes.weights.hf_architecture import CLASSES, family_of
+from recipes.weights.hf_refusals import refusals
 
 
 def test_every_recipe_says_what_it_exports_to() -> None:

@@ -18,7 +18,8 @@ from recipes.talking.loading import build_for_generation, load_model
 from recipes.weights.appearing import appearing
 from recipes.weights.checkpoint_tensors import checkpoint_file
 from recipes.weights.export import export
-from recipes.weights.hf_architecture import folder_config, refusals
+from recipes.weights.hf_architecture import folder_config
+from recipes.weights.hf_refusals import refusals
 from recipes.weights.number_types import SIZES, convert, torch_type
 from recipes.weights.tensor_files import safetensors_folder
 from recipes.weights.trained import find_trained
