@@ -35,29 +35,6 @@ OFF: Mapping[str, tuple[Any, ...]] = {
 }
 
 
-def with_plain_rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json in which RoPE is `rope_theta` and `rope_scaling`: transformers 5 writes both as `rope_parameters`.
-
-    transformers 4 passes over that key and computes with theta 10000, without a word.
-
-    Raises:
-        ValueError: parameters for each kind of layer, which transformers 4 cannot be told.
-    """
-    plain = {key: value for key, value in config.items() if key != "rope_parameters"}
-    parameters = config.get("rope_parameters")
-    if parameters is None:
-        return plain
-    if not isinstance(parameters, Mapping) or any(isinstance(value, Mapping) for value in parameters.values()):
-        raise ValueError(f"rope_parameters: got {parameters!r}, expected one rope_theta and rope_type for all layers")
-    scaling = dict(parameters)
-    for name in ("rope_theta", "partial_rotary_factor"):
-        if name in scaling:
-            plain[name] = scaling.pop(name)
-    if scaling.get("rope_type", "default") != "default":
-        plain["rope_scaling"] = scaling
-    return plain
-
-
 def get(model: Mapping[str, Any], key: str, default: Any = None) -> Any:
     """The value under a dotted key; the default where it, or a section of the way, is missing or null."""
     value: Any = model
@@ -99,22 +76,34 @@ def architecture(model: Mapping[str, Any]) -> dict[str, Any]:
         "norm_eps": float(get(model, "norm_eps", 1e-5)),
         "tie_word_embeddings": shape.tie_word_embeddings,
         "no_bias": not shape.bias,
+        # None: as no_bias says, so that one key is to be changed on purpose, not two
+        "attention_bias": None if shape.attention_bias == shape.bias else shape.attention_bias,
         "head_dim": shape.head_dim,
         "attn_config.alibi": bool(get(model, "attn_config.alibi")),
         "attn_config.rope": bool(get(model, "attn_config.rope")),
         "attn_config.kv_n_heads": shape.kv_n_heads,
+        "attn_config.kv_dim": shape.kv_dim,
+        "attn_config.fused_qkv": get(model, "attn_config.fused_qkv", True),
+        "ffn_config.ffn_type": "mptglu" if shape.ffn_matrices == 3 else "mptmlp",
         "ffn_config.ffn_hidden_size": shape.ffn_hidden_size,
         "norm_type": _norm(model),
-        "learned_pos_emb": _has_learned_positions(model),
+        "learned_pos_emb": shape.learned_pos_emb,
         "ffn_config.ffn_act_fn": _activation_said(model),
         "attn_config.clip_qkv": get(model, "attn_config.clip_qkv"),
         "attn_config.softmax_scale": scale(model, shape.d_model, shape.n_heads),
     }
-    if family == "mpt":
+    if found["attn_config.alibi"]:
         found["attn_config.alibi_bias_max"] = get(model, "attn_config.alibi_bias_max", 8)
-    else:
+    if found["attn_config.rope"]:
         found["attn_config.rope_theta"] = float(get(model, "attn_config.rope_theta", 10000))
         found["attn_config.rope_hf_config"] = _rope_scaling(model)
+        found |= _rope_dail(model)
+    if get(model, "attn_config.attn_temperature_tuning.attn_scale"):
+        key = "attn_config.attn_temperature_tuning.floor_scale"
+        found[key] = get(model, key, 8192)  # LLM Foundry's default
+    is_dynamic = (found.get("attn_config.rope_hf_config") or {}).get("rope_type") == "dynamic"  # beyond this length
+    if found["learned_pos_emb"] or is_dynamic:
+        found["max_seq_len"] = shape.max_seq_len
     return found
 
 
@@ -134,11 +123,6 @@ def _norm(model: Mapping[str, Any]) -> str:
     return "rmsnorm" if "rms" in str(get(model, "norm_type", "")).lower() else "layernorm"
 
 
-def _has_learned_positions(model: Mapping[str, Any], unless_said: bool = True) -> bool:
-    has_others = get(model, "attn_config.alibi") or get(model, "attn_config.rope")
-    return bool(get(model, "learned_pos_emb", unless_said)) and not has_others
-
-
 def _activation_said(model: Mapping[str, Any]) -> str:
     return activation(model) or str(get(model, "ffn_config.ffn_act_fn"))
 
@@ -150,6 +134,17 @@ def _rope_scaling(model: Mapping[str, Any]) -> dict[str, Any] | None:
     config = get(model, "attn_config.rope_hf_config", {})
     kind = ROPE_TYPES[config.get("type", "no_scaling")]
     return None if kind is None else {"rope_type": kind, **{k: config[k] for k in SCALED_BY if k in config}}
+
+
+def _rope_dail(model: Mapping[str, Any]) -> dict[str, Any]:
+    """What flash-attn's own RoPE may compute beside the plain one, which it shares with transformers'."""
+    is_dail = get(model, "attn_config.rope_impl", "dail") == "dail"
+    kind = get(model, "attn_config.rope_dail_config.type", "original") if is_dail else "original"
+    found = {"attn_config.rope_dail_config.type": kind}
+    if kind == "xpos":
+        key = "attn_config.rope_dail_config.xpos_scale_base"
+        found[key] = get(model, key, 512)
+    return found
 
 
 def architecture_of_folder(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,31 +170,17 @@ def architecture_of_folder(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_mpt(config: Mapping[str, Any]) -> dict[str, Any]:
     """Of transformers' own MPT, and of what LLM Foundry writes under the same name."""
-    attention = config.get("attn_config") or {}
-    hidden = config["d_model"] * config.get("expansion_ratio", 4)
-    kv_heads = {"multiquery_attention": 1, "grouped_query_attention": attention.get("kv_n_heads")}
-    said = {**config, "attn_config": {"alibi": True, **attention}}
-    return {
-        "family": "mpt",
-        "d_model": config["d_model"],
-        "n_heads": config["n_heads"],
-        "n_layers": config["n_layers"],
-        "vocab_size": config["vocab_size"],
-        "norm_eps": float(config.get("norm_eps", config.get("layer_norm_epsilon", 1e-5))),
-        "tie_word_embeddings": config.get("tie_word_embeddings", True),
-        "no_bias": config.get("no_bias", True),
-        "head_dim": config["d_model"] // config["n_heads"],
-        "attn_config.alibi": attention.get("alibi", True),
-        "attn_config.rope": bool(attention.get("rope")),
-        "attn_config.kv_n_heads": kv_heads.get(str(attention.get("attn_type"))) or config["n_heads"],
-        "norm_type": _norm(config),
-        "learned_pos_emb": _has_learned_positions(said, unless_said=False),
-        "ffn_config.ffn_hidden_size": int(hidden),
-        "ffn_config.ffn_act_fn": _activation_said(config),
-        "attn_config.clip_qkv": attention.get("clip_qkv"),
-        "attn_config.softmax_scale": scale(config, config["d_model"], config["n_heads"]),
-        "attn_config.alibi_bias_max": attention.get("alibi_bias_max", 8),
+    said = {
+        "no_bias": True,
+        "learned_pos_emb": False,
+        "norm_eps": config.get("layer_norm_epsilon", 1e-5),
+        **{key: value for key, value in config.items() if key != "name"},
+        **{key: config[key] for key in ("d_model", "n_heads", "n_layers", "vocab_size")},  # KeyError without
+        "attn_config": {"alibi": True, **(config.get("attn_config") or {})},
     }
+    found = {**architecture(said), "family": "mpt"}
+    del found["attn_config.fused_qkv"]  # the recipe's may be either
+    return found
 
 
 def _read_llama(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,7 +188,9 @@ def _read_llama(config: Mapping[str, Any]) -> dict[str, Any]:
     scaling = dict(config.get("rope_scaling") or {})
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     kind = scaling.pop("rope_type", scaling.pop("type", None))
+    length = {"max_seq_len": config.get("max_position_embeddings", 2048)} if kind == "dynamic" else {}
     return {
+        **length,
         "family": "llama",
         "d_model": config["hidden_size"],
         "n_heads": heads,
@@ -216,16 +199,20 @@ def _read_llama(config: Mapping[str, Any]) -> dict[str, Any]:
         "norm_eps": float(config.get("rms_norm_eps", 1e-6)),
         "tie_word_embeddings": config.get("tie_word_embeddings", False),
         "no_bias": not config.get("attention_bias", False),
+        "attention_bias": None,
         "head_dim": head_dim,
         "attn_config.alibi": False,
         "attn_config.rope": True,
         "attn_config.kv_n_heads": config.get("num_key_value_heads") or heads,
+        "attn_config.kv_dim": config["hidden_size"],
         "norm_type": "rmsnorm",
         "learned_pos_emb": False,
         "attn_config.softmax_scale": head_dim**-0.5,
+        "ffn_config.ffn_type": "mptglu",
         "ffn_config.ffn_hidden_size": config["intermediate_size"],
         "ffn_config.ffn_act_fn": config.get("hidden_act", "silu"),
         "attn_config.clip_qkv": None,
+        "attn_config.rope_dail_config.type": "original",
         "attn_config.rope_theta": float(config.get("rope_theta", 10000)),
         "attn_config.rope_hf_config": {"rope_type": kind, **scaling} if kind not in (None, "default") else None,
     }
@@ -246,7 +233,10 @@ def not_computed(config: Mapping[str, Any]) -> list[str]:
         "norm_eps": (float(config.get("layer_norm_epsilon", 1e-5)),),
         "ffn_config.ffn_act_fn": ("gelu",),
     }
-    return [*computed_more(config), *(key for key, values in computed.items() if what[key] not in values)]
+    return [
+        *computed_more(config),
+        *(key for key, values in computed.items() if what.get(key, values[0]) not in values),
+    ]
 
 
 _READERS = {"mpt": _read_mpt, "llama": _read_llama, "rwkv": hf_rwkv.architecture_of_folder}

@@ -14,7 +14,6 @@ from recipes.config.load import Recipe, load
 from recipes.cost.parameters import MODEL_DEFAULTS
 from recipes.training.checkpoints import FILENAME, newest_in
 from recipes.weights.checkpoint_tensors import ShardedCheckpoint, checkpoint_file, verify_file
-from recipes.weights.hf_architecture import with_plain_rope
 from recipes.weights.tensor_files import TensorFiles
 
 RECIPE = "recipe.yaml"
@@ -70,9 +69,32 @@ def folder_config_of(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ValueError(f"{path / 'config.json'}: got {type(config).__name__}, expected a JSON object")
     try:
-        return with_plain_rope(config)
+        return _with_plain_rope(config)
     except ValueError as error:
         raise ValueError(f"{path / 'config.json'}: {error}") from None
+
+
+def _with_plain_rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json in which RoPE is `rope_theta` and `rope_scaling`: transformers 5 writes both as `rope_parameters`.
+
+    transformers 4 passes over that key and computes with theta 10000, without a word.
+
+    Raises:
+        ValueError: parameters for each kind of layer, which transformers 4 cannot be told.
+    """
+    plain = {key: value for key, value in config.items() if key != "rope_parameters"}
+    parameters = config.get("rope_parameters")
+    if parameters is None:
+        return plain
+    if not isinstance(parameters, Mapping) or any(isinstance(value, Mapping) for value in parameters.values()):
+        raise ValueError(f"rope_parameters: got {parameters!r}, expected one rope_theta and rope_type for all layers")
+    scaling = dict(parameters)
+    for name in ("rope_theta", "partial_rotary_factor"):
+        if name in scaling:
+            plain[name] = scaling.pop(name)
+    if scaling.get("rope_type", "default") != "default":
+        plain["rope_scaling"] = scaling
+    return plain
 
 
 def find_trained(path: Path, recipe: Path | None = None) -> Trained:
