@@ -34,7 +34,7 @@ class PairLoss(MeanMetric):
 
 
 class PairAccuracy(MeanMetric):
-    """How often the chosen answer has gained more than the rejected one; a half is chance."""
+    """How often the chosen answer has gained more than the rejected one, a tie for half; a half is chance."""
 
 
 class PreferenceModel(ComposerModel):
@@ -75,7 +75,8 @@ class PreferenceModel(ComposerModel):
         return {} if is_train else dict(self._metrics)
 
     def update_metric(self, batch: Any, outputs: Tensor, metric: Metric) -> None:
-        metric.update(-F.logsigmoid(outputs) if isinstance(metric, PairLoss) else (outputs > 0).float())
+        half = outputs.new_tensor(0.5)
+        metric.update(-F.logsigmoid(outputs) if isinstance(metric, PairLoss) else torch.heaviside(outputs, half))
 
     def flops_per_batch(self, batch: Mapping[str, Tensor]) -> float:
         """As the language model counts both answers: what a plan's MFU is of, one forward pass of two left out."""
@@ -164,10 +165,13 @@ def read_pairs(path: Path, tokenizer: Any, max_seq_len: int) -> list[dict[str, T
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
+            _check_answers(row)
             both = [_ids(row["prompt"], row[answer], conversations) for answer in ANSWERS]
         except (BadExample, KeyError, TypeError, ValueError) as error:
             said = f"no {error}" if isinstance(error, KeyError) else str(error)
-            raise ValueError(f"{path}:{number}: expected prompt, chosen and rejected as text: {said}") from None
+            raise ValueError(
+                f"{path}:{number}: expected prompt, and chosen and rejected that differ, as text: {said}"
+            ) from None
         longest = max(len(prompt) + len(answer) for prompt, answer in both)
         if longest > max_seq_len:
             raise ValueError(
@@ -177,6 +181,15 @@ def read_pairs(path: Path, tokenizer: Any, max_seq_len: int) -> list[dict[str, T
     if not pairs:
         raise ValueError(f"{path} holds no pair")
     return pairs
+
+
+def _check_answers(row: Mapping[str, str]) -> None:
+    """Raises BadExample where nothing is preferred to anything: the loss would pull at ends of turns alone, or at 0."""
+    for answer in ANSWERS:
+        if row[answer] == "":
+            raise BadExample(f"{answer} is empty")
+    if row["chosen"] == row["rejected"]:
+        raise BadExample("chosen and rejected are the same")
 
 
 def _ids(prompt: str, answer: str, conversations: ConversationTokenizer) -> tuple[list[int], list[int]]:

@@ -322,11 +322,29 @@ def test_the_preference_loss_is_the_papers(talker: Path, tmp_path: Path) -> None
         torch.testing.assert_close(model.loss(model(batch), batch), torch.stack(losses).mean())
 
 
+def test_before_anything_is_learned_half_the_pairs_are_right(talker: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    from recipes.models.mpt import ComposerMPTCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(talker)
+    composer = ComposerMPTCausalLM(tokenizer=tokenizer, use_train_metrics=False, **with_changes(MPT))
+    composer.model, _ = tuned(MPT)
+    model = PreferenceModel(composer, beta=0.1)
+    accuracy = model.get_metrics()["PairAccuracy"]
+    for outputs, expected in ((torch.zeros(3), 0.5), (torch.tensor([0.0, 1.0, 2.0, -1.0]), 4 / 7)):
+        model.update_metric({}, outputs, accuracy)
+        assert float(accuracy.compute()) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(
     ("row", "words"),
     [
         ('{"prompt": "a", "chosen": "b"}', "no 'rejected'"),
-        ("{", "expected prompt, chosen and rejected"),
+        ("{", "expected prompt, and chosen and rejected that differ"),
+        ('{"prompt": "a", "chosen": "", "rejected": "b"}', "chosen is empty"),
+        ('{"prompt": "a", "chosen": "b", "rejected": ""}', "rejected is empty"),
+        ('{"prompt": "a", "chosen": "b", "rejected": "b"}', "chosen and rejected are the same"),
         ('{"prompt": "a", "chosen": "b", "rejected": "%s"}' % ("very " * 60), "tokens, max_seq_len is 32"),
     ],
 )
