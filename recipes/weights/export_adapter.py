@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.weights.folder_files import save_tokenizer, write_json
+from recipes.weights.hf_architecture import CLASSES, family_of
 from recipes.weights.hf_names import Link, links
 from recipes.weights.merged import HIGH, LOW, has_adapters
 from recipes.weights.model_card import Adapter, model_card
@@ -27,13 +28,14 @@ def write_adapter(
 
     name: that the folder will have.
 
-    Raises ValueError for a checkpoint without adapters.
+    Raises ValueError for a checkpoint without adapters, and for adapters that fit no base as transformers opens it.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     if not has_adapters(files):
         raise ValueError(f"{trained.checkpoint} has no adapters: it was not trained with model.peft_config")
+    _refuse_another_base(trained, files)
     save_tokenizer(trained, folder, tokenizer)
     config = trained.model.get("peft_config") or {}
     tensors: dict[str, Any] = {}
@@ -52,6 +54,20 @@ def write_adapter(
     (folder / "README.md").write_text(model_card(trained, folder, name, adapter), encoding="utf-8")
     said = f"adapters of {size:,} numbers for {', '.join(names)}; load them onto {adapter.base} with peft"
     return said if opens else f"{said}, once it is exported: python -m recipes export {adapter.base} FOLDER"
+
+
+def _refuse_another_base(trained: Trained, files: TensorFiles) -> None:
+    changes = trained.recipe.get("pretrained_changes") or ()
+    if changes:
+        text = f"pretrained_changes: {', '.join(changes)} made another base of {trained.recipe.get('pretrained')}"
+        raise ValueError(f"{text}, which these adapters are for: leave --unmerged out, which writes the merged model")
+    matrices = tuple(f".W{letter}.{LOW}.weight" for letter in "qkv")
+    apart = [name for name in files.shapes() if name.endswith(matrices)]
+    if apart and family_of(trained.model) == "mpt":
+        text = (
+            f"attn_config.fused_qkv: false makes {apart[0]} one of three, where {CLASSES['mpt']} has one matrix, Wqkv"
+        )
+        raise ValueError(f"{text}: leave --unmerged out, which writes the merged model")
 
 
 def _of(link: Link, files: TensorFiles, dtype: str) -> dict[str, Any]:

@@ -50,10 +50,12 @@ def talker(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def tuned(section: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+MATRICES = ("Wqkv", "out_proj", "up_proj", "down_proj")
+
+
+def tuned(section: dict[str, Any], modules: tuple[str, ...] = MATRICES) -> tuple[Any, dict[str, Any]]:
     """A model with adapters that do something, and its section."""
-    modules = ["Wqkv", "out_proj", "up_proj", "down_proj"]
-    config = {"r": 4, "lora_alpha": 8, "target_modules": modules}
+    config = {"r": 4, "lora_alpha": 8, "target_modules": list(modules)}
     module = build(section)
     add_lora(module, config)
     with torch.no_grad():
@@ -100,6 +102,38 @@ def test_a_run_without_adapters_has_none_to_export(shards: Path, tmp_path: Path)
     with pytest.raises(ValueError, match="has no adapters"):
         export(run, tmp_path / "out", unmerged=True)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("section", "modules", "changes", "words"),
+    [
+        (
+            MPT,
+            MATRICES,
+            ["vocab_size", "norm_eps"],
+            "pretrained_changes: vocab_size, norm_eps made another base of exports",
+        ),
+        (with_changes(MPT, attn_config__fused_qkv=False), ("Wq", "Wv"), [], "attn_config.fused_qkv: false makes "),
+    ],
+    ids=["changed base", "fused there"],
+)
+def test_adapters_without_a_base_that_opens_leave_merged_alone(
+    section: dict[str, Any], modules: tuple[str, ...], changes: list[str], words: str, shards: Path, tmp_path: Path
+) -> None:
+    module, with_lora = tuned(section, modules)
+    more = {"pretrained": "exports/base", "pretrained_changes": changes}
+    run = write_run(tmp_path / "run", with_lora, module, shards / "tokenizer", **more)
+    with pytest.raises(ValueError, match=words) as error:
+        export(run, tmp_path / "out", "fp32", unmerged=True)
+    assert "leave --unmerged out" in str(error.value)
+    assert not (tmp_path / "out").exists()
+    assert "MptForCausalLM" in export(run, tmp_path / "out", "fp32")
+
+
+def test_adapters_of_llamas_matrices_apart_stay_apart(shards: Path, tmp_path: Path) -> None:
+    module, with_lora = tuned(with_changes(GQA, attn_config__fused_qkv=False), ("Wq", "Wv"))
+    run = write_run(tmp_path / "run", with_lora, module, shards / "tokenizer", pretrained=str(tmp_path / "base"))
+    assert "q_proj, v_proj" in export(run, tmp_path / "out", "fp32", unmerged=True)
 
 
 def test_adapters_that_fp16_cannot_hold_are_named(shards: Path, tmp_path: Path) -> None:
