@@ -7,6 +7,7 @@ model, no GPU is needed and no model is built. OUT appears only when all of it i
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -27,6 +28,12 @@ from recipes.weights.trained import Trained, find_trained
 
 DTYPES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 SHARD_GB = 5.0  # as transformers splits them
+WRITTEN = re.compile(  # names of an export's files, those of every kind of tokenizer among them
+    r"README\.md|(generation_|adapter_|tokenizer_)?config\.json|adapter_model\.safetensors"
+    r"|model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|chat_template\.(jinja|json)"
+    r"|(tokenizer|vocab|added_tokens|special_tokens_map|normalizer)\.json"
+    r"|merges\.txt|vocab\.txt|(tokenizer|spiece|sentencepiece\.bpe)\.model"
+)
 
 
 def export(
@@ -119,7 +126,7 @@ def plan(trained: Trained, source: TensorFiles) -> list[Target]:
 
 
 def refuse_to_replace(out: Path, overwrite: bool, checkpoint: Path) -> None:
-    """Raises ValueError where OUT is there, unless it is an export, that may be replaced."""
+    """Raises ValueError where OUT is there, unless it is an export and nothing else, that may be replaced."""
     if not out.exists():
         return
     if not overwrite:
@@ -127,6 +134,10 @@ def refuse_to_replace(out: Path, overwrite: bool, checkpoint: Path) -> None:
     is_export = any((out / name).is_file() for name in ("config.json", "adapter_config.json"))
     if not is_export or checkpoint.resolve().is_relative_to(out.resolve()):
         raise ValueError(f"{out} is no exported folder: --overwrite would delete what is in it; give another")
+    others = sorted(p.name for p in out.iterdir() if not (p.is_file() and WRITTEN.fullmatch(p.name)))
+    if others:
+        text = f"{out} holds {', '.join(others[:3])}{' and more' * (len(others) > 3)}, which no export writes"
+        raise ValueError(f"{text}: --overwrite would delete it; move it, or give another folder")
 
 
 def _refuse_full_disk(out: Path, needed: int) -> None:

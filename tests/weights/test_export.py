@@ -139,6 +139,15 @@ def test_shards_dtype_card_and_command(shards: Path, tmp_path: Path, run_command
     assert "is there already" in again.stderr
     with pytest.raises(ValueError, match="--overwrite would delete what is in it"):
         export(run, run, overwrite=True)
+    (out / "src").mkdir()
+    (out / "src" / "thesis.txt").write_text("years of work")
+    (out / "notes.txt").touch()
+    refused = run_command("python", "-m", "recipes", "export", run, out, "--overwrite")
+    assert refused.returncode == 1
+    assert "holds notes.txt, src, which no export writes: --overwrite would delete it" in refused.stderr
+    assert (out / "src" / "thesis.txt").is_file()
+    shutil.rmtree(out / "src")
+    (out / "notes.txt").unlink()
     (out.parent / ".model.partial" / "left").mkdir(parents=True)  # by one that was killed
     assert "LlamaForCausalLM" in export(run, out, overwrite=True)
     assert sorted(p.name for p in out.iterdir() if "safetensors" in p.name) == ["model.safetensors"]
