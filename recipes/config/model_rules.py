@@ -11,6 +11,7 @@ from recipes.cost.parameters import MODEL_DEFAULTS, count_parameters
 from recipes.models.backends import CHOICES, features, refusals
 
 MOST_LAYERS = 10_000
+SCALED_BY = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")  # RoPE, by llama3
 
 
 def _of(model: Mapping[str, Any], key: str) -> Any:
@@ -58,6 +59,17 @@ def _positions(model: Mapping[str, Any]) -> Iterator[Finding]:
     window = attention.get("sliding_window_size", -1)
     if is_number(window) and window != -1 and window < 1:
         yield ("attn_config", "sliding_window_size"), f"got {window}, expected -1 (no window) or at least 1 token"
+
+
+def _scaled_rope(model: Mapping[str, Any]) -> Iterator[Finding]:
+    """Of llama3 LLM Foundry fills in a factor of 1, which would scale nothing; linear and dynamic need no more."""
+    attention = section(model, "attn_config")
+    scaling = section(attention, "rope_hf_config")
+    if attention.get("rope") and attention.get("rope_impl") == "hf" and scaling.get("type") == "llama3":
+        missing = [key for key in SCALED_BY if scaling.get(key) is None]
+        if missing:
+            text = f"type: llama3 needs {', '.join(missing)} too: copy them from the rope_scaling of its config.json"
+            yield ("attn_config", "rope_hf_config"), text
 
 
 def _ranges(model: Mapping[str, Any]) -> Iterator[Finding]:
@@ -122,4 +134,4 @@ def _lora(model: Mapping[str, Any]) -> Iterator[Finding]:
             yield ("peft_config", "target_modules"), text
 
 
-MODEL_RULES = (_heads, _positions, _ranges, _backend, _lora)
+MODEL_RULES = (_heads, _positions, _scaled_rope, _ranges, _backend, _lora)

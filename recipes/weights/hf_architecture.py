@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from recipes.config.model_rules import SCALED_BY
 from recipes.cost.parameters import RWKV, model_shape
 from recipes.weights import hf_rwkv
 
 CLASSES = {"mpt": "MptForCausalLM", "llama": "LlamaForCausalLM", "rwkv": hf_rwkv.CLASS}
 ACTIVATIONS = {"gelu": "gelu", "silu": "silu", "relu": "relu"}  # torch.nn.functional's names and transformers'
 ROPE_TYPES = {"no_scaling": None, "linear": "linear", "dynamic": "dynamic", "llama3": "llama3"}
-SCALED_BY = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 # What neither class computes, and the values that mean "off". Dropout and packed documents are the training's business.
 OFF: Mapping[str, tuple[Any, ...]] = {
@@ -133,7 +133,9 @@ def _rope_scaling(model: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     config = get(model, "attn_config.rope_hf_config", {})
     kind = ROPE_TYPES[config.get("type", "no_scaling")]
-    return None if kind is None else {"rope_type": kind, **{k: config[k] for k in SCALED_BY if k in config}}
+    if kind is None:
+        return None
+    return {"rope_type": kind, "factor": 1.0, **{k: config[k] for k in SCALED_BY if k in config}}  # 1: LLM Foundry's
 
 
 def _rope_dail(model: Mapping[str, Any]) -> dict[str, Any]:

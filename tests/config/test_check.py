@@ -113,6 +113,11 @@ def test_the_evaluation_recipe_is_sound_once_its_run_is_there(recipe_file: Write
         ("model.embedding_fraction=2", "model.embedding_fraction", "at most 1"),
         ("model.attn_config.kv_n_heads=2", "model.attn_config.kv_n_heads", "set attn_type: grouped_query_attention"),
         ("model.attn_config.attn_type=grouped_query_attention", "model.attn_config.kv_n_heads", "missing"),
+        (
+            "model.attn_config={rope: true, rope_impl: hf, rope_hf_config: {type: llama3, factor: 8}}",
+            "model.attn_config.rope_hf_config",
+            "llama3 needs low_freq_factor, high_freq_factor, original_max_position_embeddings too",
+        ),
         ("model.max_seq_len=64", "model.max_seq_len", "reads 64 tokens at most"),
         ("train_loader.dataset.max_seq_len=512", "train_loader.dataset.max_seq_len", "do not fit"),
         ("scheduler.t_warmup=2000tok", "scheduler.t_warmup", "expected it in ba, in which the run of"),

@@ -41,6 +41,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "llama-biases": with_changes(LLAMA, no_bias=False),
     "llama-tied": with_changes(LLAMA, tie_word_embeddings=True, attn_config__rope_impl="dail"),
     "llama-linear-rope": with_changes(LLAMA, attn_config__rope_hf_config={"type": "linear", "factor": 2.0}),
+    "llama-linear-rope-1": with_changes(LLAMA, attn_config__rope_hf_config={"type": "linear"}),
     "rwkv": RWKV,
     "rwkv-wide": {**RWKV, "expansion_ratio": 3, "norm_eps": 1e-3},
 }
