@@ -53,12 +53,13 @@ class SplitWriter:
         folder.mkdir()
         self.folder = folder
         self.role = role
-        self.samples = self.tokens = self.loss_tokens = self.text_bytes = 0
+        self.samples = self.tokens = self.loss_tokens = self.conversations = self.text_bytes = 0
         self._writer = JsonShardWriter(folder, "turns")
         self._rows = open(folder / DOCUMENTS, "wb") if role == ROLE_HELD_OUT else None  # noqa: SIM115 (closed by finish)
 
-    def add(self, turns: list[Any], row: bytes) -> None:
+    def add(self, turns: list[Any], row: bytes, is_conversation: bool) -> None:
         self.samples += 1
+        self.conversations += is_conversation
         self.tokens += count_tokens(turns)
         self.loss_tokens += sum(len(turn.labels) for turn in turns)
         self.text_bytes += len(row)
@@ -81,6 +82,7 @@ class SplitWriter:
             dropped_tokens=0,
             shards=self._writer.finish(),
             loss_tokens=self.loss_tokens,
+            conversations=self.conversations,
         )
 
 
@@ -169,7 +171,7 @@ def make(plan: Plan, staging: Path, out: Path, most: int) -> list[Manifest]:
                     if not turns:
                         continue
                 held = options["holdout"] and is_held_out(trained_on(value), options["holdout"])
-                writers[options["holdout_split"] if held else options["split"]].add(turns, row)
+                writers[options["holdout_split"] if held else options["split"]].add(turns, row, "messages" in value)
                 if bar.is_due():
                     tokens = sum(writer.tokens for writer in writers.values())
                     bar.update(done_bytes + reader.bytes_read, rows_seen, tokens, counts["rejected"])

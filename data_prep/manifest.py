@@ -72,6 +72,7 @@ class Manifest:
     files: list[FileRecord]  # the other files of the folder, index.json among them
     left_out: dict[str, int] = field(default_factory=dict)  # documents that a filter took, by its name
     loss_tokens: int | None = None  # of instruction data: those that the loss is on
+    conversations: int | None = None  # of instruction data: samples that a chat template wrote; None: not recorded
     version: int = VERSION
 
     @property
@@ -100,8 +101,9 @@ class Manifest:
         value = dataclasses.asdict(self)
         if not self.left_out:
             del value["left_out"]
-        if self.loss_tokens is None:
-            del value["loss_tokens"]
+        for name in ("loss_tokens", "conversations"):
+            if value[name] is None:
+                del value[name]
         return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 

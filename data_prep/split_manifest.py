@@ -24,6 +24,7 @@ class BuiltSplit:
     dropped_tokens: int  # at the end, fewer than one sequence
     shards: list[FileRecord]
     loss_tokens: int | None = None  # of instruction data: those that the loss is on
+    conversations: int | None = None  # of instruction data: samples that a chat template wrote
 
 
 def write_manifest(

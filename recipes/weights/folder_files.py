@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data_prep.manifest import load_manifest
+from recipes.training.batches import shard_folders
 from recipes.weights.hf_architecture import folder_config
 from recipes.weights.hf_rwkv import RESCALED_EVERY
 from recipes.weights.trained import Trained
@@ -40,7 +42,8 @@ def open_tokenizer(name: str, **options: Any) -> Any:
 def load_tokenizer(trained: Trained, other: str | None = None) -> Any:
     """The recipe's tokenizer, or the other.
 
-    For a model that was tuned on conversations it has the chat template that they were written with. Raises ValueError
+    For a model that was tuned on conversations it has the chat template that they were written with; rows of prompt and
+    response go through none. Raises ValueError
     where there is no tokenizer, or it has more tokens than the model has embeddings.
     """
     name = other or str(trained.recipe.get("tokenizer.name"))
@@ -53,11 +56,27 @@ def load_tokenizer(trained: Trained, other: str | None = None) -> Any:
     if len(tokenizer) > embeddings:
         text = f"tokenizer {name} has {len(tokenizer):,} tokens, the model {embeddings:,} embeddings"
         raise ValueError(f"{text}: ids beyond them mean nothing; name the tokenizer it was trained with")
-    if trained.recipe.get("train_loader.name") in ("finetuning", "preferences") and tokenizer.chat_template is None:
+    if tokenizer.chat_template is None and _saw_conversations(trained.recipe.get("train_loader") or {}):
         from data_prep.conversations import DEFAULT_TEMPLATE
 
         tokenizer.chat_template = DEFAULT_TEMPLATE
     return tokenizer
+
+
+def _saw_conversations(loader: Mapping[str, Any]) -> bool:
+    """Whether the training data went through a chat template; so it is taken to where no manifest says otherwise."""
+    if loader.get("name") != "finetuning":
+        return loader.get("name") == "preferences"
+    found = [_conversations_in(folder) for folder in shard_folders(loader.get("dataset") or {})]
+    return not found or any(count != 0 for count in found)
+
+
+def _conversations_in(folder: Path) -> int | None:
+    try:
+        manifest = load_manifest(folder)
+    except ValueError:  # an export is not lost for a file that somebody damaged
+        return None
+    return manifest.conversations if manifest else None
 
 
 def write_configs(model: Mapping[str, Any], words: Mapping[str, int | None], folder: Path, dtype: str) -> None:
