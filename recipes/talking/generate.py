@@ -16,8 +16,7 @@ from typing import Any
 from recipes.models.backends import goes_on_exactly
 from recipes.preflight.machine import can_be_written
 from recipes.talking.loading import Loaded, load_model
-
-END_OF_TURN = "<|im_end|>"  # of ChatML; no token of its own in a vocabulary that was trained without
+from recipes.weights.folder_files import END_OF_TURN, ids_of_ends
 
 
 @dataclass(frozen=True)
@@ -119,9 +118,9 @@ def complete(loaded: Loaded, ids: Sequence[int], sampling: Sampling, write: Call
     prompt = torch.tensor([list(ids)], device=next(loaded.model.parameters()).device)  # (1, S)
     end = _ends(loaded)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end[0] if end else None
-    is_text = END_OF_TURN in str(tokenizer.chat_template) and END_OF_TURN not in tokenizer.get_vocab()
-    stop = END_OF_TURN if is_text else ""
-    stops = {"stop_strings": [stop], "tokenizer": tokenizer} if stop else {}
+    stop = END_OF_TURN if END_OF_TURN in str(tokenizer.chat_template) else ""
+    is_text = stop and stop not in tokenizer.get_vocab()
+    stops = {"stop_strings": [stop], "tokenizer": tokenizer} if is_text else {}
     with _words_for_bad_probabilities(), torch.inference_mode():
         out = loaded.model.generate(
             input_ids=prompt,
@@ -142,9 +141,9 @@ def complete(loaded: Loaded, ids: Sequence[int], sampling: Sampling, write: Call
 
 
 def _ends(loaded: Loaded) -> list[int]:
-    """The ids that end an answer: the tokenizer's, and those of generation_config.json, which may be several."""
+    """The ids that end an answer: the tokenizer's, and those of generation_config.json; both may be several."""
     said = getattr(loaded.model.generation_config, "eos_token_id", None)
-    ends = [loaded.tokenizer.eos_token_id, *(said if isinstance(said, (list, tuple)) else [said])]
+    ends = [*ids_of_ends(loaded.tokenizer), *(said if isinstance(said, (list, tuple)) else [said])]
     return list(dict.fromkeys(int(end) for end in ends if end is not None))
 
 
@@ -224,7 +223,10 @@ def generate(
 
     for number, prompt in enumerate(prompts, 1):  # all before the first answer: none is lost for one that is too long
         for loaded in models:
-            if (length := len(ids_of(loaded, prompt))) >= loaded.max_seq_len:
+            length = len(ids_of(loaded, prompt))
+            if not length:
+                raise ValueError(f"prompt {number} has no tokens for {loaded.name}: write something, or leave it out")
+            if length >= loaded.max_seq_len:
                 text = f"prompt {number} has {length:,} tokens, {loaded.name} reads {loaded.max_seq_len:,}: shorten it"
                 raise ValueError(f"{text} ({prompt[:60]!r} …)")
     for prompt in prompts:

@@ -72,11 +72,11 @@ def export(
         _refuse_full_disk(out, sum(target.bytes(DTYPES[dtype]) for target in targets))
         trained.verify()
         with appearing(out) as folder:
-            words = save_tokenizer(trained, folder, tokenizer)
+            saved = save_tokenizer(trained, folder, tokenizer)
             start = time.perf_counter()
             names = write_shards(source, targets, folder, DTYPES[dtype], int(shard_gb * 1e9))
             seconds = time.perf_counter() - start
-            write_configs(trained.model, words, folder, DTYPES[dtype])
+            write_configs(trained.model, saved, folder, DTYPES[dtype])
             (folder / "README.md").write_text(model_card(trained, folder, out.name), encoding="utf-8")
     size = sum(target.bytes(DTYPES[dtype]) for target in targets)
     parameters = sum(math.prod(target.shape) for target in targets)

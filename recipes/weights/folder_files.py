@@ -14,17 +14,18 @@ from recipes.weights.hf_rwkv import RESCALED_EVERY
 from recipes.weights.trained import Trained
 
 INPUTS = {"model_input_names": ["input_ids", "attention_mask"]}  # of generate(); these classes know no token types
+END_OF_TURN = "<|im_end|>"  # of ChatML; no token of its own in a vocabulary that was trained without
 TORCH_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
-def save_tokenizer(trained: Trained, folder: Path, other: str | None = None) -> Mapping[str, int | None]:
-    """Write load_tokenizer's tokenizer into the folder; ids of its special tokens."""
+def save_tokenizer(trained: Trained, folder: Path, other: str | None = None) -> Any:
+    """Write load_tokenizer's tokenizer into the folder, and return it."""
     tokenizer = load_tokenizer(trained, other)
     try:
         tokenizer.save_pretrained(str(folder))
     except Exception as error:  # the tokenizers library has no kinds of errors: this one is of the disk
         raise ValueError(f"the tokenizer cannot be written to {folder}: {error}") from None
-    return {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
+    return tokenizer
 
 
 def open_tokenizer(name: str, **options: Any) -> Any:
@@ -63,6 +64,12 @@ def load_tokenizer(trained: Trained, other: str | None = None) -> Any:
     return tokenizer
 
 
+def ids_of_ends(tokenizer: Any) -> list[int]:
+    """The ids that end an answer: EOS, and the end of a turn where the template writes it and it is a token."""
+    turn = tokenizer.get_vocab().get(END_OF_TURN) if END_OF_TURN in str(tokenizer.chat_template) else None
+    return list(dict.fromkeys(end for end in (tokenizer.eos_token_id, turn) if end is not None))
+
+
 def _saw_conversations(loader: Mapping[str, Any]) -> bool:
     """Whether the training data went through a chat template; so it is taken to where no manifest says otherwise."""
     if loader.get("name") != "finetuning":
@@ -79,17 +86,20 @@ def _conversations_in(folder: Path) -> int | None:
     return manifest.conversations if manifest else None
 
 
-def write_configs(model: Mapping[str, Any], words: Mapping[str, int | None], folder: Path, dtype: str) -> None:
+def write_configs(model: Mapping[str, Any], tokenizer: Any, folder: Path, dtype: str) -> None:
     """config.json and generation_config.json."""
     import transformers
 
+    words = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
     known = {key: value for key, value in words.items() if value is not None}
+    ends = ids_of_ends(tokenizer)
+    several = {"eos_token_id": ends} if len(ends) > 1 else {}
     version = {"transformers_version": transformers.__version__}
     config = folder_config(model)
     if "rescale_every" in config and dtype == "F16":
         config["rescale_every"] = RESCALED_EVERY
     write_json(folder / "config.json", {**config, **known, "torch_dtype": TORCH_NAMES[dtype], **version})
-    write_json(folder / "generation_config.json", {"_from_model_config": False, **known, **version})
+    write_json(folder / "generation_config.json", {"_from_model_config": False, **known, **several, **version})
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
+from data_prep.conversations import DEFAULT_TEMPLATE
 from recipes.talking.generate import Sampling, chat_ids, complete, generate, read_prompts
 from recipes.talking.loading import Loaded, load_model
+from recipes.weights.export import export
+from recipes.weights.folder_files import END_OF_TURN
 
-from ..tiny import MPT, build, write_run
+from ..tiny import MPT, build, with_changes, write_run
 
 GREEDY = Sampling(max_new_tokens=8, temperature=0)
 
@@ -41,6 +45,33 @@ def test_every_end_that_a_folder_names_ends_an_answer(run: Path) -> None:
     assert whole != complete(loaded, [5, 6, 7], GREEDY)
 
 
+def test_the_end_of_a_turn_ends_an_answer_also_as_a_token(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ChatML's words in the vocabulary beside another EOS; of the checkpoint, and in what is exported of it."""
+    tokenizer = AutoTokenizer.from_pretrained(shards / "tokenizer")
+    tokenizer.add_tokens(["<|im_start|>", END_OF_TURN])
+    tokenizer.chat_template = DEFAULT_TEMPLATE
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    section = with_changes(MPT, vocab_size=520)
+    run = write_run(tmp_path / "run", section, build(section), tmp_path / "tokenizer")
+    ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(END_OF_TURN)]
+    loaded = load_model(run)
+    asked: dict[str, Any] = {}
+
+    def generated(**options: Any) -> torch.Tensor:
+        asked.update(options)
+        return torch.tensor([[5, 6, 7, 8, 9, ends[1]]])
+
+    monkeypatch.setattr(loaded.model, "generate", generated)
+    assert complete(loaded, [5, 6, 7], GREEDY) == tokenizer.decode([8, 9])
+    assert asked["eos_token_id"] == ends
+    assert "stop_strings" not in asked
+    export(run, tmp_path / "out", "fp32")
+    files = [json.loads((tmp_path / "out" / f"{kind}config.json").read_text()) for kind in ("generation_", "")]
+    assert [file["eos_token_id"] for file in files] == [ends, ends[0]]
+
+
 def test_a_folders_beams_are_not_searched(run: Path) -> None:
     loaded = load_model(run)
     whole, pieces = complete(loaded, [5, 6, 7], GREEDY), []
@@ -65,6 +96,12 @@ def test_no_answer_is_written_where_a_prompt_is_too_long(run: Path, tmp_path: Pa
     generate([run], ["We must", "The"], GREEDY, out=tmp_path / "said.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
     assert [(row["model"], row["prompt"]) for row in rows] == [("run", "We must"), ("run", "The")]
+
+
+def test_no_answer_is_lost_for_an_empty_prompt(run: Path, tmp_path: Path, capsys: Any) -> None:
+    with pytest.raises(ValueError, match="prompt 2 has no tokens for run: write something, or leave it out"):
+        generate([run], ["We must", ""], GREEDY, out=tmp_path / "said.jsonl")
+    assert "We must" not in capsys.readouterr().out
 
 
 def test_a_template_that_refuses_a_conversation_is_quoted(run: Path) -> None:
