@@ -106,7 +106,7 @@ def _model_arguments(commands: Any) -> None:
     export.add_argument("--dtype", default="bf16", help="fp32, bf16 (default) or fp16")
     export.add_argument("--shard-gb", type=float, default=5.0, metavar="N", help="gigabytes a file at most (5)")
     export.add_argument("--unmerged", action="store_true", help="of a LoRA run the adapters alone, for peft")
-    export.add_argument("--overwrite", action="store_true", help="replace an OUT that is there")
+    export.add_argument("--overwrite", action="store_true", help="replace an OUT that holds an export and nothing else")
     chat = commands.add_parser("chat", help="talk to a model in the terminal")
     chat.add_argument("model", type=Path, metavar="MODEL")
     chat.add_argument("--system", metavar="TEXT", help="what the conversation starts from")

@@ -117,7 +117,8 @@ def _prompt(chat: bool) -> list[str]:
 
 
 def _data(recipe: Mapping[str, Any]) -> list[str]:
-    dataset = (recipe.get("train_loader") or {}).get("dataset") or {}
+    loader = recipe.get("train_loader") or {}
+    dataset = loader.get("dataset") or {}
     lines = []
     if recipe.get("pretrained"):
         lines.append(f"- started from the weights in `{recipe['pretrained']}`")
@@ -132,7 +133,17 @@ def _data(recipe: Mapping[str, Any]) -> list[str]:
     files = dataset.get("hf_kwargs") or {}
     if dataset.get("hf_name"):
         lines.append(f"- `{dataset['hf_name']}` {files.get('data_files') or files.get('data_dir') or ''}".rstrip())
+    if loader.get("name") == "preferences":
+        lines.append(_pairs(Path(str(dataset.get("path")))))
     return lines or ["The recipe names no data on the machine that exported."]
+
+
+def _pairs(file: Path) -> str:
+    if not file.is_file():
+        return f"- `{file}`: its pairs are not on the machine that exported"
+    content = file.read_bytes()
+    count = len(content.rstrip(b"\n").split(b"\n"))  # as they are read
+    return f"- `{file}`: {count:,} pairs of answers; SHA-256 `{hashlib.sha256(content).hexdigest()}`"
 
 
 def _evaluation(trained: Trained) -> list[str]:

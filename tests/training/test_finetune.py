@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -315,6 +316,9 @@ def test_preferences_are_learned_and_the_base_stays(
         if "lora_" not in name:
             assert torch.equal(parameter, before[name.replace(".base_layer", "")]), name
     export(tmp_path / "run", tmp_path / "out", "fp32")
+    card = (tmp_path / "out" / "README.md").read_text()
+    digest = hashlib.sha256((tmp_path / "pairs.jsonl").read_bytes()).hexdigest()
+    assert f"- `{tmp_path}/pairs.jsonl`: 24 pairs of answers; SHA-256 `{digest}`" in card
     ids = torch.arange(16)[None]
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     expected, logits = theirs(input_ids=ids).logits, model.eval()(input_ids=ids).logits
