@@ -18,6 +18,7 @@ from recipes.weights import hf_rwkv
 CLASSES = {"mpt": "MptForCausalLM", "llama": "LlamaForCausalLM", "rwkv": hf_rwkv.CLASS}
 ACTIVATIONS = {"gelu": "gelu", "silu": "silu", "relu": "relu"}  # torch.nn.functional's names and transformers'
 ROPE_TYPES = {"no_scaling": None, "linear": "linear", "dynamic": "dynamic", "llama3": "llama3"}
+AS_NO_BIAS = "what no_bias says"  # so that one key is to be changed on purpose, not two
 
 # What neither class computes, and the values that mean "off". Dropout and packed documents are the training's business.
 OFF: Mapping[str, tuple[Any, ...]] = {
@@ -76,8 +77,7 @@ def architecture(model: Mapping[str, Any]) -> dict[str, Any]:
         "norm_eps": float(get(model, "norm_eps", 1e-5)),
         "tie_word_embeddings": shape.tie_word_embeddings,
         "no_bias": not shape.bias,
-        # None: as no_bias says, so that one key is to be changed on purpose, not two
-        "attention_bias": None if shape.attention_bias == shape.bias else shape.attention_bias,
+        "attention_bias": AS_NO_BIAS if shape.attention_bias == shape.bias else shape.attention_bias,
         "head_dim": shape.head_dim,
         "attn_config.alibi": bool(get(model, "attn_config.alibi")),
         "attn_config.rope": bool(get(model, "attn_config.rope")),
@@ -201,7 +201,7 @@ def _read_llama(config: Mapping[str, Any]) -> dict[str, Any]:
         "norm_eps": float(config.get("rms_norm_eps", 1e-6)),
         "tie_word_embeddings": config.get("tie_word_embeddings", False),
         "no_bias": not config.get("attention_bias", False),
-        "attention_bias": None,
+        "attention_bias": AS_NO_BIAS,
         "head_dim": head_dim,
         "attn_config.alibi": False,
         "attn_config.rope": True,
