@@ -44,8 +44,10 @@ def load_tokenizer(trained: Trained, other: str | None = None) -> Any:
     """The recipe's tokenizer, or the other.
 
     For a model that was tuned on conversations it has the chat template that they were written with; rows of prompt and
-    response go through none. Raises ValueError
-    where there is no tokenizer, or it has more tokens than the model has embeddings.
+    response go through none.
+
+    Raises:
+        ValueError: there is no tokenizer, or it has more tokens than the model has embeddings.
     """
     name = other or str(trained.recipe.get("tokenizer.name"))
     try:
