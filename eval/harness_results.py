@@ -15,7 +15,7 @@ import torch
 
 from eval.harness_tasks import FEWSHOT_SEED, check_examples, in_one_line
 from eval.questions import ScoringError
-from eval.results import uncertainty
+from eval.results import task_entry
 
 SEED = 0  # the harness's own
 TEMPLATES = 1000  # compiled prompt templates that are kept
@@ -91,18 +91,11 @@ def _run_in_words() -> Iterator[None]:
 
 
 def _group(label: str, scores: Mapping[str, Any]) -> dict[str, Any]:
-    metric = _first_metric(scores)
-    numbers = _numbers(scores)
-    return {
-        "label": label,
-        "metric": metric,
-        "score": numbers.get(metric),
-        **uncertainty(None),
-        "stderr": _stderr(scores, metric),
-        "chance": None,
-        "examples": int(scores.get("sample_len") or 0),
-        "metrics": numbers,
-    }
+    metric, numbers = _first_metric(scores), _numbers(scores)
+    found = task_entry(
+        label, metric, numbers.get(metric), None, None, int(scores.get("sample_len") or 0), metrics=numbers
+    )
+    return {**found, "stderr": _stderr(scores, metric)}
 
 
 def _task(
@@ -115,21 +108,12 @@ def _task(
     numbers = _numbers(scores)
     if is_mean:
         is_mean = abs(sum(outcomes) / len(outcomes) - numbers[metric]) < 1e-9
-    spread = uncertainty(outcomes if is_mean else None)
     content = [[s["doc_hash"], s["prompt_hash"], s["target_hash"], [a[1:] for a in s["arguments"]]] for s in samples]
     digest = hashlib.sha256(json.dumps([name, content], sort_keys=True, default=str).encode()).hexdigest()
-    return {
-        "label": label,
-        "metric": metric,
-        "score": numbers[metric],
-        **spread,
-        "stderr": _stderr(scores, metric) if spread["stderr"] is None else spread["stderr"],
-        "chance": _chance(samples, metric),
-        "examples": len(samples),
-        "truncated": truncated,
-        "digest": digest,
-        "metrics": numbers,
-    }
+    chance = _chance(samples, metric)
+    more = {"truncated": truncated, "digest": digest, "metrics": numbers}
+    found = task_entry(label, metric, numbers[metric], outcomes if is_mean else None, chance, len(samples), **more)
+    return found if found["stderr"] is not None else {**found, "stderr": _stderr(scores, metric)}
 
 
 def _example(label: str, metric: str, sample: Mapping[str, Any], judged: bool, task: Any) -> dict[str, Any]:

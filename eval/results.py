@@ -41,6 +41,20 @@ def digest(recipe: Recipe, models: Iterable[str], files: Iterable[Path]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def task_entry(
+    label: str,
+    metric: str,
+    score: float | None,
+    outcomes: Sequence[float] | None,
+    chance: float | None,
+    examples: int,
+    **more: Any,
+) -> dict[str, Any]:
+    """A task's entry in results.json. outcomes: one an example, where the score is their mean."""
+    said = {"label": label, "metric": metric, "score": score, **uncertainty(outcomes), "chance": chance}
+    return {**said, "examples": examples, **more}
+
+
 def uncertainty(outcomes: Sequence[float] | None) -> dict[str, float | None]:
     """Standard error, the 95 % interval, and half its width."""
     if not outcomes:

@@ -12,7 +12,7 @@ from typing import Any
 
 from eval.cache import Answer, AnswerCache
 from eval.generation import generate
-from eval.results import uncertainty
+from eval.results import task_entry
 from eval.scoring import Model, Progress, score
 from eval.tasks.icl import Outcome, Task, Tokens, build_tasks, judge
 from eval.tasks.rows import TaskError
@@ -32,19 +32,19 @@ class Judged:
         """The task's entry in results.json."""
         first = self.task.metric_names[0]
         is_mean = "Calibration" not in first  # of one number an example
-        return {
-            "label": self.task.label,
-            "metric": first,
-            "score": self.outcome.scores[first],
-            **uncertainty(self.outcome.outcomes if is_mean else None),
-            "chance": self.task.chance if is_mean else None,
-            "examples": len(self.task.examples),
-            "truncated": self.task.truncated,
-            "twice": self.task.twice,
-            "digest": self.task.digest,
-            "metrics": dict(self.outcome.scores),
-            "seconds": round(self.seconds, 3),
-        }
+        return task_entry(
+            self.task.label,
+            first,
+            self.outcome.scores[first],
+            self.outcome.outcomes if is_mean else None,
+            self.task.chance if is_mean else None,
+            len(self.task.examples),
+            truncated=self.task.truncated,
+            twice=self.task.twice,
+            digest=self.task.digest,
+            metrics=dict(self.outcome.scores),
+            seconds=round(self.seconds, 3),
+        )
 
     def examples(self) -> list[dict[str, Any]]:
         """One record an example, for comparing models."""

@@ -154,7 +154,7 @@ def test_a_task_may_be_longer_than_the_others_of_a_run(twins: Twins, tmp_path: P
     (tmp_path / "long.jsonl").write_text(json.dumps({"context": "We must " * 40, "continuation": "work"}) + "\n")
     long = {"label": "long", "dataset_uri": f"{tmp_path}/long.jsonl", "icl_task_type": "language_modeling"}
     evaluation = in_loop(twins, tmp_path, [{**long, "num_fewshot": [0], "max_seq_len": 64}], None)
-    state: Any = SimpleNamespace(model=twins.composer, precision=Precision.FP32, callbacks=[])
+    state: Any = SimpleNamespace(model=twins.composer, precision=Precision.FP32, precision_config=None, callbacks=[])
     (result,), _ = evaluation._scores(state)
     assert (result["label"], result["truncated"]) == ("long/0-shot", 1)
 
@@ -170,7 +170,9 @@ def test_tasks_that_can_no_longer_be_read_do_not_end_a_run(twins: Twins, tmp_pat
 
     evaluation._load_harness = gone  # type: ignore[method-assign]
     done = SimpleNamespace(batch=1, token=9)
-    state: Any = SimpleNamespace(model=twins.composer, precision=Precision.FP32, callbacks=[], timestamp=done)
+    state: Any = SimpleNamespace(
+        model=twins.composer, precision=Precision.FP32, precision_config=None, callbacks=[], timestamp=done
+    )
     evaluation._evaluate(state, SimpleNamespace(log_metrics=lambda _: None))  # type: ignore[arg-type]
     assert json.loads((tmp_path / "tasks.jsonl").read_text())["error"] == "its file is gone"
 
