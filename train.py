@@ -13,9 +13,9 @@ import sys
 from data_prep.durable import write_whole
 from recipes.config.check import load_checked
 from recipes.config.keys import Problem, RecipeError
-from recipes.planning.budget import refusal
+from recipes.planning.budget import verdict
 from recipes.preflight.training import preflight
-from recipes.ranks import is_first_rank, world_size
+from recipes.ranks import is_first_rank
 from recipes.reports.page import write_page
 from recipes.reports.runs import run_folder
 from recipes.reports.summary import SUMMARY, is_finished, print_summary, read_json, write_summary
@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
         missing = preflight(recipe)
         folder = run_folder(recipe)
         finished = is_finished(folder, recipe)
-        too_dear = None if finished else refusal(recipe, folder, world_size())
+        too_dear, note = (None, None) if finished else verdict(recipe, folder)
     except RecipeError as error:
         return print_problems("this recipe cannot be trained", error.problems)
 
@@ -47,6 +47,8 @@ def main(arguments: list[str]) -> int:
     if is_first_rank():
         print_recipe(recipe)
         print_plan(recipe, plan_batches(recipe), missing)
+        if note:
+            print(f"\nnote: {note}")
     if too_dear:
         return print_stop(f"this run may not start: {too_dear}")
     if recipe.get("dry_run"):

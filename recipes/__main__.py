@@ -133,9 +133,8 @@ def _model_arguments(commands: Any) -> None:
 def _check(chosen: argparse.Namespace) -> int:
     from recipes.config.check import load_checked
     from recipes.config.keys import RecipeError
-    from recipes.planning.budget import refusal
+    from recipes.planning.budget import verdict
     from recipes.preflight.training import preflight
-    from recipes.ranks import world_size
     from recipes.reports.runs import run_folder
     from recipes.screen import print_plan, print_problems, print_stop
     from recipes.training.batches import plan_batches
@@ -143,10 +142,12 @@ def _check(chosen: argparse.Namespace) -> int:
     try:
         recipe = load_checked(chosen.recipe, [*chosen.overrides, "dry_run=true"])
         missing = preflight(recipe)
-        too_dear = refusal(recipe, run_folder(recipe), world_size())
+        too_dear, note = verdict(recipe, run_folder(recipe))
     except RecipeError as error:
         return print_problems("this recipe cannot be trained", error.problems)
     print_plan(recipe, plan_batches(recipe), missing)
+    if note:
+        print(f"\nnote: {note}")
     return print_stop(f"this run may not start: {too_dear}") if too_dear else 0
 
 

@@ -6,6 +6,7 @@ Judged before anything is built, so that a run which cannot be paid for costs no
 from __future__ import annotations
 
 import math
+import os
 import re
 import time
 from collections.abc import Iterable, Mapping
@@ -23,6 +24,7 @@ from recipes.cost.hardware import Gpu, find_gpu, gpu_from_device_name
 from recipes.cost.ledger import Ledger, first_start_unix_s
 from recipes.cost.rate import cost_section, rate_of
 from recipes.cost.segments import PHASES, Segment, usd_of
+from recipes.ranks import world_size
 from recipes.reports.bill import ledger_path
 from recipes.reports.runs import METRICS, last_step
 from recipes.training.batches import dataset_tokens
@@ -30,6 +32,7 @@ from recipes.training.checkpoints import step_of, to_go_on_from
 
 EXIT_BUDGET = 3  # of train.py: refused or stopped by the guard
 WARN_AT = (0.5, 0.8, 0.95)  # shares of the budget
+ANYWAY = ": shorten it, change the limit, or set callbacks.budget_guard.start_over_budget: true"
 
 NVIDIA = Path("/proc/driver/nvidia/gpus")
 
@@ -55,7 +58,24 @@ def deadline_unix_s(deadline: str, first_start: float) -> float:
     return first_start + hours_of(deadline) * 3600
 
 
-def refusal(recipe: Recipe, folder: Path, devices: int) -> str | None:
+def verdict(recipe: Recipe, folder: Path) -> tuple[str | None, str | None]:
+    """Why the run may not start, as `refusal` has it; or a note, where only the number of GPUs would tell.
+
+    A dry run without a launcher is one process, whatever the run will be: its dollars say something of many GPUs, the
+    hours of one GPU nothing.
+    """
+    devices = world_size()
+    found = refusal(recipe, folder, devices)
+    if found is None or not recipe.get("dry_run") or os.environ.get("WORLD_SIZE"):
+        return found, None
+    firm = refusal(recipe, folder, devices, judge_hours=False)
+    if firm is not None:
+        return firm, None
+    more = f"`python -m recipes plan {recipe.path} --gpus N` says what N GPUs take"
+    return None, f"no launcher says how many GPUs there will be, and {found.removesuffix(ANYWAY)}; {more}"
+
+
+def refusal(recipe: Recipe, folder: Path, devices: int, judge_hours: bool = True) -> str | None:
     """Why the recipe's budget guard does not let it start, in words; None when it may, or has no guard.
 
     Compared is the middle of the plan's range, less what the ledger says is done, plus what was spent. Without a row
@@ -68,13 +88,13 @@ def refusal(recipe: Recipe, folder: Path, devices: int) -> str | None:
     if guard is None:
         return None
     try:
-        return _refusal(recipe, guard, folder, devices)
+        return _refusal(recipe, guard, folder, devices, judge_hours)
     except ValueError as error:
         key = ("callbacks", "budget_guard")
         raise RecipeError([Problem(recipe.place(key), key, str(error))]) from None
 
 
-def _refusal(recipe: Recipe, guard: Mapping[str, Any], folder: Path, devices: int) -> str | None:
+def _refusal(recipe: Recipe, guard: Mapping[str, Any], folder: Path, devices: int, judge_hours: bool) -> str | None:
     budget, deadline = guard.get("budget_usd"), guard.get("deadline")
     check_limits(budget, deadline, guard.get("max_usd_per_hundredth_loss"))
     cost = cost_section(recipe.values)
@@ -111,7 +131,8 @@ def _refusal(recipe: Recipe, guard: Mapping[str, Any], folder: Path, devices: in
     to_do = 1.0
     if plan.steps:  # not by tokens, of which the meter counts no padding
         to_do = max(0.0, 1 - _steps_done(recipe, folder) / plan.steps)
-    return _compare(plan, to_do, spent, budget, left_s)
+    over = _over(plan, to_do, spent, budget, left_s if judge_hours else None)
+    return over and over + ANYWAY
 
 
 def _seconds_to_start(segments: Iterable[Segment]) -> float:
@@ -131,17 +152,17 @@ def _steps_done(recipe: Recipe, folder: Path) -> int:
     return last_step(folder / METRICS) if step is None else step
 
 
-def _compare(plan: Estimate, to_do: float, spent: float, budget: float | None, left_s: float | None) -> str | None:
-    anyway = "shorten it, change the limit, or set callbacks.budget_guard.start_over_budget: true"
+def _over(plan: Estimate, to_do: float, spent: float, budget: float | None, left_s: float | None) -> str | None:
+    """Which limit a plan is beyond, in words."""
     on = f"on {plan.gpus} × {plan.gpu}"
     if budget is not None and plan.usd is not None and spent + plan.usd.mid * to_do > budget:
         gone = f"${spent:,.4g} is spent and " if spent else ""
         low, mid, high = (usd * to_do for usd in (plan.usd.low, plan.usd.mid, plan.usd.high))
         planned = f"the plan is ${number(mid)} (${number(low)} to ${number(high)}) {on}"
-        return f"{gone}{planned}, the budget ${budget:,g}: {anyway}"
+        return f"{gone}{planned}, the budget ${budget:,g}"
     if left_s is not None and plan.hours is not None and plan.hours.mid * to_do * 3600 > left_s:
         takes = in_words(plan.hours.mid * to_do * 3600)
-        return f"the plan takes {takes} {on}, the deadline leaves {in_words(left_s)}: {anyway}"
+        return f"the plan takes {takes} {on}, the deadline leaves {in_words(left_s)}"
     return None
 
 

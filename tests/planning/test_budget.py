@@ -1,0 +1,34 @@
+"""What is said of a recipe's budget guard before the run: by check, by a dry run and by the plan."""
+
+from __future__ import annotations
+
+import pytest
+
+from ..conftest import Command
+
+SEVEN_B = "yamls/pretrain/mpt-7b.yaml"
+H100 = ("cost.gpu=h100", "cost.usd_per_device_hour=2.5")
+IN_30_DAYS = "callbacks.budget_guard.deadline=30d"
+
+
+@pytest.mark.parametrize("words", [("-m", "recipes", "check", SEVEN_B), ("train.py", SEVEN_B, "dry_run=true")])
+def test_a_deadline_is_not_judged_by_one_gpu_where_nobody_says_how_many(
+    run_command: Command, words: tuple[str, ...]
+) -> None:
+    words = (*words, *H100)
+    alone = run_command("python", *words, IN_30_DAYS)
+    assert alone.returncode == 0, alone.stderr
+    assert "the plan takes 205 d" in alone.stdout
+    assert f"`python -m recipes plan {SEVEN_B} --gpus N` says what N GPUs take" in alone.stdout
+    launched = run_command("python", *words, IN_30_DAYS, env={"WORLD_SIZE": "1"})
+    assert launched.returncode == 3
+    assert "this run may not start: the plan takes 205 d" in launched.stderr
+    dear = run_command("python", *words, IN_30_DAYS, "callbacks.budget_guard.budget_usd=500")
+    assert dear.returncode == 3
+    assert "the budget $500: shorten it" in dear.stderr
+
+
+def test_a_run_of_one_process_is_refused_by_its_deadline(run_command: Command) -> None:
+    refused = run_command("python", "train.py", SEVEN_B, *H100, IN_30_DAYS)
+    assert refused.returncode == 3
+    assert "this run may not start: the plan takes 205 d" in refused.stderr
