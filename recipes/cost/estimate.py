@@ -77,6 +77,8 @@ class Estimate:
     kwh: Range | None
     kg_co2e: Range | None
     watts: float | None  # of a GPU
+    power_usage_effectiveness: float
+    kg_co2e_per_kwh: float
     memory: MemoryEstimate
     fits: bool
     max_microbatch_sequences: int
@@ -101,8 +103,8 @@ def estimate(
     price_kind: str | None = None,
     dataset_tokens: int | None = None,
     law: str = DEFAULT_LAW,
-    power_usage_effectiveness: float = POWER_USAGE_EFFECTIVENESS,
-    kg_co2e_per_kwh: float = KG_CO2E_PER_KWH,
+    power_usage_effectiveness: float | None = None,
+    kg_co2e_per_kwh: float | None = None,
 ) -> Estimate:
     """Plans a run of a resolved recipe (LLM Foundry's key names) on `gpus` GPUs.
 
@@ -137,9 +139,10 @@ def estimate(
         prices_file=prices_file or section.get("prices_file"),
         price_kind=price_kind or section.get("price_kind") or "on_demand",
     )
-    kwh, watts = None, section.get("watts_per_device") or row.watts
-    if gpu_hours is not None and watts is not None:
-        kwh = gpu_hours.times(watts / 1000 * power_usage_effectiveness)
+    watts = _first(section.get("watts_per_device"), row.watts)
+    pue = _first(power_usage_effectiveness, section.get("power_usage_effectiveness"), POWER_USAGE_EFFECTIVENESS)
+    carbon = _first(kg_co2e_per_kwh, section.get("kg_co2e_per_kwh"), KG_CO2E_PER_KWH)
+    kwh = None if gpu_hours is None or watts is None else gpu_hours.times(watts / 1000 * pue)
     parameters = setup.parameters.total
     # scaling laws say nothing of weights that have been trained
     scratch = None if recipe.get("pretrained") or setup.is_frozen else tokens
@@ -163,8 +166,10 @@ def estimate(
         rate=rate,
         usd=_dollars(gpu_hours, rate),
         kwh=kwh,
-        kg_co2e=None if kwh is None else kwh.times(kg_co2e_per_kwh),
+        kg_co2e=None if kwh is None else kwh.times(carbon),
         watts=watts,
+        power_usage_effectiveness=pue,
+        kg_co2e_per_kwh=carbon,
         memory=memory(setup, row),
         fits=fits(setup, row),
         max_microbatch_sequences=most,
@@ -175,6 +180,11 @@ def estimate(
         setup=setup,
         hardware=row,
     )
+
+
+def _first(*values: Any) -> Any:
+    """The first that is said."""
+    return next((value for value in values if value is not None), None)
 
 
 def gpu_hours_of(steady_gpu_hours: float, hidden_speedup: float = 1.0) -> Range:

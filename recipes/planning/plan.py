@@ -16,13 +16,7 @@ from typing import Any
 
 from recipes.config.check import load_checked
 from recipes.config.load import Recipe
-from recipes.cost.estimate import (
-    KG_CO2E_PER_KWH,
-    POWER_USAGE_EFFECTIVENESS,
-    WHOLE_RUN_MID,
-    Estimate,
-    estimate,
-)
+from recipes.cost.estimate import WHOLE_RUN_MID, Estimate, estimate
 from recipes.cost.flops import FlopsPerToken, causal_flops_per_token, flops_per_token
 from recipes.cost.hardware import find_gpu, load_hardware
 from recipes.cost.memory import MemoryEstimate, largest_microbatch, memory
@@ -66,8 +60,6 @@ class Plan:
     flops_causal_per_token: float
     memory_by_checkpointing: Mapping[bool, tuple[MemoryEstimate, int]]  # and the largest micro-batch
     options: Options
-    power_usage_effectiveness: float
-    kg_co2e_per_kwh: float
     assumed: tuple[str, ...]  # what the plan took for granted because nobody said
     within_budget: bool | None = None
     tokens_for_budget: int | None = None  # that the money buys for this very model
@@ -142,10 +134,6 @@ def make_plans(recipe: Recipe, options: Options) -> tuple[list[Plan], list[str]]
     return [_plan(recipe, name, options) for name, has_peak in can.items() if has_peak], left_out
 
 
-def _first(*values: float | None) -> float:
-    return next(float(value) for value in values if value is not None)
-
-
 def _recipe_gpu(recipe: Recipe) -> str | None:
     gpu = cost_section(recipe.values).get("gpu")
     return None if gpu is None or str(gpu).lower() == "cpu" else str(gpu)
@@ -153,11 +141,8 @@ def _recipe_gpu(recipe: Recipe) -> str | None:
 
 def _plan(recipe: Recipe, gpu: str, options: Options) -> Plan:
     assumed: list[str] = []
-    section = cost_section(recipe.values)
     values = _rate_of_this_gpu(recipe, gpu, options, assumed)
     tokens = dataset_tokens(recipe) if options.dataset_tokens is None else options.dataset_tokens
-    pue = _first(options.power_usage_effectiveness, section.get("power_usage_effectiveness"), POWER_USAGE_EFFECTIVENESS)
-    carbon = _first(options.kg_co2e_per_kwh, section.get("kg_co2e_per_kwh"), KG_CO2E_PER_KWH)
 
     def on(gpus: int) -> Estimate:
         return estimate(
@@ -169,8 +154,8 @@ def _plan(recipe: Recipe, gpu: str, options: Options) -> Plan:
             price_kind=options.price_kind,
             dataset_tokens=tokens,
             law=options.law,
-            power_usage_effectiveness=pue,
-            kg_co2e_per_kwh=carbon,
+            power_usage_effectiveness=options.power_usage_effectiveness,
+            kg_co2e_per_kwh=options.kg_co2e_per_kwh,
         )
 
     in_time = None
@@ -190,8 +175,6 @@ def _plan(recipe: Recipe, gpu: str, options: Options) -> Plan:
         flops_causal_per_token=causal_flops_per_token(plan.setup.model, plan.setup.seq_len),
         memory_by_checkpointing={on: _memory(plan, on) for on in (False, True)},
         options=options,
-        power_usage_effectiveness=pue,
-        kg_co2e_per_kwh=carbon,
         assumed=tuple(assumed),
         gpus_for_deadline=in_time,
     )

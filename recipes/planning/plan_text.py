@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from recipes.cost.duration import in_words
-from recipes.cost.estimate import WHOLE_RUN_HIGH, WHOLE_RUN_LOW, WHOLE_RUN_MID, Range
+from recipes.cost.estimate import KG_CO2E_PER_KWH, WHOLE_RUN_HIGH, WHOLE_RUN_LOW, WHOLE_RUN_MID, Range
 from recipes.cost.figures import number, short
 from recipes.cost.memory import parts_gib
 from recipes.cost.scaling import FITTED_PARAMETERS, FITTED_TOKENS, SCALING_LAWS, is_extrapolated, scaling_law
@@ -149,8 +149,9 @@ def _money(plan: Plan) -> list[Row]:
     rows.append(("  rate", escape(e.rate.source)))
     if e.kwh and e.kg_co2e:
         watts = f"{e.watts:g} W a GPU ({'stated' if e.watts != e.hardware.watts else 'board power limit'})"
-        rows.append(("energy", f"{_span(e.kwh)} kWh: {watts} × {plan.power_usage_effectiveness:g} PUE"))
-        carbon = f"{plan.kg_co2e_per_kwh:g} kg/kWh (arXiv 2302.13971, section 6)"
+        rows.append(("energy", f"{_span(e.kwh)} kWh: {watts} × {e.power_usage_effectiveness:g} PUE"))
+        default = " (arXiv 2302.13971, section 6)" if e.kg_co2e_per_kwh == KG_CO2E_PER_KWH else ""
+        carbon = f"{e.kg_co2e_per_kwh:g} kg/kWh{default}"
         rows.append(("CO₂", f"{_span(e.kg_co2e)} kg CO₂e at {carbon}"))
     return rows
 

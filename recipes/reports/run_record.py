@@ -181,11 +181,9 @@ def _plan(recipe: Mapping[str, Any], bill: Bill) -> tuple[Estimate | None, str]:
     if last.gpu is None:
         return None, "there is no plan of its time and money: its device has no row in the hardware table"
     try:
-        section = cost_section(recipe)
-        energy = {k: section[k] for k in ("power_usage_effectiveness", "kg_co2e_per_kwh") if k in section}
         rate = last.usd_per_device_hour
         tokens = _dataset_tokens(recipe)
-        return estimate(recipe, last.gpu, last.devices, usd_per_gpu_hour=rate, dataset_tokens=tokens, **energy), ""
+        return estimate(recipe, last.gpu, last.devices, usd_per_gpu_hour=rate, dataset_tokens=tokens), ""
     except (ValueError, KeyError, TypeError) as error:
         return None, f"there is no plan: {error}"
 

@@ -128,6 +128,20 @@ def test_watts_of_the_recipe_and_prices_that_are_asked_for_count() -> None:
     assert estimate(recipe, "h100", 8, price_kind="spot").rate == spot
 
 
+def test_the_recipe_says_what_its_electricity_is_and_arguments_beat_it() -> None:
+    recipe = RECIPE | {"cost": {"power_usage_effectiveness": 1.5, "kg_co2e_per_kwh": 0.05}}
+    default, stated = estimate(RECIPE, "h100", 8), estimate(recipe, "h100", 8)
+    assert (default.power_usage_effectiveness, default.kg_co2e_per_kwh) == (1.1, 0.385)
+    assert (stated.power_usage_effectiveness, stated.kg_co2e_per_kwh) == (1.5, 0.05)
+    assert stated.kwh is not None
+    assert stated.kg_co2e is not None
+    assert default.kwh is not None
+    assert stated.kwh.mid == pytest.approx(default.kwh.mid * 1.5 / 1.1)
+    assert stated.kg_co2e.mid == pytest.approx(stated.kwh.mid * 0.05)
+    assert estimate(recipe, "h100", 8, kg_co2e_per_kwh=0.0).kg_co2e == Range(0, 0, 0)
+    assert estimate(RECIPE | {"cost": {"watts_per_device": 0}}, "h100", 8).kwh == Range(0, 0, 0)
+
+
 def test_what_is_not_known_is_none_and_said() -> None:
     plan = estimate(RECIPE | {"max_duration": "1ep"}, "h100", 8)
     nothing = (plan.tokens, plan.steps, plan.hours, plan.gpu_hours, plan.usd, plan.kwh, plan.predicted_loss)

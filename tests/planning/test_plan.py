@@ -205,6 +205,12 @@ def test_watts_are_those_that_were_counted(run_command: Command) -> None:
     assert p["kwh"] == pytest.approx(p["gpu_hours"] * 0.35 * p["power_usage_effectiveness"])
 
 
+def test_a_source_is_cited_for_its_own_figure_alone(run_command: Command) -> None:
+    words = ("python", "-m", "recipes", "plan", SEVEN_B, "--gpu", "h100", "--kg-co2e-per-kwh")
+    assert "CO₂e at 0.385 kg/kWh (arXiv" in run_command(*words, "0.385").stdout
+    assert re.search(r"CO₂e at 0.05 kg/kWh *\n", run_command(*words, "0.05").stdout)
+
+
 def test_a_loss_that_is_no_better_than_guessing_is_not_predicted(run_command: Command) -> None:
     p = plan(run_command, "yamls/pretrain/mpt-quickstart.yaml", "--gpu", "h100", "--gpus", "1")
     assert p["predicted_loss"] is p["training_balance"] is p["predicted_loss_extrapolated"] is None
