@@ -23,7 +23,7 @@ from recipes.cost.hardware import Gpu, find_gpu
 from recipes.cost.memory import MemoryEstimate, fits, largest_microbatch, memory, smallest_change
 from recipes.cost.rate import Rate, choose_rate, cost_section
 from recipes.cost.scaling import DEFAULT_LAW, TrainingBalance, balance, predicted_loss
-from recipes.cost.setup import Setup, read_setup, tokens_of_run
+from recipes.cost.setup import Setup, read_setup, tokens_of_run, why_no_tokens
 from recipes.cost.throughput import StepTime, step_time
 
 # What whole runs keep of the steady state. Of nine published runs, most kept 75 to 86 % of the speed predicted for them
@@ -63,6 +63,7 @@ class Estimate:
     params_active: int
     flops_per_token: int  # LLM Foundry's count: 6 N + 12 n_layers d_model S
     tokens: int | None
+    no_tokens: str | None  # why they are not known
     steps: int | None
     microbatch_sequences: int
     step: StepTime
@@ -154,6 +155,7 @@ def estimate(
         params_active=setup.parameters.active,
         flops_per_token=llm_foundry_flops_per_token(setup.model, setup.seq_len),
         tokens=tokens,
+        no_tokens=why_no_tokens(recipe, dataset_tokens),
         steps=None if tokens is None else -(-tokens // (setup.global_batch_sequences * setup.tokens_per_item)),
         microbatch_sequences=setup.microbatch_sequences,
         step=step,
@@ -176,7 +178,7 @@ def estimate(
         to_fit=smallest_change(setup, row),
         predicted_loss=loss,
         training_balance=None if scratch is None or loss is None else balance(parameters, scratch, law),
-        notes=(*setup.notes, *_notes(setup, row, recipe, tokens)),
+        notes=(*setup.notes, *_notes(setup, row)),
         setup=setup,
         hardware=row,
     )
@@ -213,16 +215,13 @@ def _dollars(gpu_hours: Range | None, rate: Rate) -> Range | None:
     return Range(gpu_hours.low * rate.low, mid, gpu_hours.high * rate.high)
 
 
-def _notes(setup: Setup, gpu: Gpu, recipe: Mapping[str, Any], tokens: int | None) -> list[str]:
+def _notes(setup: Setup, gpu: Gpu) -> list[str]:
     notes = []
     if setup.global_batch_sequences % setup.gpus:
         notes.append(
             f"global_train_batch_size {setup.global_batch_sequences} does not divide by {setup.gpus} GPUs: some wait "
             "for others, and LLM Foundry refuses to start"
         )
-    if tokens is None:
-        written = recipe["max_duration"]
-        notes.append(f"max_duration {written} depends on the data: --dataset-tokens N to have hours and dollars")
     if gpu.name not in MEASURED_GPUS:
         like = gpu.efficiency_like
         notes.append(f"{gpu.name} was not measured: its share of the peak is taken to be that of {like} GPUs")

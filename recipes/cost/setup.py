@@ -186,6 +186,20 @@ def tokens_of_run(recipe: Mapping[str, Any], dataset_tokens: int | None = None) 
     return steps * tokens_per_step(recipe) if steps else None
 
 
+def why_no_tokens(recipe: Mapping[str, Any], dataset_tokens: int | None = None) -> str | None:
+    """Why `tokens_of_run` is none, with what helps; None where it is known."""
+    steps, written = steps_of_run(recipe, dataset_tokens), recipe["max_duration"]
+    if steps:
+        return None
+    if steps == 0:
+        data = "" if dataset_tokens is None else f", the data {dataset_tokens:,}"
+        return f"max_duration {written} is not one step: a batch is {tokens_per_step(recipe):,} tokens{data}"
+    if str(written).endswith("tok"):
+        known = "give it in batches (ba), sequences (sp) or epochs (ep) to have hours and dollars"
+        return f"max_duration {written} counts no padding, of which only the data knows how much there is: {known}"
+    return f"max_duration {written} depends on the data: --dataset-tokens N to have hours and dollars"
+
+
 def tokens_per_step(recipe: Mapping[str, Any]) -> int:
     """Tokens of a global batch, padding included."""
     batch = positive_integer("global_train_batch_size", _required(recipe, "global_train_batch_size"))

@@ -89,7 +89,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "same_loss_with_inference": None
         if plan.same_loss_serving is None
         else {"params_total": round(plan.same_loss_serving[0]), "tokens": round(plan.same_loss_serving[1])},
-        "notes": [*plan.assumed, *e.notes],
+        "notes": [*plan.assumed, *([e.no_tokens] if e.no_tokens else []), *e.notes],
     }
 
 

@@ -115,8 +115,7 @@ def _model(plan: Plan) -> list[Row]:
         ),
     ]
     if e.tokens is None:
-        more = "; --dataset-tokens N says how much there is" if plan.options.dataset_tokens is None else ""
-        rows.append(("tokens", f"not known: they depend on the data, which is not here{more}"))
+        rows.append(("tokens", f"not known: {e.no_tokens}"))
     else:
         batch, items = e.setup.global_batch_sequences, "pairs" if e.setup.sequences_per_item == 2 else "sequences"
         rows.append(("tokens", f"{e.tokens:,} = {e.steps:,} steps × {batch:,} {items} × {e.setup.tokens_per_item:,}"))

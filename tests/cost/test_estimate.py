@@ -146,12 +146,24 @@ def test_what_is_not_known_is_none_and_said() -> None:
     plan = estimate(RECIPE | {"max_duration": "1ep"}, "h100", 8)
     nothing = (plan.tokens, plan.steps, plan.hours, plan.gpu_hours, plan.usd, plan.kwh, plan.predicted_loss)
     assert nothing == (None,) * 7
-    assert any("depends on the data: --dataset-tokens N" in note for note in plan.notes)
+    assert plan.no_tokens is not None
+    assert "max_duration 1ep depends on the data: --dataset-tokens N" in plan.no_tokens
     assert estimate(RECIPE | {"max_duration": "2ep"}, "h100", 8, dataset_tokens=10**9).tokens == 2 * 278 * 1760 * 2048
     assert any("was not measured" in note for note in estimate(RECIPE, "b200", 8).notes)
     tpu = estimate(RECIPE, "tpu-v5p", 8)
     assert tpu.kwh is None
     assert any("does not divide by 7 GPUs" in note for note in estimate(RECIPE, "h100", 7).notes)
+
+
+def test_what_is_asked_for_would_help() -> None:
+    dropping = RECIPE | {"max_duration": "1ep", "train_loader": {"drop_last": True}}
+    few = estimate(dropping, "h100", 8, dataset_tokens=1000)
+    assert few.no_tokens == "max_duration 1ep is not one step: a batch is 3,604,480 tokens, the data 1,000"
+    padded = estimate(RECIPE | {"train_loader": {"name": "finetuning"}}, "h100", 8)
+    assert padded.no_tokens is not None
+    assert "counts no padding, of which only the data knows" in padded.no_tokens
+    assert "--dataset-tokens" not in padded.no_tokens
+    assert estimate(RECIPE, "h100", 8).no_tokens is None
 
 
 def test_a_recipe_that_does_not_fit_says_what_would() -> None:
