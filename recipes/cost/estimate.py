@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.cost.flops import llm_foundry_flops_per_token
 from recipes.cost.hardware import Gpu, find_gpu
 from recipes.cost.memory import MemoryEstimate, fits, largest_microbatch, memory, smallest_change
 from recipes.cost.rate import Rate, choose_rate, cost_section
@@ -153,7 +152,7 @@ def estimate(
         gpus=gpus,
         params_total=parameters,
         params_active=setup.parameters.active,
-        flops_per_token=llm_foundry_flops_per_token(setup.model, setup.seq_len),
+        flops_per_token=step.flops_per_token,
         tokens=tokens,
         no_tokens=why_no_tokens(recipe, dataset_tokens),
         steps=None if tokens is None else -(-tokens // (setup.global_batch_sequences * setup.tokens_per_item)),

@@ -118,6 +118,9 @@ def read_setup(recipe: Mapping[str, Any], gpus: int) -> Setup:
         notes.append("master_weights_dtype is not modelled: weights and optimizer are counted in fp32, too much")
     if lora:
         notes.append("LoRA: gradients and optimizer state of the adapters alone, no products for gradients of the rest")
+    overrides = ((model.get("block_overrides") or {}).get("overrides") or {}).values()
+    if any("sliding_window_size" in (override.get("attn_config") or {}) for override in overrides):
+        notes.append("sliding_window_size of block_overrides is not modelled: layers attend as model.attn_config says")
     if not shape.attends:
         notes.append("RWKV: the time of `wkv` is counted from the bytes that it moves; no measured run was fitted to")
     if is_dpo:

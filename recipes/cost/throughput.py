@@ -3,7 +3,8 @@
     S tokens a sequence, b sequences a micro-batch, T = b S tokens, L layers, d width, N parameters, g devices
 
     matrix products   FLOPs / (peak * m * d / (d + d0))         m: share of the peak on a wide model, by GPU family
-    attention         FLOPs / (peak * a * h / (h + h0))         h: head dimension; full S² is counted, as in MFU
+    attention         FLOPs / (peak * a * h / (h + h0))         h: head dimension; full S² is counted, as in MFU,
+                                                                but for a sliding window
     elementwise       T (L d e + V l) / memory bandwidth        norms, activations, residuals; logits of V words;
                                                                 what RWKV's `wkv` moves, counted and not fitted
     communication     c * bytes / link speed + t g L            gathers and reductions of a micro-batch, and latency
@@ -43,8 +44,19 @@ class StepTime:
     communication_s: float
     optimizer_s: float
     tokens_per_device: float
-    mfu: float  # LLM Foundry's FLOPs over the peak at the run's precision
-    peak_flops_per_s: float
+    flops_per_token: int  # LLM Foundry's count
+    products: FlopsPerToken  # of a token, as often as the step does them
+    peak_flops_per_s: float  # at the run's precision
+
+    @property
+    def mfu(self) -> float:
+        """LLM Foundry's FLOPs over the peak."""
+        return self.flops_per_token * self.tokens_per_s_per_gpu / self.peak_flops_per_s
+
+    @property
+    def hfu(self) -> float:
+        """Those of the products that are done over the peak: MFU counts three passes through every weight."""
+        return self.products.total * self.tokens_per_s_per_gpu / self.peak_flops_per_s
 
     @property
     def total_s(self) -> float:
@@ -79,13 +91,18 @@ def step_time(
     s = setup.shape
     peak, matrix_peak, attention_peak = _peaks(gpu, setup.precision, c["fp8"])
     passes = setup.passes
+    products = FlopsPerToken(
+        matrix=setup.matrix_passes * flops.matrix,
+        attention=passes * flops.attention,
+        head=setup.head_passes * flops.head,
+    )
     tokens = setup.microbatch_sequences * setup.tokens_per_item  # T
     microbatches = setup.device_batch_sequences / setup.microbatch_sequences  # the last one may be smaller
 
     matrix_rate = matrix_peak * c[f"matrix_{gpu.efficiency_like}"] * s.d_model / (s.d_model + c["width"])
     attention_rate = attention_peak * c[f"attention_{gpu.efficiency_like}"] * s.head_dim / (s.head_dim + c["head_dim"])
-    matrix_s = tokens * (setup.matrix_passes * flops.matrix + setup.head_passes * flops.head) / matrix_rate
-    attention_s = tokens * passes * flops.attention / attention_rate
+    matrix_s = tokens * (products.matrix + products.head) / matrix_rate
+    attention_s = tokens * products.attention / attention_rate
     element_bytes = s.n_layers * s.d_model * c["elementwise_bytes"] * passes / 3 + s.vocab_size * c["logit_bytes"]
     element_bytes += 0 if s.attends else s.n_layers * s.d_model * WKV_BYTES * passes / 3
     elementwise_s = tokens * element_bytes * (setup.compute_bytes / 2) / gpu.memory_bytes_per_s
@@ -94,18 +111,17 @@ def step_time(
 
     # Where the batch does not divide by the devices, the busiest sets the pace and the others wait.
     tokens_per_device = setup.global_batch_sequences * setup.tokens_per_item / setup.gpus
-    step = StepTime(
+    return StepTime(
         matrix_s=matrix_s * microbatches,
         attention_s=attention_s * microbatches,
         elementwise_s=elementwise_s * microbatches,
         communication_s=every_microbatch_s * setup.grad_accum + every_step_s,
         optimizer_s=optimizer_s,
         tokens_per_device=tokens_per_device,
-        mfu=0.0,
+        flops_per_token=llm_foundry_flops_per_token(setup.model, setup.seq_len),
+        products=products,
         peak_flops_per_s=peak,
     )
-    mfu = llm_foundry_flops_per_token(setup.model, setup.seq_len) * step.tokens_per_s_per_gpu / peak
-    return StepTime(**{**step.__dict__, "mfu": mfu})
 
 
 def _peaks(gpu: Gpu, precision: str, fp8_speedup: float) -> tuple[float, float, float]:

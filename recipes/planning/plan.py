@@ -17,7 +17,7 @@ from typing import Any
 from recipes.config.check import load_checked
 from recipes.config.load import Recipe
 from recipes.cost.estimate import WHOLE_RUN_MID, Estimate, estimate
-from recipes.cost.flops import FlopsPerToken, causal_flops_per_token, flops_per_token
+from recipes.cost.flops import causal_flops_per_token
 from recipes.cost.hardware import find_gpu, load_hardware
 from recipes.cost.memory import MemoryEstimate, largest_microbatch, memory
 from recipes.cost.rate import cost_section
@@ -28,6 +28,7 @@ from recipes.training.batches import dataset_tokens
 GPUS = 8  # one node, where neither --gpus nor --deadline says how many
 MOST_GPUS = 4096
 DEFAULT_RECIPE = Path(__file__).parents[2] / "yamls" / "pretrain" / "mpt-7b.yaml"  # what --budget starts from
+MFU_COUNTS = "LLM Foundry's count, three passes through every weight and over every key"
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,6 @@ class Plan:
 
     recipe: str
     estimate: Estimate
-    flops: FlopsPerToken  # of a forward pass, by part
     flops_causal_per_token: float
     memory_by_checkpointing: Mapping[bool, tuple[MemoryEstimate, int]]  # and the largest micro-batch
     options: Options
@@ -171,7 +171,6 @@ def _plan(recipe: Recipe, gpu: str, options: Options) -> Plan:
     made = Plan(
         recipe=str(recipe.path),
         estimate=plan,
-        flops=flops_per_token(plan.setup.model, plan.setup.seq_len),
         flops_causal_per_token=causal_flops_per_token(plan.setup.model, plan.setup.seq_len),
         memory_by_checkpointing={on: _memory(plan, on) for on in (False, True)},
         options=options,

@@ -9,7 +9,7 @@ from recipes.cost.estimate import WHOLE_RUN_HIGH, WHOLE_RUN_LOW, WHOLE_RUN_MID, 
 from recipes.cost.memory import parts_gib
 from recipes.cost.scaling import SCALING_LAWS, is_extrapolated, scaling_law
 from recipes.cost.spend import Purchase
-from recipes.planning.plan import Plan
+from recipes.planning.plan import MFU_COUNTS, Plan
 
 
 def to_json(plan: Plan) -> dict[str, Any]:
@@ -27,15 +27,18 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "params_active": e.params_active,
         "params_embedding": e.setup.parameters.embedding,
         "flops_per_token": e.flops_per_token,
-        "flops_per_token_matrix": 3 * plan.flops.matrix,
-        "flops_per_token_attention": 3 * plan.flops.attention,
-        "flops_per_token_head": 3 * plan.flops.head,
+        "flops_per_token_done": e.step.products.total,
+        "flops_per_token_matrix": e.step.products.matrix,
+        "flops_per_token_attention": e.step.products.attention,
+        "flops_per_token_head": e.step.products.head,
         "flops_per_token_causal": plan.flops_causal_per_token,
         "tokens": e.tokens,
         "steps": e.steps,
         "mfu": e.mfu,
         "mfu_low": e.mfu_low,
         "mfu_high": e.mfu_high,
+        "mfu_counts": MFU_COUNTS,
+        "hfu": e.step.hfu,
         "whole_run_share_low": WHOLE_RUN_LOW,
         "whole_run_share": WHOLE_RUN_MID,
         "whole_run_share_high": WHOLE_RUN_HIGH,

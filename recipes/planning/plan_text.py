@@ -16,9 +16,11 @@ from recipes.cost.figures import number, short
 from recipes.cost.memory import parts_gib
 from recipes.cost.scaling import FITTED_PARAMETERS, FITTED_TOKENS, SCALING_LAWS, is_extrapolated, scaling_law
 from recipes.cost.spend import Purchase
-from recipes.planning.plan import GPUS, Plan
+from recipes.planning.plan import GPUS, MFU_COUNTS, Plan
 
 Row = tuple[str, str]
+
+ABOUT_THE_SAME = 0.02  # what norms and learned positions, in which no product is done, are of LLM Foundry's FLOPs
 
 
 def print_plan(plan: Plan) -> None:
@@ -94,8 +96,8 @@ def _grid(rows: Sequence[Row]) -> Table:
 
 
 def _model(plan: Plan) -> list[Row]:
-    e, f = plan.estimate, plan.flops
-    p, attends = e.setup.parameters, e.setup.shape.attends
+    e = plan.estimate
+    p, attends, done = e.setup.parameters, e.setup.shape.attends, e.step.products
     counted = "6 N + 12 L d S" if attends else "6 N"
     causal = f"; with the causal half of attention {plan.flops_causal_per_token:.4g}" if attends else ""
     rows = [
@@ -106,12 +108,13 @@ def _model(plan: Plan) -> list[Row]:
         (
             "FLOPs/token",
             f"{e.flops_per_token:.4g} = {counted}, N active parameters (LLM Foundry's flops_per_batch; PaLM, "
-            "arXiv 2204.02311, appendix B)",
+            f"arXiv 2204.02311, appendix B){causal}",
         ),
         (
-            "  by part",
-            f"matrix products {3 * f.matrix:.3g}, attention {3 * f.attention:.3g}, head {3 * f.head:.3g}: "
-            f"forward and backward, 2 FLOPs a multiply-add{causal}",
+            "  done",
+            f"matrix products {done.matrix:.3g}, attention {done.attention:.3g}, head {done.head:.3g}: "
+            f"{e.setup.matrix_passes}, {e.setup.passes} and {e.setup.head_passes} forward passes' worth, 2 FLOPs a "
+            "multiply-add",
         ),
     ]
     if e.tokens is None:
@@ -124,6 +127,9 @@ def _model(plan: Plan) -> list[Row]:
 
 def _time(plan: Plan) -> list[Row]:
     e = plan.estimate
+    done = []
+    if abs(e.step.hfu / e.mfu - 1) > ABOUT_THE_SAME:
+        done = [("  done", f"{e.step.hfu:.1%} with the products that are done: MFU is {MFU_COUNTS}")]
     rows = [
         (
             "MFU",
@@ -131,6 +137,7 @@ def _time(plan: Plan) -> list[Row]:
             "dense); "
             f"a whole run {e.mfu_low:.1%} to {e.mfu_high:.1%}",
         ),
+        *done,
         ("speed", f"{e.tokens_per_s_per_gpu:,.0f} tokens/s a GPU, {e.tokens_per_s_per_gpu * e.gpus:,.0f} in all"),
     ]
     if e.hours and e.gpu_hours:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from recipes.cost import fit
-from recipes.cost.flops import llm_foundry_flops_per_token
+from recipes.cost.flops import flops_per_token, llm_foundry_flops_per_token
 from recipes.cost.hardware import find_gpu
 from recipes.cost.parameters import count_parameters
 from recipes.cost.setup import Setup, read_setup, tokens_of_run
@@ -97,6 +97,31 @@ def test_what_must_slow_a_step_does() -> None:
     assert step_time(setup(gpus=1, sharding="NO_SHARD"), H100).communication_s == 0
     assert step_time(setup(seq_len=32768, global_batch_sequences=64, microbatch_sequences=1), H100).mfu < base.mfu
     assert step_time(setup(precision="amp_fp8"), H100).total_s < base.total_s
+
+
+@pytest.mark.parametrize(("window", "seen"), [(-1, 4096), (4095, 4096), (9999, 4096), (1, 2), (512, 513)])
+def test_attention_within_a_window_takes_its_share(window: int, seen: int) -> None:
+    model = RECIPE["model"] | {"attn_config": {"sliding_window_size": window}}
+    met = [min(i + 1, seen) for i in range(4096)]  # by each query
+    every, windowed = (flops_per_token(m, 4096) for m in (RECIPE["model"], model))
+    assert every.attention == 4 * 32 * 4096 * 4096
+    assert windowed.attention == 4 * 32 * 4096 * 4096 * sum(met) // (4096 * 4097 // 2)
+    assert (windowed.matrix, windowed.head) == (every.matrix, every.head)
+    in_full = {**model, "attn_config": {"sliding_window_size": window, "attn_impl": "torch"}}
+    assert flops_per_token(in_full, 4096) == every
+
+
+def test_a_window_saves_time_and_mfu_still_counts_all_keys() -> None:
+    long = RECIPE | {"max_seq_len": 32768, "global_train_batch_size": 64, "device_train_microbatch_size": 1}
+    near = long | {"model": RECIPE["model"] | {"attn_config": {"alibi": True, "sliding_window_size": 1023}}}
+    base, windowed = (step_time(read_setup(recipe, 8), H100) for recipe in (long, near))
+    assert windowed.attention_s == pytest.approx(base.attention_s / 16, rel=0.05)
+    assert windowed.matrix_s == base.matrix_s
+    assert windowed.flops_per_token == base.flops_per_token
+    assert windowed.hfu < windowed.mfu
+    order = {"order": [{"name": "default", "repeat": 31}, {"name": "near"}]}
+    layers = {**order, "overrides": {"near": {"attn_config": {"sliding_window_size": 1023}}}}
+    assert "block_overrides" in read_setup(long | {"model": RECIPE["model"] | {"block_overrides": layers}}, 8).notes[0]
 
 
 def test_a_batch_that_does_not_divide_waits_for_the_busiest() -> None:

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from recipes.config.load import load
 from recipes.cost.duration import hours_of, in_words
 from recipes.cost.hardware import find_gpu
+from recipes.cost.parameters import model_shape
 from recipes.cost.scaling import scaling_law
 from recipes.cost.spend import best_for
 
@@ -63,7 +65,11 @@ def test_json_names_units_and_adds_up(run_command: Command) -> None:
     assert p["tokens"] == 63_900 * 1024 * 2048
     assert p["flops_per_token"] == 6 * 6_649_286_656 + 12 * 32 * 4096 * 2048
     parts = p["flops_per_token_matrix"] + p["flops_per_token_attention"] + p["flops_per_token_head"]
-    assert parts == pytest.approx(p["flops_per_token"], rel=0.001)  # which counts norms as well
+    assert parts == p["flops_per_token_done"]  # which leaves out norms; blocks are computed again, the head is not
+    once_more = (p["flops_per_token_matrix"] + p["flops_per_token_attention"]) / 4
+    assert parts - once_more == pytest.approx(p["flops_per_token"], rel=0.001)
+    assert p["hfu"] / p["mfu"] == parts / p["flops_per_token"]
+    assert "LLM Foundry's count" in p["mfu_counts"]
     assert 0 < p["mfu_low"] < p["mfu"] < p["mfu_high"] < 1
     steady_hours = p["tokens"] / p["tokens_per_s_per_gpu"] / 3600
     assert p["gpu_hours"] == pytest.approx(steady_hours / p["whole_run_share"])
@@ -86,6 +92,29 @@ def test_json_names_units_and_adds_up(run_command: Command) -> None:
     assert by_choice["true"] < by_choice["false"]
     assert p["predicted_loss"] == scaling_law().loss(p["params_total"], p["tokens"])
     assert p["predicted_loss_error_95"] == pytest.approx(0.0588)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "again", "passes"),
+    [
+        ("finetune/mpt-7b-instruct-lora", False, (2, 3, 2)),
+        ("finetune/mpt-7b-dpo", True, (4, 5, 3)),
+        ("pretrain/mpt-1b", False, (3, 3, 3)),
+    ],
+)
+def test_flops_are_those_of_the_passes_that_are_timed(
+    run_command: Command, recipe: str, again: bool, passes: tuple[int, int, int]
+) -> None:
+    recomputed = f"fsdp_config.activation_checkpointing={str(again).lower()}"
+    words = (f"yamls/{recipe}.yaml", recomputed, "--gpu", "h100", "--gpus", "8", "--dataset-tokens", "1e8")
+    p = plan(run_command, *words)
+    shape = model_shape(load(ROOT / words[0])["model"] | {"max_seq_len": 2048})
+    assert p["flops_per_token_head"] == passes[2] * 2 * shape.vocab_size * shape.d_model
+    assert p["flops_per_token_attention"] == passes[1] * 4 * shape.n_layers * shape.d_model * 2048
+    assert p["flops_per_token_matrix"] == passes[0] * 24 * shape.n_layers * shape.d_model**2
+    printed = " ".join(run_command("python", "-m", "recipes", "plan", *words).stdout.split())
+    assert f"{passes[0]}, {passes[1]} and {passes[2]} forward passes' worth" in printed
+    assert ("with the products that are done: MFU is LLM Foundry's count" in printed) == (passes != (3, 3, 3))
 
 
 def test_overrides_before_and_after_options(run_command: Command) -> None:
@@ -132,7 +161,6 @@ def test_a_budget_alone_buys_the_best_model_and_its_recipe_is_sound(run_command:
 
 def test_a_budget_for_rwkv_names_keys_that_it_has(run_command: Command) -> None:
     from recipes.config.check import check
-    from recipes.config.load import load
 
     asked = "yamls/pretrain/rwkv-169m.yaml"
     best = plan(run_command, asked, "--budget", "500", "--gpu", "h100", "--gpus", "8")["best_for_budget"]
@@ -141,8 +169,6 @@ def test_a_budget_for_rwkv_names_keys_that_it_has(run_command: Command) -> None:
 
 
 def test_more_money_is_never_worse_and_a_deadline_limits_it() -> None:
-    from recipes.config.load import load
-
     recipe, gpu = load(SEVEN_B).values, find_gpu("h100")
     losses = []
     for budget in (1e3, 1e4, 1e5):
