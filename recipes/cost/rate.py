@@ -46,11 +46,12 @@ def choose_rate(
         return Rate(usd, f"stated: {usd:g} USD per device-hour", usd, usd)
     not_in_file = ""
     if prices_file is not None:
-        path = Path(prices_file)
-        stated = _from_file(path, "cpu" if row is None else row.name, price_kind)
+        path, name = Path(prices_file), "cpu" if row is None else row.name
+        prices = _read(path)
+        stated = _price(path, prices, name, price_kind)
         if stated is not None:
             return Rate(stated, f"{path.name}: {stated:g} USD per device-hour ({price_kind})", stated, stated)
-        not_in_file = f" ({path.name} has no {price_kind} price for {'cpu' if row is None else row.name})"
+        not_in_file = f" ({path.name} has no {price_kind} price for {name}; it names {', '.join(map(str, prices))})"
     if row is None:
         return Rate(None, f"no rate known: no GPU named; state cost.usd_per_device_hour{not_in_file}")
     return _from_table(row, price_kind, not_in_file)
@@ -86,7 +87,7 @@ def rate_of(cost: Mapping[str, Any], gpu: str | None) -> Rate:
     return choose_rate(gpu, **stated, price_kind=cost.get("price_kind") or "on_demand")
 
 
-def _from_file(path: Path, name: str, price_kind: str) -> float | None:
+def _read(path: Path) -> Mapping[Any, Any]:
     """A prices file is a YAML or JSON mapping of GPU name to a number, or to numbers by price kind."""
     if not path.is_file():
         raise ValueError(
@@ -99,9 +100,13 @@ def _from_file(path: Path, name: str, price_kind: str) -> float | None:
         raise ValueError(f"cost.prices_file: {path} is not YAML: {reason}") from None
     if not isinstance(prices, Mapping):
         raise ValueError(f"cost.prices_file: {path} holds {type(prices).__name__}, expected GPU names with prices.")
+    return prices
+
+
+def _price(path: Path, prices: Mapping[Any, Any], name: str, price_kind: str) -> float | None:
+    """Of the device by that name; those that the hardware table does not have are nobody's."""
     for key, entry in prices.items():
-        canonical = "cpu" if str(key).lower() == "cpu" else find_gpu(str(key)).name
-        if canonical != name:
+        if not _is(str(key), name):
             continue
         if not isinstance(entry, Mapping):
             # A bare number is the price whatever the kind: the user has one rate.
@@ -112,6 +117,13 @@ def _from_file(path: Path, name: str, price_kind: str) -> float | None:
         if price_kind in entry:
             return _checked_usd(f"{path.name}: {key}.{price_kind}", entry[price_kind])
     return None
+
+
+def _is(written: str, name: str) -> bool:
+    try:
+        return written.lower() == name or find_gpu(written).name == name
+    except ValueError:
+        return False
 
 
 def _checked_usd(key: str, value: Any) -> float:
