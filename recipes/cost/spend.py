@@ -25,6 +25,7 @@ from recipes.cost.scaling import DEFAULT_LAW, scaling_law
 from recipes.cost.setup import Setup, read_setup
 from recipes.cost.throughput import step_time
 
+MOST_GPU_HOURS = 1e12  # all GPUs there are for many years
 HEAD_DIM = 128
 MOST_LAYERS = 128
 
@@ -64,11 +65,9 @@ def best_for(
     `inference_mfu` is the share of the peak when serving; by default that of training.
 
     Raises:
-        ValueError: an amount that is not above 0, or a recipe that cannot be counted.
+        ValueError: an amount that cannot be right, or a recipe that cannot be counted.
     """
-    for name, value in (("budget", budget_usd), ("rate", usd_per_gpu_hour)):
-        if not value > 0:
-            raise ValueError(f"{name}: got {value:g}, expected more than 0 dollars.")
+    bought_hours = gpu_hours_for(budget_usd, usd_per_gpu_hour)
     if inference_tokens < 0:
         raise ValueError(f"inference tokens: got {inference_tokens:g}, expected 0 or more.")
     chosen = scaling_law(law)
@@ -80,7 +79,7 @@ def best_for(
         usd_serving = 2 * n * inference_tokens / (step.peak_flops_per_s * share) / 3600 * usd_per_gpu_hour
         if usd_serving >= budget_usd:
             continue
-        gpu_hours = (budget_usd - usd_serving) / usd_per_gpu_hour
+        gpu_hours = bought_hours - usd_serving / usd_per_gpu_hour
         limited_by = "budget"
         if deadline_hours is not None and gpu_hours > deadline_hours * gpus:
             gpu_hours, limited_by = deadline_hours * gpus, "deadline"
@@ -107,6 +106,20 @@ def best_for(
             limited_by=limited_by,
         )
     return best
+
+
+def gpu_hours_for(budget_usd: float, usd_per_gpu_hour: float) -> float:
+    """Raises ValueError for an amount that is not above 0, or that buys more than anybody could use."""
+    for name, value in (("budget", budget_usd), ("rate", usd_per_gpu_hour)):
+        if not value > 0:
+            raise ValueError(f"{name}: got {value:g}, expected more than 0 dollars.")
+    gpu_hours = budget_usd / usd_per_gpu_hour
+    if gpu_hours > MOST_GPU_HOURS:
+        raise ValueError(
+            f"budget: ${budget_usd:g} at ${usd_per_gpu_hour:g} an hour is more than {MOST_GPU_HOURS:g} GPU-hours; "
+            "give a smaller budget or a larger rate."
+        )
+    return gpu_hours
 
 
 def _candidates(recipe: Mapping[str, Any], gpu: Gpu, gpus: int) -> Iterator[tuple[Setup, tuple[str, ...]]]:

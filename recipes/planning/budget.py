@@ -154,7 +154,7 @@ def _steps_done(recipe: Recipe, folder: Path) -> int:
 
 def _over(plan: Estimate, to_do: float, spent: float, budget: float | None, left_s: float | None) -> str | None:
     """Which limit a plan is beyond, in words."""
-    on = f"on {plan.gpus} × {plan.gpu}"
+    on = f"on {plan.gpus} × {plan.gpu}{'' if plan.fits else ', where it does not fit'}"
     if budget is not None and plan.usd is not None and spent + plan.usd.mid * to_do > budget:
         gone = f"${spent:,.4g} is spent and " if spent else ""
         low, mid, high = (usd * to_do for usd in (plan.usd.low, plan.usd.mid, plan.usd.high))

@@ -22,7 +22,7 @@ from recipes.cost.hardware import find_gpu, load_hardware
 from recipes.cost.memory import MemoryEstimate, largest_microbatch, memory
 from recipes.cost.rate import cost_section
 from recipes.cost.scaling import DEFAULT_LAW, optimal_with_inference, scaling_law
-from recipes.cost.spend import Purchase, best_for
+from recipes.cost.spend import Purchase, best_for, gpu_hours_for
 from recipes.training.batches import dataset_tokens
 
 GPUS = 8  # one node, where neither --gpus nor --deadline says how many
@@ -230,11 +230,11 @@ def _with_budget(plan: Plan, values: Mapping[str, Any], options: Options) -> Pla
         more = (options.inference_mfu, options.deadline_hours, options.law)
         return best_for(values, hardware, gpus, budget, rate, inference_tokens, *more)
 
-    tokens = int(budget / rate * 3600 * plan.estimate.tokens_per_s_per_gpu * WHOLE_RUN_MID)
+    tokens = int(gpu_hours_for(budget, rate) * 3600 * plan.estimate.tokens_per_s_per_gpu * WHOLE_RUN_MID)
     usd = plan.estimate.usd
     return dataclasses.replace(
         plan,
-        within_budget=None if usd is None else usd.mid <= budget,
+        within_budget=None if usd is None or not plan.estimate.fits else usd.mid <= budget,
         tokens_for_budget=tokens,
         model_is_given=model_is_given,
         best=best(0.0),

@@ -227,7 +227,8 @@ def _budget(plan: Plan) -> list[Row]:
     if options.budget_usd is None or plan.tokens_for_budget is None:
         return rows
     within = {True: "enough for this recipe; ", False: "[bold red]less than this recipe takes[/bold red]; ", None: ""}
-    text = f"${options.budget_usd:,.0f}: {within[plan.within_budget]}it buys {short(plan.tokens_for_budget)} tokens"
+    enough = within[plan.within_budget] if plan.estimate.fits else "[bold red]this recipe does not fit[/bold red]; "
+    text = f"${number(options.budget_usd)}: {enough}it buys {short(plan.tokens_for_budget)} tokens"
     rows.append(("budget", f"{text} of this model"))
     if plan.model_is_given:
         return rows
@@ -240,11 +241,11 @@ def _budget(plan: Plan) -> list[Row]:
 def _bought(name: str, bought: Purchase | None, plan: Plan) -> list[Row]:
     if bought is None:
         return [(name, f"no model that fits {plan.estimate.gpus} × {plan.estimate.gpu} can be had for the money")]
-    serving = f" and ${bought.usd_serving:,.0f} of serving at the same rate" if bought.usd_serving else ""
+    serving = f" and ${number(bought.usd_serving)} of serving at the same rate" if bought.usd_serving else ""
     return [
         (
             name,
-            f"{_bought_briefly(bought)}: {in_words(bought.hours * 3600)}, ${bought.usd_training:,.0f} of "
+            f"{_bought_briefly(bought)}: {in_words(bought.hours * 3600)}, ${number(bought.usd_training)} of "
             f"training{serving}; the {bought.limited_by} is the limit",
         ),
         ("", f"{_launcher(plan.estimate.gpus)} train.py {plan.recipe} {_overridden(plan, bought)}"),

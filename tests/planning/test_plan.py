@@ -183,6 +183,16 @@ def test_more_money_is_never_worse_and_a_deadline_limits_it() -> None:
     assert best_for(recipe, gpu, 64, 1e-6, 2.0) is None  # not one step
 
 
+def test_what_does_not_fit_is_within_no_budget(run_command: Command) -> None:
+    words = (SEVEN_B, "device_train_microbatch_size=64", "max_duration=10ba", "--gpu", "l4", "--gpus", "8")
+    p = plan(run_command, *words, "--budget", "1e6")
+    assert p["fits"] is False
+    assert p["usd"] < 1e6
+    assert p["within_budget"] is None
+    printed = run_command("python", "-m", "recipes", "plan", *words, "--budget", "0.4").stdout
+    assert "$0.4: this recipe does not fit; it buys" in printed
+
+
 def test_a_budget_chooses_no_other_model_for_weights_that_are_given(run_command: Command) -> None:
     words = ("yamls/finetune/mpt-7b-instruct-lora.yaml", "--gpu", "h100", "--gpus", "8", "--dataset-tokens", "1e8")
     planned = run_command("python", "-m", "recipes", "plan", *words, "--budget", "500")
@@ -280,6 +290,8 @@ def test_the_rate_of_one_device_is_not_that_of_all(run_command: Command) -> None
         ([SEVEN_B, "--gpu", "v100"], "v100 has no published amp_bf16 peak"),
         ([SEVEN_B, "--gpus", "0"], "--gpus: got 0"),
         ([SEVEN_B, "--budget", "0"], "--budget: got 0"),
+        ([SEVEN_B, "--budget", "1e300"], "budget: $1e+300 at $"),
+        ([SEVEN_B, "--gpu", "h100", "--budget", "100", "--rate", "1e-300"], "at $1e-300 an hour is more than 1e+12"),
         ([SEVEN_B, "--deadline", "soon"], "got 'soon', expected a length above 0 with a unit"),
         ([SEVEN_B, "--law", "kaplan"], "expected one of besiroglu-2024, hoffmann-2022"),
         ([SEVEN_B, "optimizer.lrr=1"], "did you mean lr?"),
