@@ -23,7 +23,7 @@ from recipes.cost.memory import MemoryEstimate, fits, largest_microbatch, memory
 from recipes.cost.rate import Rate, choose_rate, cost_section
 from recipes.cost.scaling import DEFAULT_LAW, TrainingBalance, balance, predicted_loss
 from recipes.cost.setup import Setup, read_setup, tokens_of_run, why_no_tokens
-from recipes.cost.throughput import StepTime, step_time
+from recipes.cost.throughput import StepTime, shards_of, step_time
 
 # What whole runs keep of the steady state. Of nine published runs, most kept 75 to 86 % of the speed predicted for them
 # (`python -m recipes.cost.published`); the highest hide all their communication and beat the prediction by a little.
@@ -226,6 +226,10 @@ def _notes(setup: Setup, gpu: Gpu) -> list[str]:
         notes.append(f"{gpu.name} was not measured: its share of the peak is taken to be that of {like} GPUs")
     if setup.attn_impl == "torch":
         notes.append("attn_impl: torch writes S x S scores; their memory is counted, the time they take is not")
+    shards = shards_of(setup, gpu)
+    if setup.gpus % shards:
+        whole = "use whole nodes or state fsdp_config.data_parallel_shard_degree"
+        notes.append(f"{setup.sharding} has {shards} shards a model, which do not divide {setup.gpus} GPUs: {whole}")
     if setup.gpus > gpu.gpus_per_node:
         notes.append(f"between nodes {gpu.network_bytes_per_s * 8e-9:g} Gbit/s a GPU are assumed")
     if gpu.watts is None:

@@ -94,6 +94,26 @@ def refusal(recipe: Recipe, folder: Path, devices: int, judge_hours: bool = True
         raise RecipeError([Problem(recipe.place(key), key, str(error))]) from None
 
 
+def said_before(recipe: Recipe, plan: Estimate) -> str | None:
+    """What the recipe's budget guard would say of a whole run by this plan; None without a guard.
+
+    Raises:
+        ValueError: a limit that cannot be kept.
+    """
+    guard = recipe.get("callbacks.budget_guard")
+    if guard is None:
+        return None
+    budget, deadline = guard.get("budget_usd"), guard.get("deadline")
+    check_limits(budget, deadline, guard.get("max_usd_per_hundredth_loss"))
+    if budget is not None and plan.rate.usd_per_device_hour is None:
+        return f"this run may not start: a budget cannot be kept without a rate: {plan.rate.source}"
+    now = time.time()
+    over = _over(plan, 1.0, 0.0, budget, None if deadline is None else deadline_unix_s(deadline, now) - now)
+    if over is None:
+        return "this run may start"
+    return f"this run may {'start anyway' if guard.get('start_over_budget') else 'not start'}: {over}"
+
+
 def _refusal(recipe: Recipe, guard: Mapping[str, Any], folder: Path, devices: int, judge_hours: bool) -> str | None:
     budget, deadline = guard.get("budget_usd"), guard.get("deadline")
     check_limits(budget, deadline, guard.get("max_usd_per_hundredth_loss"))

@@ -161,7 +161,7 @@ def table_text() -> str:
         "other GPUs and prices: `python -m recipes plan RECIPE --gpu a100-80gb --gpus 64`.",
         "",
         "FLOPs are LLM Foundry's count, 6 N + 12 n_layers d_model S a token (RWKV: 6 N). GPU-hours, dollars and memory",
-        f"are estimates (recipes/cost/README.md) on {GPU}s at the list price, the middle of a range, at the recipe's",
+        f"are estimates (recipes/cost/README.md) on {GPU}s at the median of the list prices, at the recipe's",
         "micro-batch, on as few GPUs as divide the batch and hold the model, from a node of eight up. More GPUs take",
         "less time and, where each still has enough sequences, about as much money.",
         "",

@@ -23,6 +23,7 @@ from recipes.cost.memory import MemoryEstimate, largest_microbatch, memory
 from recipes.cost.rate import cost_section
 from recipes.cost.scaling import DEFAULT_LAW, optimal_with_inference, scaling_law
 from recipes.cost.spend import Purchase, best_for, gpu_hours_for
+from recipes.planning.budget import said_before
 from recipes.training.batches import dataset_tokens
 
 GPUS = 8  # one node, where neither --gpus nor --deadline says how many
@@ -61,6 +62,7 @@ class Plan:
     memory_by_checkpointing: Mapping[bool, tuple[MemoryEstimate, int]]  # and the largest micro-batch
     options: Options
     assumed: tuple[str, ...]  # what the plan took for granted because nobody said
+    guard: str | None = None  # what the recipe's own budget guard says
     within_budget: bool | None = None
     tokens_for_budget: int | None = None  # that the money buys for this very model
     meets_deadline: bool | None = None
@@ -176,6 +178,7 @@ def _plan(recipe: Recipe, gpu: str, options: Options) -> Plan:
         options=options,
         assumed=tuple(assumed),
         gpus_for_deadline=in_time,
+        guard=said_before(recipe, plan),
     )
     if options.deadline_hours is not None and plan.hours is not None:
         made = dataclasses.replace(made, meets_deadline=_in_time(plan, options.deadline_hours))

@@ -86,6 +86,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "deadline_hours": options.deadline_hours,
         "meets_deadline": plan.meets_deadline,
         "gpus_for_deadline": plan.gpus_for_deadline,
+        "budget_guard": plan.guard,
         "inference_tokens": options.inference_tokens,
         "best_for_budget": _purchase(plan.best),
         "best_for_budget_with_inference": _purchase(plan.best_serving),

@@ -33,7 +33,7 @@ def print_plan(plan: Plan) -> None:
         ("time and money", [*_time(plan), *_money(plan)]),
         ("memory of a GPU", _memory(plan)),
         ("scaling law", _law(plan)),
-        ("budget and deadline", [*_deadline(plan), *_budget(plan)]),
+        ("budget and deadline", [*_deadline(plan), *_budget(plan), *_guard(plan)]),
         ("assumed", [("", note) for note in (*plan.assumed, *e.notes)]),
     ):
         if rows:
@@ -236,6 +236,10 @@ def _budget(plan: Plan) -> list[Row]:
     if options.inference_tokens:
         rows += _bought(f"serving {short(options.inference_tokens)}", plan.best_serving, plan)
     return rows
+
+
+def _guard(plan: Plan) -> list[Row]:
+    return [] if plan.guard is None else [("budget guard", escape(plan.guard))]
 
 
 def _bought(name: str, bought: Purchase | None, plan: Plan) -> list[Row]:

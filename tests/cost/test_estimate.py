@@ -166,6 +166,13 @@ def test_what_is_asked_for_would_help() -> None:
     assert estimate(RECIPE, "h100", 8).no_tokens is None
 
 
+def test_nodes_that_are_not_whole_are_said() -> None:
+    hybrid = RECIPE | {"global_train_batch_size": 96, "fsdp_config": {"sharding_strategy": "HYBRID_SHARD"}}
+    said = "HYBRID_SHARD has 8 shards a model, which do not divide 12 GPUs"
+    assert any(said in note for note in estimate(hybrid, "h100", 12).notes)
+    assert not any("shards a model" in note for gpus in (4, 16) for note in estimate(hybrid, "h100", gpus).notes)
+
+
 def test_a_recipe_that_does_not_fit_says_what_would() -> None:
     plan = estimate(RECIPE | {"device_train_microbatch_size": 220}, "a100-40gb", 8)
     assert not plan.fits

@@ -32,3 +32,18 @@ def test_a_run_of_one_process_is_refused_by_its_deadline(run_command: Command) -
     refused = run_command("python", "train.py", SEVEN_B, *H100, IN_30_DAYS)
     assert refused.returncode == 3
     assert "this run may not start: the plan takes 205 d" in refused.stderr
+
+
+def test_the_plan_says_what_the_guard_of_the_recipe_would(run_command: Command) -> None:
+    def said(*overrides: str, gpus: int = 64) -> str:
+        words = ("plan", SEVEN_B, *H100, *overrides, "--gpus", str(gpus))
+        done = run_command("python", "-m", "recipes", *words)
+        assert done.returncode == 0, done.stderr
+        return " ".join(done.stdout.split())
+
+    assert "budget guard" not in said()
+    assert "budget guard this run may start" in said(IN_30_DAYS)
+    assert "budget guard this run may not start: the plan takes 205 d" in said(IN_30_DAYS, gpus=1)
+    dear = ("callbacks.budget_guard.budget_usd=500", "callbacks.budget_guard.start_over_budget=true")
+    assert "this run may not start: the plan is $1" in said(dear[0])
+    assert "this run may start anyway: the plan is $1" in said(*dear)
