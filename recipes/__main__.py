@@ -17,60 +17,61 @@ MODEL is a run folder, a checkpoint, or (for chat and generate) a Hugging Face f
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from recipes.cost.duration import hours_of
 from recipes.cost.scaling import DEFAULT_LAW, SCALING_LAWS
 
+Handler = Callable[[argparse.Namespace], int | None]  # None: 0
+
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m recipes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest="command", required=True)
-    check = commands.add_parser("check", help="everything wrong with a recipe, and what this machine lacks for it")
+    subparsers = parser.add_subparsers(dest="command", required=True)
+
+    def command(name: str, run: Handler, text: str, **more: Any) -> argparse.ArgumentParser:
+        made = subparsers.add_parser(name, help=text, **more)
+        made.set_defaults(run=run)
+        return made
+
+    check = command("check", _check, "everything wrong with a recipe, and what this machine lacks for it")
     check.add_argument("recipe")
     check.add_argument("overrides", nargs="*", metavar="key=value")
-    _plan_arguments(commands.add_parser("plan", help="what a recipe will take, before it runs", allow_abbrev=False))
-    summary = commands.add_parser("summary", help="what a finished run came to")
+    _plan_arguments(command("plan", _plan, "what a recipe will take, before it runs", allow_abbrev=False))
+    summary = command("summary", _summary, "what a finished run came to")
     summary.add_argument("run_folder", type=Path)
-    bill = commands.add_parser("bill", help="what was paid for, start by start")
+    bill = command("bill", _bill, "what was paid for, start by start")
     bill.add_argument("runs", nargs="+", type=Path, metavar="RUN_FOLDER")
     bill.add_argument("--json", action="store_true", help="for machines: one object, or a list for several runs")
-    report = commands.add_parser("report", help="one HTML page of one run, or of several side by side")
+    report = command("report", _report, "one HTML page of one run, or of several side by side")
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN_FOLDER")
     report.add_argument("--out", type=Path, help="the page (default: report.html in the run folder, or beside several)")
-    listing = commands.add_parser("list", help="the recipes, or those that have every word")
+    listing = command("list", _list, "the recipes, or those that have every word")
     listing.add_argument("words", nargs="*", metavar="WORD", help="such as gqa, rope, 7b, lora, pretrain or 8192")
     listing.add_argument("--json", action="store_true", help="for machines: a list of objects")
-    keys = commands.add_parser("keys", help="what a recipe may say")
+    keys = command("keys", _keys, "what a recipe may say")
     keys.add_argument("key", nargs="?", default="", metavar="KEY", help="such as model.attn_config; default: the top")
     keys.add_argument("--eval", action="store_true", help="of a recipe for eval/evaluate.py")
-    _model_arguments(commands)
+    export = command("export", _export, "a folder that transformers opens, with the same logits")
+    chat = command("chat", _chat, "talk to a model in the terminal")
+    generate = command("generate", _generate, "what models write behind the prompts of a file")
+    _model_arguments(export, chat, generate)
     chosen, rest = parser.parse_known_args(arguments)
     unknown = [word for word in rest if chosen.command not in ("plan", "check") or "=" not in word]
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if rest:  # key=value after an option
         chosen.overrides = [*chosen.overrides, *rest]
-    run = {
-        "check": _check,
-        "plan": _plan,
-        "summary": _summary,
-        "bill": _bill,
-        "report": _report,
-        "list": _list,
-        "keys": _keys,
-        "export": _export,
-        "chat": _chat,
-        "generate": _generate,
-    }
     try:
-        return run[chosen.command](chosen)
+        return chosen.run(chosen) or 0
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -85,32 +86,48 @@ def _plan_arguments(plan: argparse.ArgumentParser) -> None:
     add("overrides", nargs="*", metavar="key=value", help="the same as for train.py")
     add("--gpu", help="a name of recipes/cost/hardware.yaml, e.g. h100; default: a row for each")
     add("--gpus", type=int, metavar="N", help="how many; default: the fewest that meet --deadline, else one node of 8")
-    add("--rate", type=float, metavar="USD", help="dollars an hour a GPU; beats --prices and the list prices")
-    add("--prices", metavar="FILE", help="your prices: YAML or JSON of GPU names and dollars an hour")
+    add(
+        "--rate",
+        dest="usd_per_gpu_hour",
+        type=float,
+        metavar="USD",
+        help="dollars an hour a GPU; beats --prices and the list prices",
+    )
+    add(
+        "--prices",
+        dest="prices_file",
+        metavar="FILE",
+        help="your prices: YAML or JSON of GPU names and dollars an hour",
+    )
     add("--price-kind", metavar="KIND", help="on_demand (default), reserved or spot")
-    add("--budget", type=float, metavar="USD", help="is it enough, and the best model for the money")
-    add("--deadline", metavar="TIME", help="such as 36h, 10d or 2w")
+    add("--budget", dest="budget_usd", type=float, metavar="USD", help="is it enough, and the best model for the money")
+    add("--deadline", dest="deadline_hours", metavar="TIME", help="such as 36h, 10d or 2w")
     add("--inference-tokens", type=float, metavar="N", help="tokens that the model will serve in its life")
     add("--inference-mfu", type=float, metavar="SHARE", help="of the peak when serving; default: that of training")
     add("--dataset-tokens", type=float, metavar="N", help="of one epoch, where the data is not on this machine")
     add("--law", default=DEFAULT_LAW, metavar="NAME", help=f"scaling law: {', '.join(SCALING_LAWS)}")
-    add("--pue", type=float, metavar="X", help="power usage effectiveness of the data centre")
+    add(
+        "--pue",
+        dest="power_usage_effectiveness",
+        type=float,
+        metavar="X",
+        help="power usage effectiveness of the data centre",
+    )
     add("--kg-co2e-per-kwh", type=float, metavar="X", help="carbon intensity of its electricity")
     add("--json", action="store_true", help="for machines: one object, or a list when GPUs are compared")
 
 
-def _model_arguments(commands: Any) -> None:
-    export = commands.add_parser("export", help="a folder that transformers opens, with the same logits")
+def _model_arguments(
+    export: argparse.ArgumentParser, chat: argparse.ArgumentParser, generate: argparse.ArgumentParser
+) -> None:
     export.add_argument("model", type=Path, metavar="MODEL", help="a run folder, a checkpoint, full or sharded")
     export.add_argument("out", type=Path, metavar="OUT", help="the folder to make")
     export.add_argument("--dtype", default="bf16", help="fp32, bf16 (default) or fp16")
     export.add_argument("--shard-gb", type=float, default=5.0, metavar="N", help="gigabytes a file at most (5)")
     export.add_argument("--unmerged", action="store_true", help="of a LoRA run the adapters alone, for peft")
     export.add_argument("--overwrite", action="store_true", help="replace an OUT that holds an export and nothing else")
-    chat = commands.add_parser("chat", help="talk to a model in the terminal")
     chat.add_argument("model", type=Path, metavar="MODEL")
     chat.add_argument("--system", metavar="TEXT", help="what the conversation starts from")
-    generate = commands.add_parser("generate", help="what models write behind the prompts of a file")
     generate.add_argument("models", nargs="+", type=Path, metavar="MODEL")
     generate.add_argument(
         "--prompts", type=Path, required=True, metavar="FILE", help='a prompt a line, or JSONL "prompt"'
@@ -151,105 +168,94 @@ def _check(chosen: argparse.Namespace) -> int:
     return print_stop(f"this run may not start: {too_dear}") if too_dear else 0
 
 
-def _plan(chosen: argparse.Namespace) -> int:
+def _plan(chosen: argparse.Namespace) -> int | None:
     from recipes.config.keys import RecipeError
-    from recipes.planning.plan import load_recipe, make_plans, options_from
+    from recipes.planning.plan import Options, load_recipe, make_plans
     from recipes.planning.plan_json import to_json
+    from recipes.planning.plan_text import print_comparison, print_plan
     from recipes.screen import print_problems
 
-    overrides = list(chosen.overrides)
     if chosen.recipe and "=" in chosen.recipe and not os.path.isfile(chosen.recipe):
-        overrides.insert(0, chosen.recipe)
+        chosen.overrides.insert(0, chosen.recipe)
         chosen.recipe = None
-    if chosen.recipe is None and chosen.budget is None:
+    if chosen.recipe is None and chosen.budget_usd is None:
         raise ValueError("plan: got no recipe; name one, e.g. yamls/pretrain/mpt-7b.yaml, or a --budget to spend.")
-    options = options_from(
-        chosen, None if chosen.deadline is None else hours_of(chosen.deadline, "--deadline"), overrides
-    )
+    if chosen.deadline_hours is not None:
+        chosen.deadline_hours = hours_of(chosen.deadline_hours, "--deadline")
+    options = Options(**{field.name: getattr(chosen, field.name) for field in dataclasses.fields(Options)})
     try:
-        recipe = load_recipe(chosen.recipe, overrides)
+        recipe = load_recipe(chosen.recipe, chosen.overrides)
     except RecipeError as error:
         return print_problems("this recipe cannot be planned", error.problems)
     plans, left_out = make_plans(recipe, options)
     if chosen.json:
-        objects = [to_json(plan) for plan in plans]
-        print(json.dumps(objects[0] if len(objects) == 1 else objects, indent=2))
-        return 0
-    from recipes.planning.plan_text import print_comparison, print_plan
-
-    if len(plans) == 1:
+        _print_json([to_json(plan) for plan in plans])
+    elif len(plans) == 1:
         print_plan(plans[0])
     else:
         print_comparison(plans, left_out)
-    return 0
+    return None
 
 
-def _summary(chosen: argparse.Namespace) -> int:
+def _print_json(objects: Sequence[Any]) -> None:
+    print(json.dumps(objects[0] if len(objects) == 1 else objects, indent=2))
+
+
+def _summary(chosen: argparse.Namespace) -> None:
     from recipes.reports.summary import print_summary
 
     print_summary(chosen.run_folder)
-    return 0
 
 
-def _bill(chosen: argparse.Namespace) -> int:
+def _bill(chosen: argparse.Namespace) -> None:
     from recipes.reports.bill import print_bills, read_bill, to_json
 
     bills = [read_bill(run) for run in chosen.runs]
     if chosen.json:
-        objects = [to_json(bill) for bill in bills]
-        print(json.dumps(objects[0] if len(objects) == 1 else objects, indent=2))
+        _print_json([to_json(bill) for bill in bills])
     else:
         print_bills(bills)
-    return 0
 
 
-def _report(chosen: argparse.Namespace) -> int:
+def _report(chosen: argparse.Namespace) -> None:
     from recipes.reports.page import write_page
 
     print(f"report: {write_page(chosen.runs, chosen.out)}")
-    return 0
 
 
-def _keys(chosen: argparse.Namespace) -> int:
+def _keys(chosen: argparse.Namespace) -> None:
     from recipes.config.reference import print_keys
 
     print_keys(chosen.key, "eval" if chosen.eval else "train")
-    return 0
 
 
-def _list(chosen: argparse.Namespace) -> int:
+def _list(chosen: argparse.Namespace) -> None:
     from recipes.planning.listing import print_list
 
     print_list(chosen.words, chosen.json)
-    return 0
 
 
-def _export(chosen: argparse.Namespace) -> int:
-    if (
-        not chosen.unmerged
-    ):  # peft is built on torch; tokenizers are not, and transformers starts in a fifth of the time
+def _export(chosen: argparse.Namespace) -> None:
+    if not chosen.unmerged:  # peft is built on torch; tokenizers are not, and without it all starts five times faster
         os.environ |= {"USE_TORCH": "0", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}
     from recipes.weights.export import export
 
     more = {"shard_gb": chosen.shard_gb, "unmerged": chosen.unmerged, "overwrite": chosen.overwrite}
     print(export(chosen.model, chosen.out, chosen.dtype, chosen.recipe, chosen.tokenizer, **more))
-    return 0
 
 
-def _chat(chosen: argparse.Namespace) -> int:
+def _chat(chosen: argparse.Namespace) -> None:
     from recipes.talking.chat import chat
 
     chat(chosen.model, _sampling(chosen), chosen.system, chosen.tokenizer, chosen.recipe)
-    return 0
 
 
-def _generate(chosen: argparse.Namespace) -> int:
+def _generate(chosen: argparse.Namespace) -> None:
     from recipes.talking.generate import generate, read_prompts
 
     prompts = read_prompts(chosen.prompts)
     more = {"chat": chosen.chat, "tokenizer": chosen.tokenizer, "recipe": chosen.recipe, "out": chosen.out}
     generate(chosen.models, prompts, _sampling(chosen), **more)
-    return 0
 
 
 def _sampling(chosen: argparse.Namespace) -> Any:

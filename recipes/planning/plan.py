@@ -7,7 +7,6 @@ budget and a deadline, and names every figure with its unit for `--json`. plan_t
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,12 +28,17 @@ from recipes.training.batches import dataset_tokens
 GPUS = 8  # one node, where neither --gpus nor --deadline says how many
 MOST_GPUS = 4096
 DEFAULT_RECIPE = Path(__file__).parents[2] / "yamls" / "pretrain" / "mpt-7b.yaml"  # what --budget starts from
+SMALLEST, LARGEST = 1e-9, 1e18  # of what is said in numbers
 MFU_COUNTS = "LLM Foundry's count, three passes through every weight and over every key"
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says besides the recipe. None: not said."""
+    """What the command line says besides the recipe. None: not said.
+
+    Raises:
+        ValueError: a number that cannot be right, such as a negative rate.
+    """
 
     gpu: str | None = None
     gpus: int | None = None
@@ -45,11 +49,27 @@ class Options:
     deadline_hours: float | None = None
     inference_tokens: float | None = None
     inference_mfu: float | None = None
-    dataset_tokens: int | None = None
+    dataset_tokens: float | None = None
     law: str = DEFAULT_LAW
     power_usage_effectiveness: float | None = None
     kg_co2e_per_kwh: float | None = None
-    overrides: tuple[str, ...] = ()  # of the recipe's keys
+    overrides: Sequence[str] = ()  # of the recipe's keys
+
+    def __post_init__(self) -> None:
+        for name, value, least, most in (
+            ("--gpus", self.gpus, 1, LARGEST),
+            ("--rate", self.usd_per_gpu_hour, 0, LARGEST),
+            ("--budget", self.budget_usd, SMALLEST, LARGEST),
+            ("--deadline", self.deadline_hours, SMALLEST, LARGEST),
+            ("--inference-tokens", self.inference_tokens, 0, LARGEST),
+            ("--inference-mfu", self.inference_mfu, SMALLEST, 1),
+            ("--dataset-tokens", self.dataset_tokens, 1, LARGEST),
+            ("--pue", self.power_usage_effectiveness, 1, LARGEST),
+            ("--kg-co2e-per-kwh", self.kg_co2e_per_kwh, 0, LARGEST),
+        ):
+            if value is not None and not least <= value <= most:
+                raise ValueError(f"{name}: got {value:g}, expected a number from {least:g} to {most:g}.")
+        scaling_law(self.law)
 
 
 @dataclass(frozen=True)
@@ -71,45 +91,6 @@ class Plan:
     best: Purchase | None = None  # for the budget, nothing to serve
     best_serving: Purchase | None = None  # for the budget, training and serving
     same_loss_serving: tuple[float, float] | None = None  # (parameters, tokens) of least FLOPs with serving
-
-
-def options_from(said: Any, deadline_hours: float | None, overrides: Sequence[str] = ()) -> Options:
-    """Options from parsed arguments.
-
-    Raises:
-        ValueError: a number that cannot be right, such as a negative rate.
-    """
-    for name, value, least in (
-        ("--gpus", said.gpus, 1),
-        ("--rate", said.rate, 0),
-        ("--inference-tokens", said.inference_tokens, 0),
-        ("--dataset-tokens", said.dataset_tokens, 1),
-        ("--pue", said.pue, 1),
-        ("--kg-co2e-per-kwh", said.kg_co2e_per_kwh, 0),
-    ):
-        if value is not None and not least <= value < math.inf:
-            raise ValueError(f"{name}: got {value:g}, expected a finite number of at least {least}.")
-    if said.budget is not None and not 0 < said.budget < math.inf:
-        raise ValueError(f"--budget: got {said.budget:g}, expected a finite number of dollars above 0.")
-    if said.inference_mfu is not None and not 0 < said.inference_mfu <= 1:
-        raise ValueError(f"--inference-mfu: got {said.inference_mfu:g}, expected a share above 0 and up to 1.")
-    scaling_law(said.law)
-    return Options(
-        gpu=said.gpu,
-        gpus=said.gpus,
-        usd_per_gpu_hour=said.rate,
-        prices_file=said.prices,
-        price_kind=said.price_kind,
-        budget_usd=said.budget,
-        deadline_hours=deadline_hours,
-        inference_tokens=said.inference_tokens,
-        inference_mfu=said.inference_mfu,
-        dataset_tokens=None if said.dataset_tokens is None else int(said.dataset_tokens),
-        law=said.law,
-        power_usage_effectiveness=said.pue,
-        kg_co2e_per_kwh=said.kg_co2e_per_kwh,
-        overrides=tuple(overrides),
-    )
 
 
 def load_recipe(path: str | None, overrides: list[str]) -> Recipe:
@@ -144,7 +125,7 @@ def _recipe_gpu(recipe: Recipe) -> str | None:
 def _plan(recipe: Recipe, gpu: str, options: Options) -> Plan:
     assumed: list[str] = []
     values = _rate_of_this_gpu(recipe, gpu, options, assumed)
-    tokens = dataset_tokens(recipe) if options.dataset_tokens is None else options.dataset_tokens
+    tokens = dataset_tokens(recipe) if options.dataset_tokens is None else int(options.dataset_tokens)
 
     def on(gpus: int) -> Estimate:
         return estimate(
