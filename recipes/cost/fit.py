@@ -3,6 +3,8 @@
     python -m recipes.cost.fit            # fits on the rows marked fit, writes measured/coefficients.json
     python -m recipes.cost.fit --check    # only prints the errors of the coefficients in the file
 
+Both print a table of README.md as well: how the largest micro-batch that memory.py allows compares with the table's.
+
 Least squares on log(predicted / measured tokens a second), with Huber's loss, because some rows ran into their memory
 limit and are slow for a reason that no coefficient here describes. Coefficients are positive, so their logarithms are
 fitted; a weak pull to the starting values holds those the data say little about.
@@ -22,6 +24,7 @@ from typing import Any
 
 from recipes.cost.flops import FlopsPerToken, flops_per_token
 from recipes.cost.hardware import Gpu, find_gpu
+from recipes.cost.memory import largest_microbatch
 from recipes.cost.setup import Setup, read_setup
 from recipes.cost.throughput import COEFFICIENTS_PATH, load_coefficients, step_time
 
@@ -151,6 +154,27 @@ def accuracy(rows: Sequence[Row], coefficients: Mapping[str, float]) -> dict[str
     return {name: {k: round(v, 4) for k, v in part.items()} for name, part in table.items()}
 
 
+def microbatch_ratio(row: Row) -> float:
+    """The largest micro-batch that is estimated to fit, over the one that ran."""
+    assert row.setup.microbatch_sequences is not None
+    unbounded = dataclasses.replace(row.setup, global_batch_sequences=10**9)
+    return largest_microbatch(unbounded, row.gpu) / row.setup.microbatch_sequences
+
+
+def microbatch_table(rows: Sequence[Row]) -> list[str]:
+    """Lines of README.md: those ratios with and without activation checkpointing."""
+    lines = [
+        "| estimated over measured micro-batch | rows | smallest | median | p90 | largest |",
+        "|---|---|---|---|---|---|",
+    ]
+    for on in (False, True):
+        ratios = [microbatch_ratio(row) for row in rows if row.setup.recompute == on]
+        figures = [min(ratios), quantile(ratios, 0.5), quantile(ratios, 0.9), max(ratios)]
+        name = f"activation checkpointing {'on' if on else 'off'}"
+        lines.append(f"| {name} | {len(ratios)} | {' | '.join(f'{figure:.2f}' for figure in figures)} |")
+    return lines
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m recipes.cost.fit", description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -164,6 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, part in found.items():
         figures = "  ".join(f"{figure} {part[figure]:.1%}" for figure in ("median", "p90", "max"))
         print(f"{name:9} {part['rows']:4.0f} rows  {figures}")
+    print("\n".join(["", *microbatch_table(rows)]))
     if not check:
         content = {"command": "python -m recipes.cost.fit", "errors": found, "coefficients": coefficients}
         COEFFICIENTS_PATH.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
