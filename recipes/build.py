@@ -35,7 +35,7 @@ from recipes.config.keys import Problem, RecipeError
 from recipes.config.load import Recipe
 from recipes.config.sections import loaders
 from recipes.cost.hardware import gpu_from_device_name
-from recipes.cost.parameters import MPT, OURS, RWKV
+from recipes.cost.parameters import MODEL_DEFAULTS, MPT, OURS, RWKV
 from recipes.cost.rate import cost_section
 from recipes.cost.setup import shards
 from recipes.models.compiling import checkpoint_blocks, checkpoint_by_operation, compile_blocks
@@ -321,6 +321,9 @@ def build_model(config: dict[str, Any], tokenizer: Any, fsdp: dict[str, Any] | N
     init_context = process_init_device(config, fsdp, tp)
     name = config.pop("name")
     lora = config.pop("peft_config", None) if name == MPT else None
+    size, ids = config.get("vocab_size") or MODEL_DEFAULTS["vocab_size"], 0 if tokenizer is None else len(tokenizer)
+    if name in OURS and ids > size:  # Composer would make more, and nothing that reads the recipe could use the model
+        raise ValueError(f"its tokenizer has {ids} tokens, and vocab_size is {size}: set it to at least {ids}")
     model = builders.build_composer_model(
         name=name,
         tokenizer=tokenizer,

@@ -15,7 +15,7 @@ from recipes.config.keys import KeyPath
 from recipes.config.load import Recipe
 from recipes.preflight.hub import in_hub_cache, not_from_hub
 from recipes.preflight.packages import importable, scheme_problems
-from recipes.preflight.weights import is_json
+from recipes.preflight.weights import embeddings_of, read_mapping, vocabulary_problems
 from recipes.ranks import is_first_of_machine
 
 
@@ -97,18 +97,13 @@ def _shards(key: KeyPath, folder: Path, loader: Mapping[str, Any], recipe: Recip
 def _strangers(folder: Path, manifest: Manifest, model: Mapping[str, Any]) -> Iterator[str]:
     """What keeps a model, with its tokenizer, from reading the ids of shards."""
     used = Path(str((model.get("tokenizer") or {}).get("name"))) / "tokenizer.json"
-    if used.is_file() and is_json(used) and not manifest.was_made_with(used):
+    if read_mapping(used) is not None and not manifest.was_made_with(used):
         text = f"the shards in {folder} were made with another tokenizer ({manifest.tokenizer.path}) than {used.parent}"
         yield f"{text}: the ids would mean other words; prepare the shards again, or name their tokenizer"
-    section = model.get("model") or {}
-    config = Path(str(section.get("pretrained_model_name_or_path"))) / "config.json"
-    vocabulary = section.get("vocab_size")
-    if vocabulary is None and config.is_file() and is_json(config):
-        vocabulary = json.loads(config.read_text(encoding="utf-8")).get("vocab_size")
-    if isinstance(vocabulary, int) and manifest.tokenizer.vocab_size > vocabulary:
-        largest = manifest.tokenizer.vocab_size - 1
-        text = f"the shards in {folder} hold ids up to {largest}, the model has {vocabulary} embeddings"
-        yield f"{text}: set model.vocab_size to at least {manifest.tokenizer.vocab_size}"
+    size, ids = embeddings_of(model), manifest.tokenizer.vocab_size
+    if size is not None and ids > size and not any(vocabulary_problems(model)):
+        text = f"the shards in {folder} hold ids up to {ids - 1}, the model has {size} embeddings"
+        yield f"{text}: set model.vocab_size to at least {ids}"
 
 
 def local_data_files(dataset: Mapping[str, Any]) -> list[Path]:

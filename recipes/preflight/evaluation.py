@@ -14,7 +14,7 @@ from recipes.cost.parameters import MPT
 from recipes.preflight.data import data_problems
 from recipes.preflight.machine import can_be_written, has_gpu, kernel_refusals
 from recipes.preflight.packages import importable, package_problems, scheme_problems
-from recipes.preflight.weights import tokenizer_problems, weight_problems
+from recipes.preflight.weights import tokenizer_problems, vocabulary_problems, weight_problems
 
 
 def preflight_evaluation(recipe: Recipe) -> list[Problem]:
@@ -23,6 +23,7 @@ def preflight_evaluation(recipe: Recipe) -> list[Problem]:
     own_code = bool(recipe.get("code_paths"))
     for index, model in enumerate(recipe["models"]):
         found += [(("models", index, *key), text) for key, text in tokenizer_problems(model["tokenizer"], own_code)]
+        found += [(("models", index, *key), text) for key, text in vocabulary_problems(model)]
         found += [(("models", index, *key), text) for key, text in weight_problems(model)]
         found += [(("models", index, *key), text) for key, text in _kernel_problems(model["model"], recipe)]
     for key, loader in loaders(recipe.values):

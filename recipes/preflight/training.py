@@ -13,7 +13,7 @@ from recipes.preflight.data import data_problems
 from recipes.preflight.evaluation import task_file_problems
 from recipes.preflight.machine import device_problems, disk_problems, memory_problems
 from recipes.preflight.packages import package_problems
-from recipes.preflight.weights import pretrained_problems, tokenizer_problems, weight_problems
+from recipes.preflight.weights import pretrained_problems, tokenizer_problems, vocabulary_problems, weight_problems
 from recipes.reports.runs import run_folder
 from recipes.reports.summary import COSMETIC
 from recipes.training.batches import plan_batches, too_little_data
@@ -28,6 +28,7 @@ def preflight(recipe: Recipe) -> list[Problem]:
     if too_little := too_little_data(recipe, plan_batches(recipe)):
         found.append((("train_loader",), too_little))
     found += tokenizer_problems(recipe.get("tokenizer", {}), bool(recipe.get("code_paths")))
+    found += vocabulary_problems(recipe.values)
     found += weight_problems(recipe.values)
     found += pretrained_problems(recipe)
     found += device_problems(recipe)

@@ -11,6 +11,7 @@ from typing import Any
 from recipes.config.file_names import is_remote
 from recipes.config.keys import KeyPath
 from recipes.config.load import Recipe
+from recipes.cost.parameters import MODEL_DEFAULTS, OURS
 from recipes.preflight.hub import in_hub_cache, not_from_hub
 from recipes.preflight.packages import missing_package, scheme_problems
 
@@ -26,8 +27,8 @@ def tokenizer_problems(tokenizer: Mapping[str, Any], own_code: bool = False) -> 
         yield ("tokenizer", "name"), f"{folder} is a file: give the folder that it is in, {folder.parent}"
     elif folder.is_dir():
         for file in ("tokenizer.json", "tokenizer_config.json"):
-            if (folder / file).is_file() and not is_json(folder / file):
-                yield ("tokenizer", "name"), f"{folder / file} cannot be read: it is no JSON"
+            if (folder / file).is_file() and read_mapping(folder / file) is None:
+                yield ("tokenizer", "name"), f"{folder / file} cannot be read: expected a mapping in JSON"
         if not any((folder / f).is_file() for f in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
             yield ("tokenizer", "name"), f"{folder} holds no tokenizer: no tokenizer.json, no tokenizer_config.json"
     elif name.startswith((".", "/")) or name.count("/") > 1:
@@ -65,9 +66,41 @@ def pretrained_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
             yield tuple(key.split(".")), text
 
 
-def is_json(path: Path) -> bool:
+def vocabulary_problems(settings: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
+    """A tokenizer here with more ids than one of our models has embeddings: Composer would silently make more."""
+    tokenizer, size = (settings.get("tokenizer") or {}).get("name"), embeddings_of(settings)
+    there = ids_of(Path(str(tokenizer)))
+    if (settings.get("model") or {}).get("name") in OURS and size is not None and there > size:
+        text = f"the tokenizer {tokenizer} has ids up to {there - 1}, the model has {size} embeddings"
+        yield ("model", "vocab_size"), f"{text}: set model.vocab_size to at least {there}"
+
+
+def embeddings_of(settings: Mapping[str, Any]) -> int | None:
+    """How many a model has, by its `model:` section or the folder that this names; None where neither says."""
+    section = settings.get("model") or {}
+    if section.get("name") in OURS:
+        size = section.get("vocab_size") or MODEL_DEFAULTS["vocab_size"]
+    else:
+        config = read_mapping(Path(str(section.get("pretrained_model_name_or_path"))) / "config.json") or {}
+        size = section.get("vocab_size") or config.get("vocab_size")
+    return size if isinstance(size, int) else None
+
+
+def ids_of(folder: Path) -> int:
+    """The largest id of a tokenizer's folder, and one more; 0 where its tokenizer.json is not there or does not say."""
+    content = read_mapping(folder / "tokenizer.json") or {}
     try:
-        json.loads(path.read_text(encoding="utf-8"))
+        vocabulary = content["model"]["vocab"]
+        ids = range(len(vocabulary)) if isinstance(vocabulary, list) else vocabulary.values()
+        return max([*ids, *(token["id"] for token in content.get("added_tokens") or [])], default=-1) + 1
+    except (KeyError, TypeError, AttributeError):
+        return 0
+
+
+def read_mapping(path: Path) -> dict[str, Any] | None:
+    """What a JSON file holds, where that is a mapping."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return False
-    return True
+        return None
+    return content if isinstance(content, dict) else None

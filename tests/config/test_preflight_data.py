@@ -8,8 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from recipes.build import build_model
 from recipes.config.load import Recipe
 from recipes.preflight.data import data_problems
+from recipes.preflight.weights import tokenizer_problems, vocabulary_problems
+from tests.tiny import MPT
 
 
 def said_of(shards: Path, name: str = "text", **recipe: Any) -> list[str]:
@@ -34,6 +39,32 @@ def test_every_model_of_an_evaluation_is_asked(shards: Path, tmp_path: Path) -> 
     assert "were made with another tokenizer" in text
     (text,) = said_of(shards, models=[model(own, pretrained_model_name_or_path=str(tmp_path))])
     assert "hold ids up to 511, the model has 300 embeddings" in text
+
+
+def test_a_model_has_embeddings_for_its_tokenizer_whatever_the_shards(shards: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(shards, copy)
+    (copy / "train" / "manifest.json").unlink()  # as other programs make them
+    settings = {"tokenizer": {"name": str(copy / "tokenizer")}, "model": {"name": "mpt_causal_lm", "vocab_size": 500}}
+    ((key, text),) = vocabulary_problems(settings)
+    assert key == ("model", "vocab_size")
+    assert text.endswith("has ids up to 511, the model has 500 embeddings: set model.vocab_size to at least 512")
+    settings["model"] = {"name": "mpt_causal_lm"}  # of 50,368
+    assert not [*vocabulary_problems(settings)]
+
+
+def test_a_tokenizer_from_the_hub_is_asked_when_the_model_is_built() -> None:
+    section = {"name": "mpt_causal_lm", **MPT, "vocab_size": 3}
+    with pytest.raises(ValueError, match="its tokenizer has 4 tokens, and vocab_size is 3: set it to at least 4"):
+        build_model(section, range(4), None, None)
+
+
+def test_a_tokenizers_configuration_is_a_mapping(shards: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(shards / "tokenizer", copy)
+    (copy / "tokenizer_config.json").write_text("[]")
+    ((_, text),) = tokenizer_problems({"name": str(copy)})
+    assert "tokenizer_config.json cannot be read: expected a mapping in JSON" in text
 
 
 def test_a_tokenizer_that_was_saved_anew_is_the_same(shards: Path, tmp_path: Path) -> None:
