@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
+import time
 
 from recipes.config.keys import Place, Problem, RecipeError
+
+GRACE_S = 30  # between SIGTERM and SIGKILL, as Composer's launcher has it
 
 
 def world_size() -> int:
@@ -31,3 +36,17 @@ def is_first_rank() -> bool:
 def is_first_of_machine() -> bool:
     """Whether this process is the one of its machine that does what is to be done there once."""
     return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def end_with_launcher() -> None:
+    """Where a launcher started this process, end it when that ends: killed, it can tell nobody."""
+    if os.environ.get("LOCAL_WORLD_SIZE"):
+        threading.Thread(target=_watch, args=(os.getppid(),), name="launcher-watch", daemon=True).start()
+
+
+def _watch(launcher: int) -> None:
+    while os.getppid() == launcher:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)  # what is open, as the ledger, is ended
+    time.sleep(GRACE_S)
+    os.kill(os.getpid(), signal.SIGKILL)  # it waits for another process

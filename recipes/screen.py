@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from recipes.cost.parameters import OURS, count_parameters
 from recipes.cost.run_length import read_duration
 from recipes.planning.budget import EXIT_BUDGET
 from recipes.preflight.machine import has_gpu
-from recipes.ranks import is_first_of_machine, is_first_rank
+from recipes.ranks import end_with_launcher, is_first_of_machine, is_first_rank
 from recipes.reports.runs import run_folder, run_name
 from recipes.training.batches import Batches, longest_sample, sequences_per_epoch
 from recipes.weights.hf_architecture import CLASSES, family_of
@@ -62,12 +63,21 @@ def print_recipe(recipe: Recipe) -> None:
 
 
 def exit_status(main: Callable[[list[str]], int], goes_on: str) -> int:
-    """Of a program: what `main` gives, or 130 with words after Ctrl-C. goes_on: what the same command then does."""
+    """Of a program: what `main` gives, or 130 with words after Ctrl-C, 143 after SIGTERM; it ends with its launcher.
+
+    goes_on: what the same command then does.
+    """
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # as Composer has it, once imported
+    end_with_launcher()
     try:
         return main(sys.argv[1:])
-    except KeyboardInterrupt:
-        print(f"\nstopped; the same command {goes_on}", file=sys.stderr)
-        return 130
+    except (KeyboardInterrupt, SystemExit) as end:
+        code = 130 if isinstance(end, KeyboardInterrupt) else end.code
+        if code not in (130, 143):
+            raise
+        if is_first_rank():
+            print(f"\nstopped; the same command {goes_on}", file=sys.stderr)
+        return int(code)
 
 
 def tell(say: Callable[[Any], Any], about: Any) -> None:

@@ -1,9 +1,12 @@
 """The launcher that does not import Composer: it is Composer's, and what stands in for its imports says the same."""
 
+import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -12,7 +15,7 @@ from composer.cli import launcher
 from composer.loggers import mosaicml_logger
 
 from recipes import launch
-from tests.conftest import ROOT, Command
+from tests.conftest import ROOT, Command, losses, recipe_arguments
 
 
 def test_stand_ins_say_what_composer_says(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,3 +66,25 @@ def test_its_processes_end_with_it() -> None:
         process.communicate(timeout=30)
     assert process.returncode == 128 + signal.SIGTERM
     assert not any(one.is_running() for one in started)
+
+
+@pytest.mark.parametrize("launcher", ["launch", "composer"])
+def test_training_ends_with_a_launcher_that_is_killed(shards: Path, tmp_path: Path, launcher: str) -> None:
+    command = {
+        "launch": [sys.executable, "-m", "recipes.launch"],
+        "composer": [str(Path(sys.executable).with_name("composer"))],
+    }[launcher]
+    arguments = recipe_arguments(shards, tmp_path, "max_duration=100000ba", "scheduler.t_max=100000ba")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [*command, "-n", "2", "train.py", *arguments], cwd=ROOT, env=environment, stdout=subprocess.PIPE
+    ) as process:
+        while len(losses(tmp_path)) < 2:
+            assert process.poll() is None
+            time.sleep(0.1)
+        started = psutil.Process(process.pid).children()
+        process.kill()
+    assert len(started) == 2
+    assert psutil.wait_procs(started, timeout=20)[1] == []
+    last = json.loads((tmp_path / "ledger.jsonl").read_text().splitlines()[-1])
+    assert last["event"] == "end"

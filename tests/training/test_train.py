@@ -83,6 +83,26 @@ def test_killed_runs_go_on_to_the_same_losses_bit_for_bit(whole: Path, shards: P
     assert summary(tmp_path)["starts"] == 3
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_that_is_told_to_stop_says_what_the_same_command_does(
+    shards: Path, tmp_path: Path, warm_python: Path, number: int, code: int
+) -> None:
+    command = [warm_python, "train.py", *recipe_arguments(shards, tmp_path, "max_duration=100000ba")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes) as process:
+        while len(losses(tmp_path)) < 2:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(number)
+        said = process.communicate(timeout=60)[1]
+    assert (process.returncode, said.splitlines()[-1]) == (
+        code,
+        "stopped; the same command goes on from the newest whole checkpoint, where the recipe has a save_folder",
+    )
+    assert json.loads((tmp_path / "ledger.jsonl").read_text().splitlines()[-1])["event"] == "end"
+
+
 def test_a_longer_run_goes_on_from_the_last_checkpoint_that_is_whole(
     whole: Path, shards: Path, tmp_path: Path, run_command: Command
 ) -> None:
