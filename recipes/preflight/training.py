@@ -46,6 +46,10 @@ NOT_THE_MODEL |= {"z_loss", "label_smoothing", "resid_pdrop", "emb_pdrop", "attn
 NOT_THE_MODEL |= {"attn_config.attn_impl"}
 
 
+# Keys whose values a checkpoint restores.
+OF_THE_ORDER = ("seed", "train_loader.dataset.shuffle_seed")
+
+
 def resume_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     """A run that would go on from the checkpoints of another model, or with another optimizer in name alone."""
     folder, found = run_folder(recipe), to_go_on_from(recipe)
@@ -82,6 +86,10 @@ def resume_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
         text = f"the checkpoints in {kept} bring the numbers of their optimizer, so that {what} would change nothing"
         mend = "put it back, or choose another run_name, with load_path and load_weights_only: true for these weights"
         yield ("optimizer",), f"{text}: {mend}"
+    what = _changes(*({key: one.get(key) for key in OF_THE_ORDER} for one in (before, recipe)))
+    if what:
+        text = f"the checkpoints in {kept} bring their random numbers and the order of the data, so that {what} would"
+        yield ("seed",), f"{text} change nothing: put it back, or choose another run_name"
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -236,6 +236,10 @@ def test_checkpoints_of_another_model_are_not_gone_on_from(whole: Path, shards: 
     )
     assert result.returncode == 1
     assert "→ 0.5 would change nothing: put it back, or choose another run_name" in result.stderr
+    for seed in ("seed", "train_loader.dataset.shuffle_seed"):
+        result = run_command("python", "train.py", *recipe_arguments(shards, whole, f"{seed}=99", "max_duration=30ba"))
+        assert result.returncode == 1
+        assert "train_loader.dataset.shuffle_seed 17 → 99 would change nothing: put it back" in result.stderr
 
 
 def test_a_finished_run_is_not_renamed_to_another_recipe(whole: Path, shards: Path, run_command: Command) -> None:
