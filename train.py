@@ -15,13 +15,13 @@ from recipes.config.check import load_checked
 from recipes.config.keys import Problem, RecipeError
 from recipes.planning.budget import verdict
 from recipes.preflight.training import preflight
-from recipes.ranks import is_first_rank
+from recipes.ranks import is_first_of_machine, is_first_rank
 from recipes.reports.page import write_page
 from recipes.reports.runs import run_folder
 from recipes.reports.summary import SUMMARY, is_finished, print_summary, read_json, write_summary
 from recipes.screen import exit_status, print_plan, print_problems, print_recipe, print_stop, tell, usage
 from recipes.training.batches import plan_batches
-from recipes.training.data_record import record_data
+from recipes.training.data_record import damage, record_data
 from recipes.training.holding import hold
 from recipes.training.startup import light_imports
 
@@ -64,6 +64,9 @@ def main(arguments: list[str]) -> int:
     if holder:
         text = f"{folder} is in use by {holder}: wait for it or stop it, or choose another run_name"
         return print_problems("this run goes on already", [Problem(recipe.place(("run_name",)), ("run_name",), text)])
+
+    if is_first_of_machine() and (damaged := damage(folder, recipe)):
+        return print_problems("the training data is not what was prepared", damaged)
 
     with light_imports():
         from recipes.build import build

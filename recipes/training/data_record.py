@@ -1,4 +1,4 @@
-"""What a run's training data was when it began, kept in the run folder: a run that goes on in other data says so."""
+"""What the training data of a run is, kept in its folder: whether it was read whole, whether it is other data now."""
 
 from __future__ import annotations
 
@@ -6,14 +6,41 @@ import json
 from pathlib import Path
 
 from data_prep.durable import write_whole
-from data_prep.manifest import MANIFEST
+from data_prep.manifest import MANIFEST, Manifest, digest_problems, load_manifest
 from data_prep.sources import sha256_of_file
+from recipes.config.keys import Problem
 from recipes.config.load import Recipe
 from recipes.config.sections import loaders
 from recipes.reports.summary import read_json
 from recipes.training.batches import shard_folders
 
 RECORD = "data.json"  # folder of shards: SHA-256 of its manifest, or of its index
+READ = ".shards-read.json"  # folder of shards: name, size and time of change of each file, whose bytes were right
+READ_BYTES = 2e9  # of shards in all, which take a second or two; more are known by their sizes alone
+
+
+def damage(folder: Path, recipe: Recipe) -> list[Problem]:
+    """What is wrong with the bytes of the training shards here, by the digests in their manifests.
+
+    folder: the run's, which remembers what was read: the next start reads only what has changed.
+    """
+    dataset = recipe.get("train_loader.dataset", {})
+    splits = {str(split): manifest for split in shard_folders(dataset) if (manifest := load_manifest(split))}
+    if sum(record.bytes for manifest in splits.values() for record in manifest.shards) > READ_BYTES:
+        return []
+    before = read_json(folder / READ)
+    now = {split: _state(Path(split), manifest) for split, manifest in splits.items()}
+    new = [split for split in splits if now[split] != before.get(split)]
+    found = [text for split in new for text in digest_problems(split, splits[split])]
+    if new and not found:
+        write_whole(folder / READ, json.dumps(now) + "\n")
+    key = ("train_loader", "dataset")
+    return [Problem(recipe.place(key), key, f"{text}: prepare the shards again") for text in found]
+
+
+def _state(split: Path, manifest: Manifest) -> list[list[str | int]]:
+    files = [(record.name, (split / record.name).stat()) for record in (*manifest.shards, *manifest.files)]
+    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in files]
 
 
 def record_data(folder: Path, recipe: Recipe) -> str:

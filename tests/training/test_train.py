@@ -15,6 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from recipes.config.load import load
+from recipes.training import data_record
+
 from ..conftest import ROOT, STEPS, Command, losses, recipe_arguments, summary
 
 
@@ -300,6 +303,42 @@ def test_damaged_shards_and_another_tokenizer_are_found_before_the_run(
     assert result.returncode == 1
     assert f"missing or truncated shard {shard}" in result.stderr
     assert "were made with another tokenizer" in result.stderr
+
+
+def test_a_flipped_bit_in_a_training_shard_is_found_before_the_run(
+    shards: Path, tmp_path: Path, run_command: Command
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(shards, copy)
+    shard = next((copy / "train").glob("*.mds"))
+    content = bytearray(shard.read_bytes())
+    content[-5] ^= 64
+    shard.write_bytes(content)
+    result = run_command("python", "train.py", *recipe_arguments(copy, tmp_path / "run"))
+    assert result.returncode == 1
+    assert f"corrupt shard {shard}" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_shards_that_were_read_are_not_read_again(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, run = tmp_path / "copy", tmp_path / "run"
+    shutil.copytree(shards, copy)
+    file, *arguments = recipe_arguments(copy, run)
+    recipe = load(file, arguments)
+    read: list[str] = []
+    monkeypatch.setattr(data_record, "digest_problems", lambda split, _: read.append(str(split)) or [])
+    for _ in range(2):
+        assert data_record.damage(run, recipe) == []
+    assert read == [str(copy / "train")]
+    next((copy / "train").glob("*.mds")).touch()
+    assert data_record.damage(run, recipe) == []
+    assert len(read) == 2
+    monkeypatch.setattr(data_record, "READ_BYTES", 10)
+    (run / data_record.READ).unlink()
+    assert data_record.damage(run, recipe) == []
+    assert len(read) == 2
 
 
 # A node of its own, as far as one machine can be two: its own shared memory, the same files.
