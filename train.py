@@ -8,6 +8,7 @@ The recipe is checked whole before anything is built. `dry_run=true` stops after
 
 from __future__ import annotations
 
+import os
 import sys
 
 from data_prep.durable import write_whole
@@ -22,8 +23,11 @@ from recipes.reports.summary import SUMMARY, is_finished, print_summary, read_js
 from recipes.screen import exit_status, print_plan, print_problems, print_recipe, print_stop, tell, usage
 from recipes.training.batches import plan_batches
 from recipes.training.data_record import damage, record_data
+from recipes.training.full_disk import full_disk
 from recipes.training.holding import hold
 from recipes.training.startup import light_imports
+
+GOES_ON = "goes on from the newest whole checkpoint, where the recipe has a save_folder"
 
 
 def main(arguments: list[str]) -> int:
@@ -86,8 +90,18 @@ def main(arguments: list[str]) -> int:
         before = read_json(folder / SUMMARY)
         (folder / SUMMARY).unlink(missing_ok=True)  # of a run that now goes on
     free_memory()
-    run.train(eval_first=bool(recipe.get("eval_first")))
-    run.trainer.close()
+    try:
+        run.train(eval_first=bool(recipe.get("eval_first")))
+        run.trainer.close()
+    except BaseException as error:  # as torch's of a sharded checkpoint is
+        full = full_disk(error)
+        if full is None or os.environ.get("RECIPES_TRACEBACK"):
+            raise
+        text = f"{full.filename or recipe.get('save_folder') or folder} has no room on its disk ({full.strerror})"
+        problem = Problem(
+            recipe.place(("save_folder",)), ("save_folder",), f"{text}: make some; the same command {GOES_ON}"
+        )
+        return print_problems("this run has stopped", [problem])
 
     if is_first_rank():
         ended = run.ended_early(before.get("ended_early"))
@@ -101,4 +115,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main, "goes on from the newest whole checkpoint, where the recipe has a save_folder"))
+    sys.exit(exit_status(main, GOES_ON))

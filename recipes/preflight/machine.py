@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import shutil
 import subprocess
@@ -16,17 +17,20 @@ from recipes.config.keys import KeyPath
 from recipes.config.load import Recipe
 from recipes.cost.parameters import MPT, OURS, count_parameters
 from recipes.cost.rate import cost_section, rate_of
-from recipes.cost.setup import shards
+from recipes.cost.run_length import read_duration
+from recipes.cost.setup import shards, steps_of_run
 from recipes.installing import install
 from recipes.launch import GPU_DEVICES
 from recipes.models.backends import features, precision_refusals, refusals
 from recipes.preflight.packages import scheme_problems
 from recipes.ranks import local_world_size, world_size
-from recipes.training.checkpoints import resumes, writes_sharded
+from recipes.training.batches import dataset_tokens, plan_batches
+from recipes.training.checkpoints import resumes, step_of, to_go_on_from, writes_sharded
 
 # Weights and gradients in fp32, and Adam's two moments: bytes a parameter costs in training without sharding.
 TRAINING_BYTES_PER_PARAMETER = 16
 CHECKPOINT_BYTES_PER_PARAMETER = 12  # weights and the two moments
+SAVE_INTERVAL = "1000ba"  # LLM Foundry's
 WEIGHT_BYTES = 4  # of a parameter that is not trained: with LoRA, about all of them
 
 
@@ -163,11 +167,30 @@ def disk_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     if not can_be_made(existing):
         yield ("save_folder",), f"checkpoints cannot be written to {folder}: {existing} is not a writable folder"
         return
-    needed, free = _checkpoint_bytes(recipe), shutil.disk_usage(existing).free
-    if needed > free:
+    count, each, free = _more_at_once(recipe), _checkpoint_bytes(recipe), shutil.disk_usage(existing).free
+    if count * each > free:
         where = os.path.relpath(existing)
-        text = f"one checkpoint takes about {needed / 1e9:,.1f} GB, and {where} has {free / 1e9:,.1f} GB free"
-        yield ("save_folder",), text
+        text = f"{count:,} checkpoints at once" if count > 1 else "one checkpoint"
+        text += (
+            f" take{'s' * (count == 1)} about {count * each / 1e9:,.1f} GB, and {where} has {free / 1e9:,.1f} GB free"
+        )
+        kept = "; save_num_checkpoints_to_keep is how many stay while the next is written" if count > 1 else ""
+        yield ("save_folder",), text + kept
+
+
+def _more_at_once(recipe: Recipe) -> int:
+    """Checkpoints that a run comes to have beside those that are there: a new one is whole before an old one goes."""
+    found, keep = to_go_on_from(recipe), recipe.get("save_num_checkpoints_to_keep", -1)
+    there = found.whole if found else ()
+    most = math.inf if keep < 0 else max(1, keep + 1 - len(there))
+    interval = recipe.get("save_interval", SAVE_INTERVAL)
+    share, steps = read_duration(interval), plan_batches(recipe).steps
+    if steps is not None and share is not None and share.unit != "sec":
+        values = {**recipe.values, "max_duration": interval}
+        each = steps * share.amount if share.unit == "dur" else steps_of_run(values, dataset_tokens(recipe))
+        done = (step_of(recipe, there[-1]) or 0) if there else 0
+        most = min(most, math.ceil((steps - done) / max(each or steps, 1)))
+    return 1 if most == math.inf else int(max(most, 1))
 
 
 def _existing(path: Path) -> Path:

@@ -24,6 +24,7 @@ from recipes.config.load import Recipe
 from recipes.cost.setup import shards
 from recipes.ranks import world_size
 from recipes.reports.runs import run_name
+from recipes.training.full_disk import full_disk
 
 FILENAME = "ep{epoch}-ba{batch}-rank{rank}.pt"  # of a full checkpoint, where the recipe names none
 SHARDED = "ep{epoch}-ba{batch}"
@@ -197,9 +198,11 @@ def _then_rename(write: Callable[[dict[str, Any], str], None]) -> Callable[[dict
             flush(partial)
             os.replace(partial, filename)
             flush(folder or ".")
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(partial)
+            if full := full_disk(error):
+                raise OSError(full.errno, full.strerror, filename) from error
             raise
 
     return write_then_rename

@@ -12,10 +12,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from recipes.config.load import load
+from recipes.cost.parameters import count_parameters
+from recipes.preflight.machine import disk_problems
 from recipes.training import data_record
 
 from ..conftest import ROOT, STEPS, Command, losses, recipe_arguments, summary
@@ -390,3 +393,59 @@ def test_two_nodes_train_in_a_folder_that_they_share(shards: Path, tmp_path: Pat
     assert list(curve) == list(range(12))
     assert curve[11] < curve[0]
     assert summary(tmp_path)["devices"] == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "count"),
+    [
+        (["save_num_checkpoints_to_keep=2"], 3),
+        (["save_num_checkpoints_to_keep=-1"], 8),
+        (["save_num_checkpoints_to_keep=-1", "save_interval=0.5dur"], 2),
+        (["save_num_checkpoints_to_keep=2", "save_interval=1000ba"], 1),
+    ],
+)
+def test_room_is_asked_for_all_checkpoints_that_are_there_at_once(
+    shards: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], count: int
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    file, *arguments = recipe_arguments(shards, tmp_path, *overrides)
+    ((_, text),) = disk_problems(load(file, arguments))
+    each = 12 * count_parameters(load(file, arguments)["model"]).total
+    assert text.startswith(f"{count} checkpoints at once take" if count > 1 else "one checkpoint takes")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=count * each))
+    assert not [*disk_problems(load(file, arguments))]
+    file, *arguments = recipe_arguments(shards, whole, *overrides[:1], "max_duration=30ba")  # two are there, of step 24
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=each * (2 if "-1" in overrides[0] else 1)))
+    assert not [*disk_problems(load(file, arguments))]
+
+
+# A file system with room for the files of a run and two of its checkpoints and a half.
+SMALL_DISK = """
+mount -t tmpfs -o size=$1 tmpfs "$2"
+shift 2
+exec "$@"
+"""
+
+
+@pytest.mark.skipif(not can_unshare(), reason="needs the right to make a mount namespace")
+@pytest.mark.parametrize("launch", [[], ["-m", "recipes.launch", "-n", "2"]], ids=["full", "sharded"])
+def test_a_disk_that_fills_up_is_said_in_words(shards: Path, whole: Path, tmp_path: Path, launch: list[str]) -> None:
+    size = (whole / "checkpoints" / "ep0-ba24-rank0.pt").stat().st_size
+    arguments = recipe_arguments(shards, tmp_path / "run", "train_loader.num_workers=0", "save_interval=1ba")
+    (tmp_path / "run").mkdir()
+    lie = tmp_path / "lie"  # so that preflight does not foresee it
+    lie.mkdir()
+    (lie / "sitecustomize.py").write_text("import shutil\nshutil.disk_usage = lambda _: type('', (), {'free': 1e15})\n")
+    shell = ["unshare", "--mount", "sh", "-ec", SMALL_DISK, "sh", str(int(2.5 * size)), str(tmp_path / "run")]
+    result = subprocess.run(
+        [*shell, sys.executable, *launch, "train.py", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{lie}:{ROOT}"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode != 0
+    assert "save_folder: " in result.stderr
+    assert "/run/checkpoints" in result.stderr
+    assert "has no room on its disk (No space left on device): make some; the same command goes on" in result.stderr
+    assert launch or (result.returncode == 1 and "Traceback" not in result.stderr)
