@@ -130,20 +130,14 @@ def _overrides(arguments: Iterable[str]) -> tuple[Layer, list[Problem]]:
             problems.append(Problem(COMMAND_LINE, keys, str(error)))
             continue
         section = values
+        for key in keys[:-1]:
+            inner = section.get(key)
+            section[key] = inner if isinstance(inner, dict) else {}
+            section = section[key]
+        section[keys[-1]] = value
+        # what only leads to the overridden key keeps its place in the file
         numbered = tuple(int(key) if key.isdigit() else key for key in keys)  # as places in a list are known
-        for index, key in enumerate(keys):
-            places[numbered[: index + 1]] = COMMAND_LINE
-            if index + 1 == len(keys):
-                section[key] = value
-            else:
-                inner = section.get(key)
-                section[key] = inner if isinstance(inner, dict) else {}
-                section = section[key]
-        for path, _ in walk(value, numbered):
-            places[path] = COMMAND_LINE
-    # a section that only leads to the overridden key keeps its place in the file
-    for way in [k for k in places if any(len(o) > len(k) and o[: len(k)] == k for o in places)]:
-        del places[way]
+        places |= dict.fromkeys([numbered, *(path for path, _ in walk(value, numbered))], COMMAND_LINE)
     return Layer(values, places), problems
 
 

@@ -37,6 +37,7 @@ def test_every_key_knows_where_it_was_written(recipe_file: Write) -> None:
     assert recipe.place(("model", "n_heads")).line == 3
     assert recipe.place(("list", 1, "x")).line == 6
     assert recipe.place(("model", "n_layers")) == COMMAND_LINE
+    assert load(path, ["list=[{x: 3}]"]).place(("list",)) == COMMAND_LINE
     # a key that stands nowhere has the place of its section
     assert recipe.place(("model", "attn_config", "rope")).line == 3
 
