@@ -14,6 +14,8 @@ from recipes.cost.setup import shard_degree, shards
 from recipes.models.backends import precision_refusals
 from recipes.ranks import world_size
 
+PARTS = ("proportion", "repeat", "choose")  # how much of a stream is read
+
 
 def _sequence_lengths(recipe: Mapping[str, Any]) -> Iterator[Finding]:
     length: Any = recipe.get("max_seq_len")
@@ -71,6 +73,19 @@ def _data_source(recipe: Mapping[str, Any]) -> Iterator[Finding]:
                 yield (*where, "bos_token_id"), "eos_token_id and bos_token_id are both set: documents are split by one"
         elif loader.get("name") == "finetuning" and not any(dataset.get(k) for k in ("hf_name", "remote", "streams")):
             yield (*where, "hf_name"), "missing; say where the examples are: hf_name, remote or streams"
+
+
+def _streams(recipe: Mapping[str, Any]) -> Iterator[Finding]:
+    for key, loader in loaders(recipe):
+        streams = section(section(loader, "dataset"), "streams")
+        parts = {name: [part for part in PARTS if section(streams, name).get(part) is not None] for name in streams}
+        with_share = [name for name, said in parts.items() if "proportion" in said]
+        for name, said in parts.items():
+            where = (*key, "dataset", "streams", name)
+            if len(said) > 1:
+                yield (*where, said[1]), f"{' and '.join(said)} are both set: a stream has one of them"
+            elif with_share and "proportion" not in said:
+                yield (*where, "proportion"), f"missing; all streams have one or none, and {with_share[0]} has one"
 
 
 def _schedule(recipe: Mapping[str, Any]) -> Iterator[Finding]:
@@ -218,6 +233,7 @@ RUN_RULES = (
     _sequence_lengths,
     _batches,
     _data_source,
+    _streams,
     _schedule,
     _checkpoints,
     _sharding,

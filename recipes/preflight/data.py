@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from recipes.preflight.hub import in_hub_cache, not_from_hub
 from recipes.preflight.packages import importable, scheme_problems
 from recipes.preflight.weights import embeddings_of, read_mapping, vocabulary_problems
 from recipes.ranks import is_first_of_machine
+from recipes.training.batches import shard_folders
 
 
 def data_problems(key: KeyPath, loader: Mapping[str, Any], recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
@@ -27,6 +30,7 @@ def data_problems(key: KeyPath, loader: Mapping[str, Any], recipe: Recipe) -> It
     if dataset.get("hf_name"):
         yield from _hub_dataset_problems(where, dataset)
         return
+    yield from _cache_problems((*where, "cache_limit"), dataset)
     streams = dataset.get("streams")
     for name, stream in (streams or {"": dataset}).items():
         inner = (*where, "streams", name) if streams else where
@@ -39,6 +43,22 @@ def data_problems(key: KeyPath, loader: Mapping[str, Any], recipe: Recipe) -> It
         if root:
             folder = Path(str(root)) / str(split) if split else Path(str(root))
             yield from _shards((*inner, "remote" if remote else "local"), folder, loader, recipe)
+
+
+def _cache_problems(key: KeyPath, dataset: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
+    """A `cache_limit` that Streaming refuses, as far as the indexes are here."""
+    written = re.fullmatch(r"([\d.]+)([kmgtpezy]?)b?", str(dataset.get("cache_limit")).strip().lower())
+    if not written:
+        return
+    limit, largest = float(written[1]) * 1024 ** " kmgtpezy".index(written[2] or " "), 0
+    for folder in shard_folders(dataset):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # said of the shards
+            for shard in json.loads((folder / "index.json").read_text())["shards"]:
+                parts = (shard.get("raw_data"), shard.get("zip_data"))
+                largest = max(largest, sum(part["bytes"] for part in parts if part))
+    if limit < 4 * largest:
+        text = f"got {dataset['cache_limit']}, and the largest shard takes {largest:,} bytes"
+        yield key, f"{text}: expected four times that at least, {4 * largest:,}"
 
 
 def _unlisted_shards(folder: Path) -> Iterator[str]:

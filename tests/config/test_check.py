@@ -179,6 +179,22 @@ def test_one_mistake_is_found_and_explained(override: str, key: str, words: str)
     assert len(problems) <= 2, problems  # a mistake is not reported under many names
 
 
+@pytest.mark.parametrize(
+    ("streams", "key", "words"),
+    [
+        ("{a: {local: x, proportion: 0.5}, b: {local: y}}", "b.proportion", "missing; all streams have one or none"),
+        ("{a: {local: x, proportion: 0.5}, b: {local: y, repeat: 2}}", "b.proportion", "and a has one"),
+        ("{a: {local: x, proportion: 0.5, repeat: 2}}", "a.repeat", "proportion and repeat are both set"),
+        ("{a: {local: x, repeat: 2, choose: 5}, b: {local: y}}", "a.choose", "repeat and choose are both set"),
+        ("{a: {local: x, repeat: 2}, b: {local: y, choose: 5}, c: {local: z}}", "", ""),
+    ],
+)
+def test_streams_say_how_much_of_each_in_one_way(streams: str, key: str, words: str) -> None:
+    problems = found("train_loader.dataset.local=null", f"train_loader.dataset.streams={streams}")
+    assert list(problems) == ([f"train_loader.dataset.streams.{key}"] if key else [])
+    assert all(words in text for text in problems.values())
+
+
 def test_all_mistakes_are_reported_at_once_with_file_and_line(recipe_file: Write) -> None:
     text = QUICKSTART.read_text().replace("../", f"{ROOT}/yamls/").replace("lr: 4.0e-3", "lr: fast\n  bettas: 1")
     path = recipe_file(text.replace("max_seq_len: 128", "max_seq_lenn: 128"))

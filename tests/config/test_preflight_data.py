@@ -83,3 +83,13 @@ def test_instructions_and_text_are_told_apart(shards: Path, tmp_path: Path) -> N
     path.write_text(json.dumps({**json.loads(path.read_text()), "loss_tokens": 9}))
     assert said_of(copy, name="finetuning", max_seq_len=128) == []  # their length is the most that one may have
     assert "hold prompts and answers" in said_of(copy)[0]
+
+
+def test_a_cache_has_room_for_four_shards(shards: Path) -> None:
+    largest = max(path.stat().st_size for path in (shards / "train").glob("*.mds"))
+    for limit, refused in ((4 * largest - 1, True), (4 * largest, False), ("1kb", True), ("0.1gb", False)):
+        loader = {"name": "text", "dataset": {"local": str(shards), "split": "train", "cache_limit": limit}}
+        said = data_problems(("train_loader",), loader, Recipe(Path("r.yaml"), {"max_seq_len": 32}, {}))
+        expected = f"got {limit}, and the largest shard takes {largest:,} bytes: expected four times that at least, "
+        texts = [text for key, text in said if key[-1] == "cache_limit"]
+        assert texts == ([f"{expected}{4 * largest:,}"] if refused else [])
