@@ -172,7 +172,7 @@ def build(recipe: Recipe) -> Run:
             autoresume=resumes(settings),
             python_log_level=settings["python_log_level"] if recipe.get("python_log_level") else None,
             dist_timeout=settings["dist_timeout"],
-            profiler=_profiler(settings["profiler"]),
+            profiler=_profiler(settings["profiler"], folder),
             compile_config=settings["compile_config"],
             spin_dataloaders=settings["spin_dataloaders"],
             # the loss of preferences is a mean over pairs, however long they are
@@ -366,13 +366,15 @@ def _callbacks(recipe: Recipe, settings: Mapping[str, Any], batches: Batches) ->
     return callbacks
 
 
-def _profiler(section: dict[str, Any] | None) -> Profiler | None:
+def _profiler(section: dict[str, Any] | None, folder: Path) -> Profiler | None:
     """LLM Foundry's `profiler:` section: a schedule, a JSON trace handler, and Composer's own arguments."""
     if not section:
         return None
     schedule = cyclic_schedule(**section.pop("schedule", {}))
     traces = section.pop("json_trace_handler", None)
-    return Profiler(schedule=schedule, trace_handlers=[JSONTraceHandler(**traces)] if traces else [], **section)
+    handlers = [JSONTraceHandler(**{"folder": str(folder / "traces"), **traces})] if traces else []
+    section = {"torch_prof_folder": str(folder / "torch_traces"), **section}
+    return Profiler(schedule=schedule, trace_handlers=handlers, **section)
 
 
 def build_loggers(recipe: Recipe, settings: Mapping[str, Any]) -> list[LoggerDestination]:

@@ -395,6 +395,17 @@ def test_two_nodes_train_in_a_folder_that_they_share(shards: Path, tmp_path: Pat
     assert summary(tmp_path)["devices"] == 2
 
 
+def test_traces_lie_in_the_run_folder(shards: Path, tmp_path: Path, run_command: Command) -> None:
+    schedule = "schedule: {wait: 0, warmup: 1, active: 1, repeat: 1}"
+    profiler = f"profiler={{{schedule}, json_trace_handler: {{merged_trace_filename: all.json}}}}"
+    arguments = recipe_arguments(shards, tmp_path, profiler, "run_name=traced", "max_duration=6ba")
+    result = run_command("python", "train.py", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "traces" / "all.json").is_file()
+    assert [*(tmp_path / "torch_traces").iterdir()]
+    assert not (ROOT / "traced").exists()
+
+
 @pytest.mark.parametrize(
     ("overrides", "count"),
     [
