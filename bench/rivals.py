@@ -23,7 +23,7 @@ from eval.scoring import PASSES
 from eval.suite import run_tasks, tasks_of
 from eval.tasks.icl import Task
 from eval.vectors import ENOUGH_TOKENS
-from recipes import build
+from recipes import parts
 from recipes.config.load import load
 
 ROUND_UP = 64  # tokens: the context is the longest prompt, rounded up; LLM Foundry pads everything to it
@@ -92,9 +92,9 @@ def models(shape: str, tokenizer: Any, context: int) -> tuple[Any, Any]:
     words = -(-len(tokenizer) // WORDS_ROUND_UP) * WORDS_ROUND_UP
     alibi = {"attn_impl": "flash", "alibi": True}
     section |= {"vocab_size": words, "no_bias": True, "init_device": "cpu", "attn_config": alibi}
-    build.register_components()
+    parts.register_components()
     torch.manual_seed(0)
-    ours = build.build_model(section, tokenizer, None, None).eval()
+    ours = parts.build_model(section, tokenizer, None, None).eval()
     sizes = {key: section[key] for key in ("d_model", "n_heads", "n_layers", "vocab_size", "max_seq_len")}
     theirs = MptForCausalLM(MptConfig(**sizes)).eval()
     absent, unknown = theirs.load_state_dict(ours.model.state_dict(), strict=False)

@@ -88,13 +88,13 @@ def main(arguments: list[str]) -> int:
         return 0
 
     with light_imports():
-        from recipes import build
+        from recipes import parts
         from recipes.training.processes import quiet
 
     quiet()
     try:
-        build.register_components()
-        build.import_code(recipe)
+        parts.register_components()
+        parts.import_code(recipe)
         if only_prompts:
             return _show_prompts(recipe, path.parent / "tasks")
         entries, examples = evaluate(recipe, models, path.parent)
@@ -136,7 +136,7 @@ def _evaluate(
     from eval.progress import bar
     from eval.suite import gauntlet_scores, logged, run_tasks, tasks_of
     from eval.validation import validation_loss
-    from recipes import build
+    from recipes import parts
     from recipes.training.turns import taking_turns
 
     settings = _settings(recipe, entry)
@@ -159,8 +159,8 @@ def _evaluate(
     numbers: dict[str, float] = {}
     for _, loader in loaders(settings, ["eval_loader"]):
         label = loader.pop("label", "")
-        with build.reporting(recipe, "eval_loader"), taking_turns():
-            built = build_dataloader(build.complete_loader(loader, settings), tokenizer, batch)
+        with parts.reporting(recipe, "eval_loader"), taking_turns():
+            built = build_dataloader(parts.complete_loader(loader, settings), tokenizer, batch)
         loss = validation_loss(loaded().backbone, built.dataloader, batch, settings["eval_subset_num_batches"])
         result.setdefault("losses", {})[label or "eval"] = loss
         numbers[f"metrics/eval/{label + '/' if label else ''}LanguageCrossEntropy"] = loss
@@ -172,7 +172,7 @@ def _evaluate(
     result["tasks"] = [j.result for j in judged]
     numbers |= logged(judged)
     if settings["eval_gauntlet"] is not None and judged:
-        with build.reporting(recipe, "eval_gauntlet"):
+        with parts.reporting(recipe, "eval_gauntlet"):
             result["gauntlet"] = gauntlet_scores(settings["eval_gauntlet"], judged)
         numbers |= {f"icl/metrics/eval_gauntlet/{name}": value for name, value in result["gauntlet"].items()}
     if wanted:
@@ -206,11 +206,11 @@ def _show_prompts(recipe: Recipe, scratch: Path) -> int:
 
 
 def _settings(recipe: Recipe, entry: Mapping[str, Any]) -> dict[str, Any]:
-    from recipes import build
+    from recipes import parts
     from recipes.training.processes import prepare_process
 
-    build.register_components()
-    settings: dict[str, Any] = {**build.EVAL_DEFAULTS, **copy.deepcopy(dict(recipe.values)), "model": entry["model"]}
+    parts.register_components()
+    settings: dict[str, Any] = {**parts.EVAL_DEFAULTS, **copy.deepcopy(dict(recipe.values)), "model": entry["model"]}
     prepare_process(settings)
     return settings
 
@@ -218,7 +218,7 @@ def _settings(recipe: Recipe, entry: Mapping[str, Any]) -> dict[str, Any]:
 def _tokenizer(recipe: Recipe, entry: Mapping[str, Any]) -> Any:
     from llmfoundry.utils import builders
 
-    from recipes.build import reporting
+    from recipes.parts import reporting
 
     with reporting(recipe, "models"):
         return builders.build_tokenizer(entry["tokenizer"]["name"], entry["tokenizer"].get("kwargs") or {})

@@ -10,7 +10,7 @@ from typing import Any
 
 from eval.backbone import Backbone
 from eval.models import is_folder, longest
-from recipes import build
+from recipes import parts
 from recipes.config.load import Recipe
 from recipes.ranks import is_first_of_machine
 from recipes.talking.loading import model_of_folder
@@ -31,7 +31,7 @@ class LoadedModel:
         fsdp = settings["fsdp_config"] if dist.get_world_size() > 1 and not is_folder(entry) else None
         path = entry.get("load_path")
         by_hand = path is not None and fsdp is None and Path(str(path)).is_dir()
-        with build.reporting(recipe, "models"):
+        with parts.reporting(recipe, "models"):
             if path is not None and Path(str(path)).is_file() and is_first_of_machine():
                 verify_file(Path(str(path)))
             model = _build(entry, tokenizer, fsdp)
@@ -41,7 +41,7 @@ class LoadedModel:
                 run_name=settings["run_name"] or recipe.path.stem,
                 seed=settings["seed"],
                 model=model,
-                loggers=build.build_loggers(recipe, dict(settings)),
+                loggers=parts.build_loggers(recipe, dict(settings)),
                 precision=settings["precision"],
                 parallelism_config=parallelism(fsdp, None, model),
                 load_path=None if by_hand else path,
@@ -49,7 +49,7 @@ class LoadedModel:
                 progress_bar=False,
                 dist_timeout=settings["dist_timeout"],
             )
-        build.say_the_recipe_once(self.trainer)
+        parts.say_the_recipe_once(self.trainer)
         self.model = self.trainer.state.model
         precision = partial(get_precision_context, Precision(settings["precision"]), fp8_autocast_enabled=False)
         limit = longest(entry, settings["max_seq_len"])
@@ -64,7 +64,7 @@ class LoadedModel:
 
 def _build(entry: Mapping[str, Any], tokenizer: Any, fsdp: dict[str, Any] | None) -> Any:
     if not is_folder(entry):
-        return build.build_model(copy.deepcopy(dict(entry["model"])), tokenizer, fsdp, None)
+        return parts.build_model(copy.deepcopy(dict(entry["model"])), tokenizer, fsdp, None)
     from composer.models import HuggingFaceModel
 
     folder = Path(entry["model"]["pretrained_model_name_or_path"])

@@ -18,7 +18,7 @@ NEW_TOKENS = 60
 
 def refuse_samples(recipe: Recipe, tokenizer_of: Callable[[Mapping[str, Any]], Any]) -> None:
     """Raise RecipeError for a prompt of `samples:` that some model cannot go on from, before anything is scored."""
-    from recipes.build import reporting
+    from recipes.parts import reporting
 
     wanted = recipe.get("samples", {"prompts": []})
     new = wanted.get("max_new_tokens", NEW_TOKENS)

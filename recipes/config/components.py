@@ -12,7 +12,6 @@ from llmfoundry.data.finetuning.tasks import DatasetConstructor, StreamingFinetu
 from llmfoundry.data.text_data import StreamingTextDataset
 from streaming import Stream
 
-from recipes.build import register_components
 from recipes.config.grammar import (
     FREE,
     INTEGER_OR_NULL,
@@ -25,6 +24,7 @@ from recipes.config.grammar import (
     section,
 )
 from recipes.config.model_components import models
+from recipes.parts import register_components
 
 
 def definitions() -> Schema:
@@ -70,7 +70,7 @@ def _loaders() -> dict[str, Schema]:
     stream = from_signature(Stream)
     streams: Schema = {"type": ["object", "null"], "additionalProperties": stream}
     separators: Schema = {"eos_token_id": INTEGER_OR_NULL, "bos_token_id": INTEGER_OR_NULL}
-    # LLM Foundry wants max_seq_len again here; build.py fills in the recipe's
+    # LLM Foundry wants max_seq_len again here; parts.py fills in the recipe's
     length: Schema = {"max_seq_len": {"type": "integer", "minimum": 1}}
     text = from_signature(
         StreamingTextDataset, without={"tokenizer", "batch_size"}, streams=streams, **separators, **length

@@ -17,12 +17,12 @@ from composer import ComposerModel, Trainer
 from composer.loggers import InMemoryLogger, LoggerDestination
 from torch.utils.data import DataLoader, Dataset
 
-from recipes.build import register_components
 from recipes.callbacks import cost as cost_module
 from recipes.callbacks.cost import CostMonitor
 from recipes.callbacks.energy import NvmlMeter, choose_meter
 from recipes.cost.hardware import find_gpu
 from recipes.cost.segments import PHASES
+from recipes.parts import register_components
 from recipes.reports.bill import read_bill
 
 SEQ_LEN, BATCH, VOCAB = 16, 4, 11

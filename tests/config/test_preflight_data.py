@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from recipes.build import build_model
 from recipes.config.load import Recipe
+from recipes.parts import build_model
 from recipes.preflight.data import data_problems
 from recipes.preflight.weights import tokenizer_problems, vocabulary_problems
 from tests.tiny import MPT

@@ -13,9 +13,9 @@ import pytest
 from eval import digests, evaluate, harness, results
 from eval.models import spell_out_models
 from eval.results import examples_path
-from recipes.build import import_code
 from recipes.config.keys import RecipeError
 from recipes.config.load import Recipe, load
+from recipes.parts import import_code
 from recipes.preflight.data import local_data_files
 from recipes.reports.summary import print_summary
 from recipes.talking.loading import load_model

@@ -115,7 +115,7 @@ def test_blocks_of_words_and_rows_are_joined_exactly(monkeypatch: pytest.MonkeyP
 
 
 def test_learned_positions_and_the_plain_kernel(twins: Twins) -> None:
-    from recipes import build
+    from recipes import parts
 
     torch.manual_seed(3)
     tuned = {"attn_temperature_tuning": {"floor_scale": 8, "attn_scale": 0.5}}
@@ -136,7 +136,7 @@ def test_learned_positions_and_the_plain_kernel(twins: Twins) -> None:
             "learned_pos_emb": learned,
             "attn_config": {"attn_impl": attention, "alibi": not learned, **more},
         }
-        model = build.build_model(section, twins.tokenizer, None, None)
+        model = parts.build_model(section, twins.tokenizer, None, None)
         backbone = Backbone(model, 96)
         requests = requests_like_a_task()
         for request, answer in zip(requests, score(lambda b=backbone: b, requests, 16, 96), strict=True):

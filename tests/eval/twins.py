@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from recipes import build
+from recipes import parts
 from recipes.weights.trained import find_trained
 
 CONTEXT = 256  # tokens; ALiBi reads on where training ended
@@ -31,9 +31,9 @@ def twins_of(run: Path) -> Twins:
     with trained.tensors() as files:
         weights = {name: files.rows(name).clone() for name in files.shapes()}
     section = {**copy.deepcopy(dict(trained.model)), "max_seq_len": CONTEXT}
-    build.register_components()
+    parts.register_components()
     tokenizer = builders.build_tokenizer(trained.recipe["tokenizer"]["name"], {})
-    composer = build.build_model(dict(section), tokenizer, None, None).eval()
+    composer = parts.build_model(dict(section), tokenizer, None, None).eval()
     composer.model.load_state_dict(weights)
     keys = ("d_model", "n_heads", "n_layers", "vocab_size")
     theirs = MptForCausalLM(MptConfig(**{k: section[k] for k in keys}, max_seq_len=CONTEXT)).eval()

@@ -15,8 +15,8 @@ from llmfoundry.models.mpt import modeling_mpt as foundry
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaConfig, LlamaRotaryEmbedding
 
-from recipes.build import register_components
 from recipes.models import attention, mpt
+from recipes.parts import register_components
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -10,7 +10,6 @@ import transformers
 from torch import Tensor
 
 from eval.backbone import Backbone
-from recipes.build import build_model, register_components
 from recipes.config.check import check
 from recipes.config.load import load
 from recipes.cost.flops import flops_per_token, llm_foundry_flops_per_token
@@ -19,6 +18,7 @@ from recipes.cost.parameters import count_parameters, model_shape
 from recipes.cost.setup import read_setup
 from recipes.models import compiling
 from recipes.models.rwkv import ComposerRwkvCausalLM, RwkvBlock, RwkvConfig, RwkvForCausalLM
+from recipes.parts import build_model, register_components
 
 from ..conftest import ROOT, Command
 from ..tiny import RWKV, VOCAB, build
