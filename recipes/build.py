@@ -18,6 +18,7 @@ from llmfoundry.callbacks import HuggingFaceCheckpointer
 from llmfoundry.data.dataloader import build_dataloader
 from llmfoundry.utils import builders
 
+from recipes import parts
 from recipes.callbacks.cost import CostMonitor
 from recipes.callbacks.log_lines import LogLines
 from recipes.callbacks.metrics_file import MetricsFile
@@ -28,16 +29,6 @@ from recipes.cost.parameters import MPT, OURS
 from recipes.cost.rate import cost_section
 from recipes.cost.setup import shards
 from recipes.models.compiling import checkpoint_blocks, checkpoint_by_operation, compile_blocks
-from recipes.parts import (
-    DEFAULTS,
-    build_loggers,
-    build_model,
-    complete_loader,
-    import_code,
-    register_components,
-    reporting,
-    say_the_recipe_once,
-)
 from recipes.reports.runs import METRICS, run_folder, run_name
 from recipes.run import Run
 from recipes.training.batches import Batches, microbatch_with_room, plan_batches
@@ -53,11 +44,28 @@ log = logging.getLogger("recipes")
 
 # Arguments of the trainer that are keys of the recipe.
 AS_WRITTEN = (
-    "seed precision max_duration train_subset_num_batches eval_interval eval_subset_num_batches log_to_console "
-    "console_log_interval save_folder save_interval save_num_checkpoints_to_keep save_overwrite save_weights_only "
-    "save_ignore_keys load_path load_weights_only load_strict_model_weights load_ignore_keys dist_timeout "
-    "compile_config spin_dataloaders"
-).split()  # noqa: SIM905  # 21 lines otherwise
+    "seed",
+    "precision",
+    "max_duration",
+    "train_subset_num_batches",
+    "eval_interval",
+    "eval_subset_num_batches",
+    "log_to_console",
+    "console_log_interval",
+    "save_folder",
+    "save_interval",
+    "save_num_checkpoints_to_keep",
+    "save_overwrite",
+    "save_weights_only",
+    "save_ignore_keys",
+    "load_path",
+    "load_weights_only",
+    "load_strict_model_weights",
+    "load_ignore_keys",
+    "dist_timeout",
+    "compile_config",
+    "spin_dataloaders",
+)
 
 
 def build(recipe: Recipe) -> Run:
@@ -65,12 +73,12 @@ def build(recipe: Recipe) -> Run:
 
     Raises RecipeError where a section cannot be built; the message carries the constructor's own words.
     """
-    register_components()
+    parts.register_components()
     log_from(recipe.get("python_log_level"))
-    settings = {**DEFAULTS, **{k: v for k, v in copy.deepcopy(dict(recipe.values)).items() if v is not None}}
+    settings = {**parts.DEFAULTS, **{k: v for k, v in copy.deepcopy(dict(recipe.values)).items() if v is not None}}
     name, folder = run_name(recipe), run_folder(recipe)
-    import_code(recipe)
-    with reporting(recipe, "seed"):
+    parts.import_code(recipe)
+    with parts.reporting(recipe, "seed"):
         prepare_process(settings)
 
     cost = _cost_monitor(recipe, settings, name, folder)
@@ -80,11 +88,11 @@ def build(recipe: Recipe) -> Run:
     microbatch = _microbatch(recipe, batches, is_split=shards(fsdp) or tensor_parallel is not None)
     settings["device_eval_batch_size"] = recipe.get("device_eval_batch_size", 1 if microbatch == "auto" else microbatch)
 
-    with reporting(recipe, "tokenizer"):
+    with parts.reporting(recipe, "tokenizer"):
         tokenizer = builders.build_tokenizer(settings["tokenizer"]["name"], settings["tokenizer"].get("kwargs") or {})
     with taking_turns():
-        with reporting(recipe, "train_loader"):
-            loader = complete_loader(settings["train_loader"], settings)
+        with parts.reporting(recipe, "train_loader"):
+            loader = parts.complete_loader(settings["train_loader"], settings)
             train_loader = build_dataloader(loader, tokenizer, batches.sequences_per_device)
             if _is_empty(train_loader):  # Composer would ask it for ever
                 raise ValueError(f"its data gives no batch of {batches.sequences_per_step} {batches.items}")
@@ -92,9 +100,9 @@ def build(recipe: Recipe) -> Run:
                 train_loader.batch_transforms = without_needless_mask
         evaluators = build_evaluators(recipe, settings, tokenizer)
     model = _model_to_train(recipe, settings, tokenizer, fsdp, tensor_parallel)
-    with reporting(recipe, "optimizer"):
+    with parts.reporting(recipe, "optimizer"):
         optimizer = builders.build_optimizer(model, settings["optimizer"].pop("name"), settings["optimizer"])
-    with reporting(recipe, "scheduler"):
+    with parts.reporting(recipe, "scheduler"):
         scheduler = builders.build_scheduler(settings["scheduler"].pop("name"), settings["scheduler"])
     if settings["eval_loader"] is not None:
         evaluators = builders.add_metrics_to_eval_loaders(evaluators, loss_metrics(model))
@@ -103,11 +111,11 @@ def build(recipe: Recipe) -> Run:
     callbacks += _tasks_in_the_loop(recipe, settings, tokenizer, folder, cost)
     algorithms = [builders.build_algorithm(n, kwargs or {}) for n, kwargs in (settings["algorithms"] or {}).items()]
     found = resume_point(recipe)
-    loggers = [MetricsFile(str(folder / METRICS)), *build_loggers(recipe, settings)]
+    loggers = [MetricsFile(str(folder / METRICS)), *parts.build_loggers(recipe, settings)]
     on_terminal = sys.stderr.isatty()
     if settings["progress_bar"] and not on_terminal:
         loggers.append(LogLines())
-    with reporting(recipe, "trainer"):
+    with parts.reporting(recipe, "trainer"):
         trainer = Trainer(
             run_name=name,
             **{key: settings[key] for key in AS_WRITTEN},
@@ -138,10 +146,10 @@ def _model_to_train(
     recipe: Recipe, settings: dict[str, Any], tokenizer: Any, fsdp: dict[str, Any] | None, tp: dict[str, Any] | None
 ) -> Any:
     """The model, with what is put around its blocks and its loss."""
-    with reporting(recipe, "model"):
-        model = build_model(settings["model"], tokenizer, fsdp, tp)
+    with parts.reporting(recipe, "model"):
+        model = parts.build_model(settings["model"], tokenizer, fsdp, tp)
     if recipe.get("dpo"):
-        with reporting(recipe, "dpo"):
+        with parts.reporting(recipe, "dpo"):
             model = PreferenceModel(model, **recipe["dpo"])
     if settings.get("selective_checkpointing"):
         checkpoint_by_operation(model)
@@ -156,7 +164,7 @@ def _make_ready(trainer: Trainer, recipe: Recipe, settings: Mapping[str, Any], f
     """What a trainer wants before its first step: weights from elsewhere, the checkpoints before, order, silence."""
     is_new = trainer.state.timestamp.batch == 0  # a run that goes on has its own weights
     if recipe.get("pretrained") and is_new:
-        with reporting(recipe, "pretrained"):
+        with parts.reporting(recipe, "pretrained"):
             load_pretrained(trainer.state.model, recipe["model"], Path(recipe["pretrained"]))
     has_own_adapters = recipe.get("model.name") == MPT and recipe.get("model.peft_config")
     if has_own_adapters and not settings["load_path"] and is_new:
@@ -166,7 +174,7 @@ def _make_ready(trainer: Trainer, recipe: Recipe, settings: Mapping[str, Any], f
         trainer._checkpoint_saver.saved_checkpoints = [as_composer_lists(path) for path in found.whole]
     # Composer's checkpoint is saved before the export of the same step, which may fail
     trainer.state.callbacks.sort(key=lambda callback: isinstance(callback, HuggingFaceCheckpointer))
-    say_the_recipe_once(trainer)
+    parts.say_the_recipe_once(trainer)
     if settings["log_config"]:
         flattened = (settings["metadata"] or {}) if settings["flatten_metadata"] else {}
         trainer.logger.log_hyperparameters({**flattened, **recipe.values})
@@ -203,10 +211,10 @@ def without_needless_mask(batch: Any) -> Any:
 def build_evaluators(recipe: Recipe, settings: dict[str, Any], tokenizer: Any) -> list[Evaluator]:
     """Loaders of validation data; tasks are not theirs (eval/in_loop.py)."""
     for _, loader in loaders(settings, ["eval_loader"]):
-        complete_loader(loader, settings)
+        parts.complete_loader(loader, settings)
     if not settings["eval_loader"]:
         return []
-    with reporting(recipe, "eval_loader"):
+    with parts.reporting(recipe, "eval_loader"):
         return builders.build_eval_loaders(settings["eval_loader"], tokenizer, settings["device_eval_batch_size"])
 
 
@@ -218,7 +226,7 @@ def _tasks_in_the_loop(
         return []
     from eval.in_loop import TaskEvaluation
 
-    with reporting(recipe, "icl_tasks" if settings["icl_tasks"] else "harness_tasks"):
+    with parts.reporting(recipe, "icl_tasks" if settings["icl_tasks"] else "harness_tasks"):
         return [
             TaskEvaluation(
                 tokenizer,
@@ -247,7 +255,7 @@ def loss_metrics(model: Any) -> list[str]:
 def _cost_monitor(recipe: Recipe, settings: Mapping[str, Any], name: str, folder: Path) -> CostMonitor:
     """The meter, running: before anything is built, so that what dies in that time is billed too."""
     meter = {"ledger": str(folder / "ledger.jsonl"), "started_at": psutil.Process().create_time()}
-    with reporting(recipe, "cost"):
+    with parts.reporting(recipe, "cost"):
         monitor = CostMonitor(**{**meter, **cost_section(settings)})
         monitor.open(name)
     return monitor
@@ -257,7 +265,7 @@ def _callbacks(recipe: Recipe, settings: Mapping[str, Any], batches: Batches) ->
     # LLM Foundry gives callbacks the recipe with what a run makes of it
     train_config = {
         **recipe.values,
-        "train_loader": complete_loader(copy.deepcopy(recipe["train_loader"]), recipe.values),
+        "train_loader": parts.complete_loader(copy.deepcopy(recipe["train_loader"]), recipe.values),
         "n_gpus": batches.devices,
         "device_train_batch_size": batches.sequences_per_device,
         "device_train_microbatch_size": batches.microbatch or "auto",
@@ -269,7 +277,7 @@ def _callbacks(recipe: Recipe, settings: Mapping[str, Any], batches: Batches) ->
         wanted.setdefault("recompile_counter", {})
     callbacks: list[Callback] = []
     for name, kwargs in wanted.items():
-        with reporting(recipe, "callbacks"):
+        with parts.reporting(recipe, "callbacks"):
             callbacks.append(builders.build_callback(name, kwargs or {}, train_config=copy.deepcopy(train_config)))
     return callbacks
 
