@@ -13,7 +13,7 @@ import sys
 
 from data_prep.durable import write_whole
 from recipes.config.check import load_checked
-from recipes.config.keys import Problem, RecipeError
+from recipes.config.keys import RecipeError
 from recipes.planning.budget import verdict
 from recipes.preflight.training import preflight
 from recipes.ranks import is_first_of_machine, is_first_rank
@@ -64,10 +64,10 @@ def main(arguments: list[str]) -> int:
         holder = hold(folder) if is_first_rank() else None
     except OSError as error:
         text = f"{folder} cannot be written to ({error.strerror}): choose another run_name"
-        return print_problems("this run cannot begin", [Problem(recipe.place(("run_name",)), ("run_name",), text)])
+        return print_problems("this run cannot begin", [recipe.problem(("run_name",), text)])
     if holder:
         text = f"{folder} is in use by {holder}: wait for it or stop it, or choose another run_name"
-        return print_problems("this run goes on already", [Problem(recipe.place(("run_name",)), ("run_name",), text)])
+        return print_problems("this run goes on already", [recipe.problem(("run_name",), text)])
 
     if is_first_of_machine() and (damaged := damage(folder, recipe)):
         return print_problems("the training data is not what was prepared", damaged)
@@ -97,10 +97,8 @@ def main(arguments: list[str]) -> int:
         full = full_disk(error)
         if full is None or os.environ.get("RECIPES_TRACEBACK"):
             raise
-        text = f"{full.filename or recipe.get('save_folder') or folder} has no room on its disk ({full.strerror})"
-        problem = Problem(
-            recipe.place(("save_folder",)), ("save_folder",), f"{text}: make some; the same command {GOES_ON}"
-        )
+        text = f"{full.filename or folder} has no room on its disk ({full.strerror})"
+        problem = recipe.problem(("save_folder",), f"{text}: make some; the same command {GOES_ON}")
         return print_problems("this run has stopped", [problem])
 
     if is_first_rank():

@@ -21,7 +21,7 @@ from llmfoundry.utils.registry_utils import import_file
 from recipes.callbacks.budget import BudgetGuard
 from recipes.callbacks.cost import CostMonitor
 from recipes.callbacks.metrics_file import MetricsFile
-from recipes.config.keys import Problem, RecipeError
+from recipes.config.keys import RecipeError
 from recipes.config.load import Recipe
 from recipes.cost.parameters import MODEL_DEFAULTS, MPT, OURS, RWKV
 from recipes.cost.setup import shards
@@ -66,8 +66,7 @@ def import_code(recipe: Recipe) -> None:
     own = sorted(set(registry.config_transforms.get_all()) - known)
     if own:
         text = f"registers the config transform {', '.join(own)}: recipes are not changed after they are checked; write"
-        where = ("code_paths",)
-        raise RecipeError([Problem(recipe.place(where), where, f"{text} into the recipe what it sets")])
+        raise RecipeError(recipe.problem(("code_paths",), f"{text} into the recipe what it sets"))
 
 
 @contextlib.contextmanager
@@ -84,7 +83,7 @@ def reporting(recipe: Recipe, key: str) -> Iterator[None]:
         hint = " (RECIPES_TRACEBACK=1 shows where)"
         where = (key,) if key in recipe.values else ()  # the trainer takes what many sections say
         said = f"{'' if where else f'the {key} '}cannot be built: {text}{hint}"
-        raise RecipeError([Problem(recipe.place(where), where, said)]) from error
+        raise RecipeError(recipe.problem(where, said)) from error
 
 
 def complete_loader(loader: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

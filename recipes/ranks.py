@@ -17,7 +17,7 @@ def world_size() -> int:
     text = os.environ.get("WORLD_SIZE") or "1"
     if not text.isdigit() or int(text) < 1:
         where = Place("environment")
-        raise RecipeError([Problem(where, ("WORLD_SIZE",), f"got {text!r}, expected the number of processes")])
+        raise RecipeError(Problem(where, ("WORLD_SIZE",), f"got {text!r}, expected the number of processes"))
     return int(text)
 
 

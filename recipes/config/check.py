@@ -49,17 +49,17 @@ def check(recipe: Recipe, kind: str = "train") -> list[Problem]:
         return [Problem(Place(str(recipe.path)), (), text)]
     own_code = bool(recipe.get("code_paths"))  # it may register names that the schema cannot know
     found: dict[tuple[KeyPath, str], Problem] = {}
-    impossible = [Problem(recipe.place(key), key, text) for key, text in _beyond_numbers(recipe.values)]
+    impossible = [recipe.problem(key, text) for key, text in _beyond_numbers(recipe.values)]
     if impossible:
         return impossible
     holders = _holders(recipe, kind)
     for error in _validator(kind).iter_errors({k: v for k, v in recipe.values.items() if k not in holders}):
         for key, text in _explain(error, own_code):
-            found.setdefault((key, text), Problem(recipe.place(key), key, text))
+            found.setdefault((key, text), recipe.problem(key, text))
     broken = {p.key for p in found.values()}
     for key, text in contradictions(recipe.values, kind):
         if not any(b and (key[: len(b)] == b or b[: len(key)] == key) for b in broken):
-            found.setdefault((key, text), Problem(recipe.place(key), key, text))
+            found.setdefault((key, text), recipe.problem(key, text))
     return list(found.values())
 
 

@@ -38,8 +38,9 @@ class Problem:
 class RecipeError(ValueError):
     """A recipe that cannot be used. Carries every problem found, not only the first."""
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
-        self.problems = sorted(problems, key=lambda p: (p.place.file, p.place.line, dotted(p.key)))
+    def __init__(self, problems: Problem | Sequence[Problem]) -> None:
+        found = [problems] if isinstance(problems, Problem) else problems
+        self.problems = sorted(found, key=lambda p: (p.place.file, p.place.line, dotted(p.key)))
         super().__init__("\n".join(map(str, self.problems)))
 
 

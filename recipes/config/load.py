@@ -50,6 +50,10 @@ class Recipe:
             key = key[:-1]
         return self.places.get(key, Place(str(self.path), 1))
 
+    def problem(self, key: KeyPath, text: str) -> Problem:
+        """What is wrong with a key, at its place."""
+        return Problem(self.place(key), key, text)
+
     def to_yaml(self) -> str:
         return yaml.dump(dict(self.values), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
 

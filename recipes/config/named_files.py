@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 
-from recipes.config.keys import Problem, RecipeError
+from recipes.config.keys import RecipeError
 from recipes.config.load import Recipe, load
 
 _SHAPES = {"icl_tasks": (list, "a list"), "eval_gauntlet": (dict, "a section")}
@@ -24,7 +24,7 @@ def with_named_files(recipe: Recipe) -> Recipe:
             continue
         file = load(path)
         if not isinstance(file.get(key), shape):
-            raise RecipeError([Problem(file.place((key,)), (key,), f"{path} must have {words} under this key")])
+            raise RecipeError(file.problem((key,), f"{path} must have {words} under this key"))
         values[key] = file[key]
         places |= {inner: place for inner, place in file.places.items() if inner[:1] == (key,)}
     return dataclasses.replace(recipe, values=values, places=places)

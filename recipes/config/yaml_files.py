@@ -29,6 +29,7 @@ class Layer:
 
 
 MERGE = "tag:yaml.org,2002:merge"
+MERGE_KEY = "<<"
 
 
 class Loader(yaml.SafeLoader):
@@ -72,6 +73,10 @@ for _class in (Loader, Dumper):
 
 def read_layer(path: Path) -> Layer:
     """Read one file. Raises RecipeError: it is missing, too large, no YAML mapping, or has a key twice."""
+
+    def refused(text: str, line: int = 1) -> RecipeError:
+        return RecipeError(Problem(Place(str(path), line), (), text))
+
     try:
         if path.is_dir() and (path / "recipe.yaml").is_file():
             raise OSError(f"it is a run folder; its recipe is {path / 'recipe.yaml'}")
@@ -81,43 +86,36 @@ def read_layer(path: Path) -> Layer:
             raise OSError(f"{path.stat().st_size:,} bytes are more than a recipe's {LARGEST_FILE:,}")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise RecipeError([Problem(Place(str(path)), (), f"no such recipe{_hint(path)}")]) from None
+        raise refused(f"no such recipe{_hint(path)}", 0) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError([Problem(Place(str(path)), (), f"cannot be read: {error}")]) from None
+        raise refused(f"cannot be read: {error}", 0) from None
     try:
         loader = Loader(text)
         node = loader.get_single_node()
         refuse_bombs(node)
-        problems = list(_duplicates(node, (), str(path)))
+        problems = list(_duplicates(node, str(path)))
         values = loader.construct_document(node) if node is not None else {}
-        problems += [
-            Problem(Place(str(path), 1), key, f"got {type(value).__name__}, which no key of a recipe takes")
-            for key, value in walk(values)
-            if not isinstance(value, (str, int, float, bool, list, dict, type(None)))
-            or not isinstance(key[-1], (str, int))
-        ]
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = Place(str(path), mark.line + 1 if mark else 1)
-        raise RecipeError([Problem(place, (), f"not valid YAML: {error.problem}")]) from None
+        raise refused(f"not valid YAML: {error.problem}", mark.line + 1 if mark else 1) from None
     except RecursionError:
-        raise RecipeError(
-            [Problem(Place(str(path), 1), (), "not a recipe: it contains itself, or nests too deep")]
-        ) from None
+        raise refused("not a recipe: it contains itself, or nests too deep") from None
     except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise RecipeError(
-            [Problem(Place(str(path), 1), (), f"not valid YAML: {' '.join(str(error).split())}")]
-        ) from None
+        raise refused(f"not valid YAML: {' '.join(str(error).split())}") from None
+    problems += [
+        Problem(Place(str(path), 1), key, f"got {type(value).__name__}, which no key of a recipe takes")
+        for key, value in walk(values)
+        if not isinstance(value, (str, int, float, bool, list, dict, type(None))) or not isinstance(key[-1], (str, int))
+    ]
     if problems:
         raise RecipeError(problems)
     if not isinstance(values, dict):
-        raise RecipeError(
-            [Problem(Place(str(path), 1), (), f"a recipe is a mapping of keys, got {type(values).__name__}")]
-        )
+        raise refused(f"a recipe is a mapping of keys, got {type(values).__name__}")
+    places = {key: Place(str(path), written.start_mark.line + 1) for key, written in _keys(node)}
     used = {event.anchor for event in yaml.parse(text, Loader) if isinstance(event, yaml.AliasEvent)}
     anchors = re.findall(r"^([\w-]+):[ \t]*&([^\s,\[\]{}]+)", text, re.MULTILINE)
     anchored = frozenset(key for key, anchor in anchors if anchor in used)
-    return Layer(values, {(): Place(str(path), 1), **dict(_marks(node, (), str(path)))}, anchored)
+    return Layer(values, {(): Place(str(path), 1), **places}, anchored)
 
 
 def _hint(path: Path) -> str:
@@ -146,30 +144,26 @@ def refuse_bombs(node: yaml.Node | None) -> None:
             waiting += [(inner, depth + 1) for inner in current.value]
 
 
-def _duplicates(node: yaml.Node | None, prefix: KeyPath, file: str) -> Iterator[Problem]:
+def _duplicates(node: yaml.Node | None, file: str) -> Iterator[Problem]:
     """Keys that stand twice in one mapping: YAML would silently keep the last."""
-    if isinstance(node, yaml.MappingNode):
-        first: dict[Any, int] = {}
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            if key.value in first and key.tag != MERGE:
-                yield Problem(
-                    Place(file, line), (*prefix, key.value), f"stands twice, first on line {first[key.value]}"
-                )
-            first.setdefault(key.value, line)
-            yield from _duplicates(value, (*prefix, key.value), file)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            yield from _duplicates(value, (*prefix, index), file)
+    first: dict[KeyPath, int] = {}
+    twice: set[KeyPath] = set()
+    for path, written in _keys(node):
+        line = written.start_mark.line + 1
+        if path in first and MERGE_KEY not in path:
+            if path[:-1] not in twice:  # else said of the section
+                yield Problem(Place(file, line), path, f"stands twice, first on line {first[path]}")
+            twice.add(path)
+        first.setdefault(path, line)
 
 
-def _marks(node: yaml.Node | None, prefix: KeyPath, file: str) -> Iterator[tuple[KeyPath, Place]]:
+def _keys(node: yaml.Node | None, prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, yaml.Node]]:
+    """Every key path below a node, with the node that is written there: a mapping's key, a list's entry."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            path = (*prefix, key.value)
-            yield path, Place(file, key.start_mark.line + 1)
-            yield from _marks(value, path, file)
+            yield (*prefix, key.value), key
+            yield from _keys(value, (*prefix, key.value))
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            yield (*prefix, index), Place(file, value.start_mark.line + 1)
-            yield from _marks(value, (*prefix, index), file)
+            yield (*prefix, index), value
+            yield from _keys(value, (*prefix, index))

@@ -39,7 +39,7 @@ def preflight_evaluation(recipe: Recipe) -> list[Problem]:
     results = recipe.get("results")
     if results and not can_be_written(Path(results)):
         found.append((("results",), f"results cannot be written to {results}"))
-    return [Problem(recipe.place(key), key, text) for key, text in found]
+    return [recipe.problem(key, text) for key, text in found]
 
 
 def _kernel_problems(model: Mapping[str, Any], recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:

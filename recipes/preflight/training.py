@@ -37,7 +37,7 @@ def preflight(recipe: Recipe) -> list[Problem]:
     found += resume_problems(recipe)
     found += task_file_problems(recipe)
     found += package_problems(recipe)
-    return [Problem(recipe.place(key), key, text) for key, text in found]
+    return [recipe.problem(key, text) for key, text in found]
 
 
 # Keys of `model:` that say how to compute, not what: a checkpoint fits whatever they are.

@@ -35,7 +35,7 @@ def damage(folder: Path, recipe: Recipe) -> list[Problem]:
     if new and not found:
         write_whole(folder / READ, json.dumps(now) + "\n")
     key = ("train_loader", "dataset")
-    return [Problem(recipe.place(key), key, f"{text}: prepare the shards again") for text in found]
+    return [recipe.problem(key, f"{text}: prepare the shards again") for text in found]
 
 
 def _state(split: Path, manifest: Manifest) -> list[list[str | int]]:

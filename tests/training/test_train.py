@@ -456,7 +456,7 @@ def test_a_disk_that_fills_up_is_said_in_words(shards: Path, whole: Path, tmp_pa
         text=True,
     )
     assert result.returncode != 0
-    assert "save_folder: " in result.stderr
-    assert "/run/checkpoints" in result.stderr
+    assert f"save_folder: {tmp_path / 'run'}" in result.stderr
+    assert launch or "/run/checkpoints/ep0-ba" in result.stderr
     assert "has no room on its disk (No space left on device): make some; the same command goes on" in result.stderr
     assert launch or (result.returncode == 1 and "Traceback" not in result.stderr)
