@@ -84,7 +84,9 @@ def test_training_ends_with_a_launcher_that_is_killed(shards: Path, tmp_path: Pa
             time.sleep(0.1)
         started = psutil.Process(process.pid).children()
         process.kill()
-    assert len(started) == 2
-    assert psutil.wait_procs(started, timeout=20)[1] == []
+    left = psutil.wait_procs(started, timeout=20)[1]
+    for one in left:
+        one.kill()
+    assert (len(started), left) == (2, [])
     last = json.loads((tmp_path / "ledger.jsonl").read_text().splitlines()[-1])
     assert last["event"] == "end"

@@ -293,8 +293,6 @@ def test_what_is_cut_from_longer_shards_is_said(
 def test_damaged_shards_and_another_tokenizer_are_found_before_the_run(
     shards: Path, tmp_path: Path, run_command: Command
 ) -> None:
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(shards, copy)
     shard = next((copy / "train").glob("*.mds"))
