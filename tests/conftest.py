@@ -19,6 +19,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 if os.environ.get("TESTED_ON") != "cuda":  # the same tests on every machine; `make test-gpu` is for kernels
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# What Composer leaves behind where a test trains in this process: no launcher has started the commands of other tests.
+OF_A_LAUNCHER = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"}
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each command would compile the project anew
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,7 +59,8 @@ def run_command(warm_python: Path) -> Command:
     def run(
         *arguments: str | Path, cwd: Path = ROOT, env: Mapping[str, str] | None = None, timeout: float = 300
     ) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
+        own = {name: value for name, value in os.environ.items() if name not in OF_A_LAUNCHER}
+        environment = {**own, "PYTHONPATH": str(ROOT), **(env or {})}
         words = [str(warm_python if a == "python" else a) for a in arguments]
         if words[0] == "launch":
             words[:1] = [str(warm_python), "-m", "recipes.launch"]
