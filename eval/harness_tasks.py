@@ -13,6 +13,7 @@ import numpy as np
 from eval.harness_index import files_of, index_of
 from eval.questions import ScoringError
 from eval.tasks.rows import TaskError, read_rows
+from recipes.spelling import did_you_mean
 
 FEWSHOT_SEED = 1234  # the harness's own
 SUGGESTED = 5  # names, where one is unknown
@@ -153,10 +154,7 @@ def _load_one(manager: Any, name: str) -> Any:
             words = " ".join(str(error.args[0]).split())
             words = words if " " in words else f"it names {words!r}, which there is not"
             raise TaskError(f"task {name} cannot be read: {words}") from None
-        import difflib
-
-        close = difflib.get_close_matches(name, manager.all_tasks, SUGGESTED)
-        guess = f"; did you mean {', '.join(close)}?" if close else "."
+        guess = did_you_mean(name, manager.all_tasks, SUGGESTED) or "."
         text = "got a name that is neither a task, group or tag of lm-evaluation-harness nor a YAML file"
         raise TaskError(
             f"task {name}: {text}{guess} Your own tasks are found with --include FOLDER (harness_tasks.include)"

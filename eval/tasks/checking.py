@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
@@ -14,6 +13,7 @@ from typing import Any
 from eval import metrics
 from eval.tasks import prompts
 from eval.tasks.rows import FIELDS, Row, TaskError, check_rows, read_rows
+from recipes.spelling import did_you_mean
 from recipes.training.startup import light_imports
 
 # Arguments of `generate` that give more than one text, or that want a model, a tokenizer or objects beside them.
@@ -48,8 +48,7 @@ def check_task(settings: Mapping[str, Any], fetch: Fetch = Path) -> tuple[str | 
         raise TaskError(f"task {label}: icl_task_type: got {kind!r}, expected one of {', '.join(sorted(FIELDS))}")
     for key in settings:
         if key not in KEYS:
-            guess = difflib.get_close_matches(key, KEYS, 1)
-            mend = f"; did you mean {guess[0]}?" if guess else f"; known: {', '.join(sorted(KEYS))}"
+            mend = did_you_mean(key, KEYS) or f"; known: {', '.join(sorted(KEYS))}"
             raise TaskError(f"task {label}: {key}: unknown key{mend}")
     for key in ("label", "dataset_uri", "num_fewshot"):
         if settings.get(key) is None:
@@ -120,8 +119,7 @@ def _check_generation(label: str, asked: Any) -> None:
     known = set(GenerationConfig().to_dict()) - NOT_FOR_TASKS
     for key in asked:
         if key not in known:
-            guess = difflib.get_close_matches(str(key), known, 1)
-            mend = f"; did you mean {guess[0]}?" if guess else ""
+            mend = did_you_mean(key, known)
             raise TaskError(f"{name}: {key}: no argument of transformers' generate that can be set for a task{mend}")
     most = asked.get("max_new_tokens", 1)
     if type(most) is not int or most < 1:

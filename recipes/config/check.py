@@ -6,7 +6,6 @@ The grammar is schema.json (see schema.py); what keys demand of one another stan
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import json
 import math
@@ -19,6 +18,7 @@ from recipes.config.keys import KeyPath, Place, Problem, RecipeError, dotted, wa
 from recipes.config.load import Recipe, load
 from recipes.config.named_files import with_named_files
 from recipes.ranks import world_size
+from recipes.spelling import did_you_mean
 
 # Keys and values that older recipes carry, and what has become of them.
 RETIRED_KEYS = {
@@ -144,7 +144,7 @@ def _explain(error: Any, own_code: bool) -> Iterator[tuple[KeyPath, str]]:
         retired = RETIRED_VALUES.get((str(key[-1]) if key else "", str(value)))
         yield (
             key,
-            f"got {_show(value)}, expected {choices_in_words(choices)}{_did_you_mean(str(value), choices)}"
+            f"got {_show(value)}, expected {choices_in_words(choices)}{did_you_mean(str(value), choices)}"
             + (f" ({retired})" if retired else ""),
         )
     elif error.validator == "type":
@@ -184,15 +184,8 @@ def _best_branch(error: Any, own_code: bool) -> Iterator[tuple[KeyPath, str]]:
 
 def _unknown(name: str, allowed: list[str]) -> str:
     retired = f" ({RETIRED_KEYS[name]})" if name in RETIRED_KEYS else ""
-    guess = _did_you_mean(name, allowed)
+    guess = did_you_mean(name, allowed)
     return f"unknown key{guess}{retired}{'' if guess.endswith('?') else '.'} Allowed: {_list(allowed)}"
-
-
-def _did_you_mean(name: str, allowed: Iterable[Any]) -> str:
-    names = [str(a) for a in allowed]
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    near = near or [a for a in names if len(name) > 2 and a.startswith(name)][:1]
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _list(names: list[str]) -> str:

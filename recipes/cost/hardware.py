@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import re
 from collections.abc import Mapping
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from recipes.spelling import did_you_mean
 
 TABLE_PATH = Path(__file__).parent / "hardware.yaml"
 
@@ -109,10 +110,9 @@ def find_gpu(name: str) -> Gpu:
     key = ALIASES.get(key, key)
     if key in table:
         return table[key]
-    close = difflib.get_close_matches(key, [*table, *ALIASES], n=1)
-    hint = f" Did you mean {ALIASES.get(close[0], close[0])!r}?" if close else ""
+    hint = did_you_mean(key, [*table, *ALIASES])
     raise ValueError(
-        f"Unknown GPU {name!r}.{hint} Known: {', '.join(table)}. Add a row to {TABLE_PATH.name} for others."
+        f"Unknown GPU {name!r}{hint or '.'} Known: {', '.join(table)}. Add a row to {TABLE_PATH.name} for others."
     )
 
 

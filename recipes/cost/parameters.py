@@ -6,10 +6,11 @@ The keys and their defaults are LLM Foundry's (`llmfoundry.models.mpt.MPTConfig`
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from recipes.spelling import did_you_mean
 
 MPT = "mpt_causal_lm"  # LLM Foundry's name: MPT, and LLaMA as a configuration of it
 RWKV = "rwkv_causal_lm"
@@ -324,9 +325,8 @@ def _choice(key: str, got: Any, choices: Iterable[str]) -> str:
     choices = list(choices)
     if got in choices:
         return str(got)
-    close = difflib.get_close_matches(str(got), choices, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"model.{key}: got {got!r}, expected one of {', '.join(choices)}.{hint}")
+    hint = did_you_mean(got, choices)
+    raise ValueError(f"model.{key}: got {got!r}, expected one of {', '.join(choices)}{hint}")
 
 
 def positive_integer(key: str, value: Any) -> int:

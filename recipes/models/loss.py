@@ -10,7 +10,6 @@ Shapes: N tokens, C tokens of a chunk, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 from collections.abc import Callable, Set
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ import torch
 from llmfoundry.layers_registry import ffns_with_megablocks
 from llmfoundry.models.layers import custom_embedding as foundry
 from torch import Tensor, nn
+
+from recipes.spelling import did_you_mean
 
 IGNORE = -100  # torch's and LLM Foundry's target for tokens that do not count
 # Scores of a chunk. On CPUs they should stay in the cache (256 tokens at a vocabulary of 8,192 were fastest of 128 to
@@ -228,9 +229,8 @@ def choose(loss_fn: str, train_metrics: Set[str], ffn_type: str) -> str:
         ValueError: in words, what cannot be had.
     """
     if loss_fn not in CHOICES:
-        close = difflib.get_close_matches(str(loss_fn), CHOICES, n=1)
-        hint = f" Did you mean {close[0]}?" if close else ""
-        raise ValueError(f"loss_fn: {loss_fn!r} is not a loss; expected one of {', '.join(CHOICES)}.{hint}")
+        hint = did_you_mean(loss_fn, CHOICES)
+        raise ValueError(f"loss_fn: {loss_fn!r} is not a loss; expected one of {', '.join(CHOICES)}{hint}")
     if loss_fn == "liger_crossentropy" and not has_liger():
         raise ValueError(
             "loss_fn: liger_crossentropy needs the package liger-kernel and a CUDA GPU, and this machine lacks one of "

@@ -158,9 +158,9 @@ def test_defaults_are_llm_foundrys() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"ffn_config": {"ffn_type": "mptgllu"}}, "ffn_type: got 'mptgllu'.*Did you mean 'mptglu'"),
+        ({"ffn_config": {"ffn_type": "mptgllu"}}, "ffn_type: got 'mptgllu'.*did you mean mptglu"),
         ({"attn_config": {"attn_type": "latent"}}, "attn_type: got 'latent', expected one of multihead_attention"),
-        ({"norm_type": "rmsnrom"}, "norm_type: got 'rmsnrom'.*Did you mean 'rmsnorm'"),
+        ({"norm_type": "rmsnrom"}, "norm_type: got 'rmsnrom'.*did you mean rmsnorm"),
         ({"attn_config": {"attn_type": "grouped_query_attention"}}, "kv_n_heads: missing"),
         ({"attn_config": {"attn_type": "grouped_query_attention", "kv_n_heads": 3}}, "divisor of n_heads=4"),
         ({"d_model": 65}, "n_heads=4 does not divide"),

@@ -36,7 +36,7 @@ def test_a_named_backend_is_that_backend() -> None:
         ("sdpa", None, ["softcap"], None, "sdpa cannot do soft-capped scores"),
         ("flex", "cpu", [], None, "flex does not run on cpu, only on cuda"),
         ("flash", "cuda", [], 8, "heads of at least 16 dimensions, got 8"),
-        ("flsh", None, [], None, "expected one of flash, flex, flash2, flash4, sdpa, torch. Did you mean 'flash'?"),
+        ("flsh", None, [], None, "expected one of flash, flex, flash2, flash4, sdpa, torch; did you mean flash?"),
         ("flash2", "cpu", [], None, "flash2 does not run on cpu, only on cuda"),
         ("flash2", "cuda", [], None, "flash2 needs the module flash_attn.flash_attn_interface, which is not installed"),
         ("flash4", "cuda", [], None, "flash4 needs the module flash_attn.cute.block_sparsity, which is not installed"),

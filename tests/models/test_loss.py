@@ -257,7 +257,7 @@ def test_which_loss_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose("fused_crossentropy", set(), "mb_moe") == "torch_crossentropy"
     with pytest.raises(ValueError, match="does not give what the training metric Other needs"):
         choose("chunked_crossentropy", {"Other"}, "mptmlp")
-    with pytest.raises(ValueError, match=r"expected one of .* Did you mean chunked_crossentropy"):
+    with pytest.raises(ValueError, match=r"expected one of .* did you mean chunked_crossentropy"):
         choose("chunked_cross_entropy", set(), "mptmlp")
     with pytest.raises(ValueError, match="needs the package liger-kernel"):
         choose("liger_crossentropy", set(), "mptmlp")
