@@ -56,6 +56,10 @@ def _positions(model: Mapping[str, Any]) -> Iterator[Finding]:
     if section(attention, "attn_temperature_tuning").get("attn_scale") and attention.get("attn_uses_sequence_id"):
         text = "attn_scale counts positions along a row, not within its documents: turn attn_uses_sequence_id off"
         yield ("attn_config", "attn_temperature_tuning"), text
+    shared: Any = attention.get("seq_parallel_world_size")
+    if is_number(shared) and shared > 1:
+        text = f"got {shared}, but LLM Foundry 0.22 cannot share a sequence among devices: leave it out"
+        yield ("attn_config", "seq_parallel_world_size"), text
     window = attention.get("sliding_window_size", -1)
     if is_number(window) and window != -1 and window < 1:
         yield ("attn_config", "sliding_window_size"), f"got {window}, expected -1 (no window) or at least 1 token"

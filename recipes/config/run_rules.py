@@ -48,10 +48,8 @@ def _batches(recipe: Mapping[str, Any]) -> Iterator[Finding]:
         nearest = f"{lower} or {upper}" if lower else str(upper)
         yield ("global_train_batch_size",), f"{total} sequences cannot be shared by {devices} devices; {nearest} can"
     micro: Any = recipe.get("device_train_microbatch_size")
-    shares_sequences = section(section(recipe, "model"), "attn_config").get("seq_parallel_world_size")
-    if is_number(micro) and micro % 1 and not shares_sequences:
-        text = f"got {micro}, expected whole sequences: a part of one needs model.attn_config.seq_parallel_world_size"
-        yield ("device_train_microbatch_size",), text
+    if is_number(micro) and micro % 1:
+        yield ("device_train_microbatch_size",), f"got {micro}, expected whole sequences"
 
 
 def _data_source(recipe: Mapping[str, Any]) -> Iterator[Finding]:

@@ -8,7 +8,6 @@ combination cannot run, so that a preflight can say it before a GPU is billed. A
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import math
 from collections.abc import Iterable, Mapping
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from recipes.installing import install
+from recipes.spelling import did_you_mean
 
 # The parts of a model's configuration that some kernel somewhere cannot do, and how a message names them.
 FEATURES = {
@@ -145,9 +145,8 @@ def refusals(
         reasons = [_reasons(BACKENDS[name], device, wanted, head_dim, capability) for name in _candidates(device)]
         return [] if [] in reasons else reasons[0]
     if attn_impl not in CHOICES and attn_impl not in BACKENDS:
-        close = difflib.get_close_matches(attn_impl, CHOICES, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        return [f"attn_impl: {attn_impl!r} is not a backend; expected one of {', '.join(CHOICES)}.{hint}"]
+        hint = did_you_mean(attn_impl, CHOICES)
+        return [f"attn_impl: {attn_impl!r} is not a backend; expected one of {', '.join(CHOICES)}{hint}"]
     return _reasons(BACKENDS[attn_impl], device, wanted, head_dim, capability)
 
 
@@ -225,6 +224,25 @@ def _reasons(
         if {one, other} <= set(wanted):
             both = f"{FEATURES[one]} and {FEATURES[other]}"
             reasons.append(f"attn_impl: {backend.name} cannot do both {both}; leave one out.")
+    return reasons
+
+
+def rotation_refusals(attn_config: Mapping[str, Any], head_dim: int, usual_head_dim: int) -> list[str]:
+    """Says why `rope_impl: dail` cannot rotate without the flash-attn package, one sentence a reason.
+
+    usual_head_dim: d_model / n_heads, of which dail rotates as many dimensions of a head.
+    """
+    missing = "the flash-attn package, which is not installed; use"
+    reasons = []
+    if (attn_config.get("rope_dail_config") or {}).get("type") == "xpos":
+        reasons.append(
+            f"rope_dail_config.type: xpos needs {missing} 'original', or rope_impl: hf with a rope_hf_config."
+        )
+    if head_dim != usual_head_dim:
+        reasons.append(
+            f"rope_impl: dail rotates d_model / n_heads = {usual_head_dim} dimensions of a head, and for head_dim: "
+            f"{head_dim} needs {missing} rope_impl: hf, which rotates them all."
+        )
     return reasons
 
 

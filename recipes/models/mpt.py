@@ -92,17 +92,7 @@ class MPTConfig(foundry.MPTConfig):
             self.attn_config["attn_impl"], wanted=backends.features(self.attn_config), head_dim=head_dim
         )
         if _rotates_without_flash_attn(self.attn_config):
-            if self.attn_config["rope_dail_config"]["type"] == "xpos":
-                reasons.append(
-                    "rope_dail_config.type: xpos needs the flash-attn package, which is not installed; use 'original', "
-                    "or rope_impl: hf with a rope_hf_config."
-                )
-            if head_dim != self.d_model // self.n_heads:
-                reasons.append(
-                    f"rope_impl: dail rotates d_model / n_heads = {self.d_model // self.n_heads} dimensions of a head, "
-                    f"and for head_dim: {head_dim} needs the flash-attn package, which is not installed; use "
-                    "rope_impl: hf, which rotates them all."
-                )
+            reasons += backends.rotation_refusals(self.attn_config, head_dim, self.d_model // self.n_heads)
         if reasons:
             raise ValueError(" ".join(reasons))
         with _in_llm_foundrys_words(self.attn_config, attn_impl="torch"):  # 'torch' is refused nothing

@@ -17,7 +17,7 @@ from recipes.config.keys import KeyPath
 from recipes.config.load import Recipe
 from recipes.preflight.hub import in_hub_cache, not_from_hub
 from recipes.preflight.packages import importable, scheme_problems
-from recipes.preflight.weights import embeddings_of, read_mapping, vocabulary_problems
+from recipes.preflight.weights import embeddings_of, id_of_end, read_mapping, vocabulary_problems
 from recipes.ranks import is_first_of_machine
 from recipes.training.batches import shard_folders
 
@@ -25,6 +25,10 @@ from recipes.training.batches import shard_folders
 def data_problems(key: KeyPath, loader: Mapping[str, Any], recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     dataset = loader.get("dataset") or {}
     where = (*key, "dataset")
+    separator, end = dataset.get("eos_token_id"), id_of_end(Path(str(recipe.get("tokenizer.name"))))
+    if recipe.get("model.attn_config.attn_uses_sequence_id") and None not in (separator, end) and separator != end:
+        text = f"got {separator}, and the tokenizer {recipe.get('tokenizer.name')} ends a text with {end}"
+        yield (*where, "eos_token_id"), f"{text}: documents would not be told apart"
     if loader.get("name") == "preferences" and not Path(str(dataset.get("path"))).is_file():
         yield (*where, "path"), f"no data: there is no file {dataset.get('path')} of prompt, chosen and rejected"
     if dataset.get("hf_name"):

@@ -21,7 +21,7 @@ from recipes.cost.run_length import read_duration
 from recipes.cost.setup import shards, steps_of_run
 from recipes.installing import install
 from recipes.launch import GPU_DEVICES
-from recipes.models.backends import features, precision_refusals, refusals
+from recipes.models.backends import features, precision_refusals, refusals, rotation_refusals
 from recipes.preflight.packages import scheme_problems
 from recipes.ranks import local_world_size, world_size
 from recipes.training.batches import dataset_tokens, plan_batches
@@ -73,9 +73,11 @@ def kernel_refusals(
     if has_gpu():
         device = "cuda"
         capability = min((version for _, version in _compute_capabilities()), default=None)
-    return refusals(implementation, device, wanted, width, capability) or precision_refusals(
-        implementation, precision, is_sharded
-    )
+    found = refusals(implementation, device, wanted, width, capability)
+    rotates = attention.get("rope") and attention.get("rope_impl", "dail") == "dail"
+    if rotates and importlib.util.find_spec("flash_attn") is None:
+        found += rotation_refusals(attention, width, model.get("d_model", 2048) // model.get("n_heads", 16))
+    return found or precision_refusals(implementation, precision, is_sharded)
 
 
 def device_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:

@@ -97,6 +97,19 @@ def ids_of(folder: Path) -> int:
         return 0
 
 
+def id_of_end(folder: Path) -> int | None:
+    """The id of the token that ends a text, of a tokenizer's folder; None where its files do not say."""
+    token = (read_mapping(folder / "tokenizer_config.json") or {}).get("eos_token")
+    token = token.get("content") if isinstance(token, dict) else token
+    content = read_mapping(folder / "tokenizer.json") or {}
+    try:
+        added = {each["content"]: each["id"] for each in content.get("added_tokens") or []}
+        found = added.get(token, content["model"]["vocab"].get(token))
+    except (KeyError, TypeError, AttributeError):
+        return None
+    return found if isinstance(found, int) else None
+
+
 def read_mapping(path: Path) -> dict[str, Any] | None:
     """What a JSON file holds, where that is a mapping."""
     try:

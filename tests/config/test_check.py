@@ -73,6 +73,11 @@ def test_the_evaluation_recipe_is_sound_once_its_run_is_there(recipe_file: Write
         ("optimizer.weight_decay=-1", "optimizer.weight_decay", "expected at least 0"),
         ("seed=99999999999", "seed", "expected at most 4294967295"),
         ("device_train_microbatch_size=0.5", "device_train_microbatch_size", "expected whole sequences"),
+        (
+            "model.attn_config.seq_parallel_world_size=2",
+            "model.attn_config.seq_parallel_world_size",
+            "cannot share a sequence among devices",
+        ),
         ("dist_timeout=0", "dist_timeout", "expected more than 0"),
         ("eval_subset_num_batches=0", "eval_subset_num_batches", "expected -1 (all) or at least 1"),
         ("save_num_checkpoints_to_keep=-2", "save_num_checkpoints_to_keep", "expected at least -1"),

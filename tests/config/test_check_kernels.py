@@ -90,3 +90,12 @@ def test_what_the_machine_lacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert "A100-SXM4-80GB computes at 8.0, amp_fp8 needs 8.9 or more" in missing("precision=amp_fp8")["precision"]
     driver.write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 9.0'\n")
     assert "computes at" not in missing("precision=amp_fp8").get("precision", "")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="flash-attn rotates all of these")
+def test_what_dail_cannot_rotate_here_is_said_before_the_build() -> None:
+    dail = ["model.attn_config.alibi=false", "model.attn_config.rope=true", "model.attn_config.rope_impl=dail"]
+    assert "model.attn_config.attn_impl" not in missing(*dail)
+    said = missing(*dail, "model.attn_config.rope_dail_config.type=xpos")["model.attn_config.attn_impl"]
+    assert "xpos needs the flash-attn package" in said
+    assert "rotates d_model / n_heads" in missing(*dail, "model.head_dim=32")["model.attn_config.attn_impl"]

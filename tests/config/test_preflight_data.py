@@ -13,7 +13,7 @@ import pytest
 from recipes.config.load import Recipe
 from recipes.parts import build_model
 from recipes.preflight.data import data_problems
-from recipes.preflight.weights import tokenizer_problems, vocabulary_problems
+from recipes.preflight.weights import id_of_end, tokenizer_problems, vocabulary_problems
 from tests.tiny import MPT
 
 
@@ -57,6 +57,20 @@ def test_a_tokenizer_from_the_hub_is_asked_when_the_model_is_built() -> None:
     section = {"name": "mpt_causal_lm", **MPT, "vocab_size": 3}
     with pytest.raises(ValueError, match="its tokenizer has 4 tokens, and vocab_size is 3: set it to at least 4"):
         build_model(section, range(4), None, None)
+
+
+def test_documents_end_with_the_token_that_the_tokenizer_ends_them_with(shards: Path) -> None:
+    end = id_of_end(shards / "tokenizer")
+    assert end is not None
+    loader = {"name": "text", "dataset": {"local": str(shards), "split": "train", "eos_token_id": end}}
+    values: dict[str, Any] = {"max_seq_len": 32, "tokenizer": {"name": str(shards / "tokenizer")}}
+    values["model"] = {"attn_config": {"attn_uses_sequence_id": True}}
+    recipe = Recipe(Path("r.yaml"), values, {})
+    assert [*data_problems(("train_loader",), loader, recipe)] == []
+    loader["dataset"] = {**loader["dataset"], "eos_token_id": 77}  # type: ignore[dict-item]
+    ((key, text),) = data_problems(("train_loader",), loader, recipe)
+    assert key == ("train_loader", "dataset", "eos_token_id")
+    assert text.startswith("got 77, and the tokenizer")
 
 
 def test_a_tokenizers_configuration_is_a_mapping(shards: Path, tmp_path: Path) -> None:

@@ -315,7 +315,7 @@ def test_rope_dail_without_flash_attn_rotates_the_two_halves() -> None:
 @pytest.mark.parametrize(
     ("attn_config", "words"),
     [
-        ({"attn_impl": "flesh"}, "expected one of flash, flex, flash2, flash4, sdpa, torch. Did you mean 'flash'?"),
+        ({"attn_impl": "flesh"}, "expected one of flash, flex, flash2, flash4, sdpa, torch; did you mean flash?"),
         ({"attn_impl": "sdpa", "attn_logit_softcapping": 30.0}, "sdpa cannot do soft-capped scores"),
         ({"attn_impl": "flex", "attn_pdrop": 0.1}, "flex cannot do attention dropout"),
         ({"rope": True, "rope_dail_config": {"type": "xpos"}}, "xpos needs the flash-attn package"),
