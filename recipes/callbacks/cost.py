@@ -213,6 +213,8 @@ class CostMonitor(Callback):
         segments, source = self._bill.segments(), self.rate.source
         if self.rate.usd_per_device_hour is None and usd_of(segments) is not None:
             source = f"at the rate of earlier starts; {source}"
+        elif self.rate.usd_per_device_hour is not None and usd_of(segments) is None:
+            source = "an earlier start was on another device, and had no rate"
         cost = summarize(segments, segments[-1], self._tokens, source, self._mfu_basis)
         kwh = self._kwh(self._bill.total(self._tokens).device_kwh)
         return replace(
@@ -234,8 +236,11 @@ class CostMonitor(Callback):
 
     @property
     def usd(self) -> float | None:
-        """Dollars so far over all processes; complete on rank 0, which keeps the ledger."""
-        return usd_of(self._bill.segments())
+        """Dollars so far over all processes, as a limit counts them; complete on rank 0, which keeps the ledger.
+
+        A start whose rate nobody knows counts at the present one: the bill says that it is not known.
+        """
+        return usd_of(self._bill.segments(), otherwise=self.rate.usd_per_device_hour)
 
     @property
     def usd_projected_total(self) -> float | None:

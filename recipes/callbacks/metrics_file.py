@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from composer.loggers import Logger, LoggerDestination
 from composer.utils import dist
 
 from recipes.json_lines import append
+
+log = logging.getLogger(__name__)
 
 
 class MetricsFile(LoggerDestination):
@@ -58,5 +61,8 @@ class MetricsFile(LoggerDestination):
 
     def _write(self) -> None:
         if self._pending:
-            append(self._path, {"step": self._step, "unix_s": round(time.time(), 3), **self._pending})
+            try:
+                append(self._path, {"step": self._step, "unix_s": round(time.time(), 3), **self._pending})
+            except OSError as error:  # a full disk must not end the run
+                log.warning("%s: could not write a line: %s", self._path, error)
             self._pending = {}

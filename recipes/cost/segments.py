@@ -173,10 +173,16 @@ def usd_by_segment(segments: Iterable[Segment]) -> dict[str, float | None]:
     return found
 
 
-def usd_of(segments: Iterable[Segment]) -> float | None:
-    """Dollars of all; None if those of one are not known."""
-    each = usd_by_segment(segments).values()
-    return None if None in each else sum(usd for usd in each if usd is not None)
+def usd_of(segments: Iterable[Segment], otherwise: float | None = None) -> float | None:
+    """Dollars of all; None if those of one are not known.
+
+    otherwise: a rate for these, where a limit has to be kept whatever is known.
+    """
+    segments = list(segments)
+    each = usd_by_segment(segments)
+    if otherwise is not None:
+        each |= {s.id: s.device_hours * otherwise for s in segments if each[s.id] is None}
+    return None if None in each.values() else sum(usd for usd in each.values() if usd is not None)
 
 
 def lost_seconds(segments: Iterable[Segment], tokens: int) -> float:

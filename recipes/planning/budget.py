@@ -23,7 +23,7 @@ from recipes.cost.figures import number
 from recipes.cost.hardware import Gpu, find_gpu, gpu_from_device_name
 from recipes.cost.ledger import Ledger, first_start_unix_s
 from recipes.cost.rate import cost_section, rate_of
-from recipes.cost.segments import PHASES, Segment, usd_of
+from recipes.cost.segments import Segment, usd_of
 from recipes.ranks import world_size
 from recipes.reports.bill import ledger_path
 from recipes.reports.runs import METRICS, last_step
@@ -125,13 +125,7 @@ def _refusal(recipe: Recipe, guard: Mapping[str, Any], folder: Path, devices: in
         return f"a budget cannot be kept without a rate: {rate.source}"
     ledger = ledger_path(cost, folder)
     segments = Ledger(ledger).read()
-    begins = Segment("", devices, dict.fromkeys(PHASES, 0.0), rate.usd_per_device_hour, gpu=gpu.name if gpu else None)
-    spent = usd_of([*segments.values(), begins])
-    if spent is None:
-        if budget is not None:
-            unknown = f"a start of it on another device had no rate ({ledger})"
-            return f"what this run has spent is not known, as {unknown}: choose another run_name"
-        spent = 0.0
+    spent = usd_of(segments.values(), otherwise=rate.usd_per_device_hour) or 0.0
     if budget is not None:
         more = "give callbacks.budget_guard.budget_usd more"
         starting = _seconds_to_start(segments.values()) * devices / 3600 * (rate.usd_per_device_hour or 0.0)

@@ -233,7 +233,7 @@ def test_a_plan_beyond_the_budget_may_not_start(tmp_path: Path) -> None:
     (tmp_path / "ledger.jsonl").write_text(json.dumps(other) + "\n")
     no = refusal(load(SEVEN_B, short), tmp_path, 8)
     assert no is not None
-    assert no.startswith("what this run has spent is not known, as a start of it on another device had no rate")
+    assert no.startswith("$20.33 of $30 is spent, and another start")  # at the present rate
 
 
 @pytest.mark.parametrize(

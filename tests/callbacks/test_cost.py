@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from recipes.callbacks import cost as cost_module
 from recipes.callbacks.cost import CostMonitor
 from recipes.callbacks.energy import NvmlMeter, choose_meter
 from recipes.cost.hardware import find_gpu
-from recipes.cost.segments import PHASES
+from recipes.cost.segments import PHASES, Segment
 from recipes.parts import register_components
 from recipes.reports.bill import read_bill
 
@@ -413,3 +414,16 @@ def test_the_progress_bar_shows_the_money(tmp_path: Path) -> None:
     bar = (tmp_path / "bar").read_text()
     for name in ("usd=", "left=", "goodput="):
         assert name in bar
+
+
+def test_a_limit_counts_what_the_bill_does_not_know() -> None:
+    """Of a checkpoint from another device that had no rate."""
+    monitor = CostMonitor(usd_per_device_hour=3600)
+    monitor.open("run")
+    seconds = {**dict.fromkeys(PHASES, 0.0), "train": 60.0}
+    other = Segment(id="other", devices=2, seconds=seconds, tokens=100, gpu="a100-80gb")
+    monitor.load_state_dict({"segments": json.dumps([asdict(other)])})
+    assert monitor.usd == pytest.approx(120, abs=1)  # at the present dollar a second
+    summary = monitor.summary()
+    assert summary.usd is None
+    assert summary.rate_source == "an earlier start was on another device, and had no rate"

@@ -97,6 +97,7 @@ def test_a_rate_is_borrowed_from_the_same_device_alone() -> None:
     unknown = segment("c", 1000, gpu="h200", usd_per_device_hour=None)
     assert usd_of([unknown, cheap, dear]) == pytest.approx(20 + 2 + 20)
     assert usd_of([unknown, cheap]) is None
+    assert usd_of([unknown, cheap], otherwise=7.2) == pytest.approx(4 + 2)  # where a limit has to be kept
     died_early = replace(unknown, gpu=None)
     assert usd_of([died_early, dear, cheap]) == pytest.approx(2 + 20 + 2)
     on_a_cpu = replace(died_early, tokens=5)
