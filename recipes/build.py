@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 import torch
-from composer import Callback, DataSpec, Evaluator, Trainer
+from composer import Callback, Evaluator, Trainer
 from composer.profiler import JSONTraceHandler, Profiler, TraceHandler, cyclic_schedule
 from composer.utils import dist
 from llmfoundry.callbacks import HuggingFaceCheckpointer
@@ -180,9 +180,10 @@ def _make_ready(trainer: Trainer, recipe: Recipe, settings: Mapping[str, Any], f
         trainer.logger.log_hyperparameters({**flattened, **recipe.values})
 
 
-def _is_empty(loader: DataSpec) -> bool:
+def _is_empty(loader: Any) -> bool:
+    """loader: Composer's DataSpec, or what it would wrap into one."""
     try:
-        return len(loader.dataloader) == 0  # type: ignore[arg-type]
+        return len(getattr(loader, "dataloader", loader)) == 0
     except (TypeError, NotImplementedError):  # known only once it is read
         return False
 
@@ -290,6 +291,7 @@ def _profiler(section: dict[str, Any] | None, folder: Path) -> Profiler | None:
     traces = section.pop("json_trace_handler", None)
     handlers: list[TraceHandler] = []
     if traces:
-        handlers.append(JSONTraceHandler(**{"folder": str(folder / "traces"), **traces}))
-    section = {"torch_prof_folder": str(folder / "torch_traces"), **section}
+        handlers.append(JSONTraceHandler(**{"folder": str(folder / "traces"), "overwrite": True, **traces}))
+    # a run that goes on writes into the folder that it began
+    section = {"torch_prof_folder": str(folder / "torch_traces"), "torch_prof_overwrite": True, **section}
     return Profiler(schedule=schedule, trace_handlers=handlers, **section)

@@ -19,6 +19,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from recipes.ranks import LAUNCHER
+
 # Names of environment variables, under which a platform asks for the logs of all processes.
 LOGGER_NAMES = {
     "MOSAICML_PLATFORM_ENV_VAR": "MOSAICML_PLATFORM",
@@ -33,6 +35,7 @@ def main(arguments: list[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):  # of which Composer's would die and leave its processes running
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's
             signal.signal(number, _interrupt)
+    os.environ[LAUNCHER] = str(os.getpid())
     sys.argv = ["python -m recipes.launch", *arguments]
     try:
         code = int(launcher.main())

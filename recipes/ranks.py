@@ -6,9 +6,11 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 from recipes.config.keys import Place, Problem, RecipeError
 
+LAUNCHER = "RECIPES_LAUNCHER"  # the process number of recipes.launch, to those that it starts
 GRACE_S = 30  # between SIGTERM and SIGKILL, as Composer's launcher has it
 
 
@@ -40,8 +42,19 @@ def is_first_of_machine() -> bool:
 
 def end_with_launcher() -> None:
     """Where a launcher started this process, end it when that ends: killed, it can tell nobody."""
-    if os.environ.get("LOCAL_WORLD_SIZE"):
+    if os.environ.get("LOCAL_WORLD_SIZE") and _is_launcher(os.getppid()):
         threading.Thread(target=_watch, args=(os.getppid(),), name="launcher-watch", daemon=True).start()
+
+
+def _is_launcher(pid: int) -> bool:
+    """Not a shell, in which somebody set the variables by hand, and which may end before its `nohup` command."""
+    if os.environ.get(LAUNCHER) == str(pid):
+        return True
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:  # no Linux, or it has ended already
+        return False
+    return bool({Path(word).name for word in words} & {"composer", "torchrun", "torch.distributed.run"})
 
 
 def _watch(launcher: int) -> None:

@@ -25,8 +25,9 @@ from recipes.training.batches import shard_folders
 def data_problems(key: KeyPath, loader: Mapping[str, Any], recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     dataset = loader.get("dataset") or {}
     where = (*key, "dataset")
-    separator, end = dataset.get("eos_token_id"), id_of_end(Path(str(recipe.get("tokenizer.name"))))
-    if recipe.get("model.attn_config.attn_uses_sequence_id") and None not in (separator, end) and separator != end:
+    separator, tells_apart = dataset.get("eos_token_id"), recipe.get("model.attn_config.attn_uses_sequence_id")
+    end = id_of_end(recipe.get("tokenizer", {})) if tells_apart and separator is not None else None
+    if end is not None and separator != end:
         text = f"got {separator}, and the tokenizer {recipe.get('tokenizer.name')} ends a text with {end}"
         yield (*where, "eos_token_id"), f"{text}: documents would not be told apart"
     if loader.get("name") == "preferences" and not Path(str(dataset.get("path"))).is_file():

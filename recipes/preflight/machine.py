@@ -154,8 +154,8 @@ def _checkpoint_bytes(recipe: Recipe) -> int:
     """Of one checkpoint; 0 for a model that is not counted."""
     if recipe.get("model.name") not in OURS:
         return 0
-    each = WEIGHT_BYTES if recipe.get("model.peft_config") else CHECKPOINT_BYTES_PER_PARAMETER
-    return _parameters(recipe) * each
+    weights_alone = recipe.get("model.peft_config") or recipe.get("save_weights_only")
+    return _parameters(recipe) * (WEIGHT_BYTES if weights_alone else CHECKPOINT_BYTES_PER_PARAMETER)
 
 
 def disk_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
@@ -170,14 +170,17 @@ def disk_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
         yield ("save_folder",), f"checkpoints cannot be written to {folder}: {existing} is not a writable folder"
         return
     count, each, free = _more_at_once(recipe), _checkpoint_bytes(recipe), shutil.disk_usage(existing).free
+    if writes_sharded(recipe):  # of which each machine writes its part, at least where it has a disk of its own
+        each = each * local_world_size() // world_size()
     if count * each > free:
-        where = os.path.relpath(existing)
-        text = f"{count:,} checkpoints at once" if count > 1 else "one checkpoint"
-        text += (
-            f" take{'s' * (count == 1)} about {count * each / 1e9:,.1f} GB, and {where} has {free / 1e9:,.1f} GB free"
-        )
+        what = f"{count:,} checkpoints at once take" if count > 1 else "one checkpoint takes"
+        text = f"{what} about {_size(count * each)}, and {os.path.relpath(existing)} has {_size(free)} free"
         kept = "; save_num_checkpoints_to_keep is how many stay while the next is written" if count > 1 else ""
         yield ("save_folder",), text + kept
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:,.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:,.0f} MB"
 
 
 def _more_at_once(recipe: Recipe) -> int:

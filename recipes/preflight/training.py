@@ -46,8 +46,8 @@ NOT_THE_MODEL |= {"z_loss", "label_smoothing", "resid_pdrop", "emb_pdrop", "attn
 NOT_THE_MODEL |= {"attn_config.attn_impl"}
 
 
-# Keys whose values a checkpoint restores.
-OF_THE_ORDER = ("seed", "train_loader.dataset.shuffle_seed")
+# Keys whose values a checkpoint restores, with what they are where nothing is said: LLM Foundry's and Streaming's own.
+OF_THE_ORDER = {"seed": 17, "train_loader.dataset.shuffle_seed": 9176}
 
 
 def resume_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
@@ -86,10 +86,11 @@ def resume_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
         text = f"the checkpoints in {kept} bring the numbers of their optimizer, so that {what} would change nothing"
         mend = "put it back, or choose another run_name, with load_path and load_weights_only: true for these weights"
         yield ("optimizer",), f"{text}: {mend}"
-    what = _changes(*({key: one.get(key) for key in OF_THE_ORDER} for one in (before, recipe)))
-    if what:
-        text = f"the checkpoints in {kept} bring their random numbers and the order of the data, so that {what} would"
-        yield ("seed",), f"{text} change nothing: put it back, or choose another run_name"
+    for name, usual in OF_THE_ORDER.items():
+        what = _changes({name: before.get(name, usual)}, {name: recipe.get(name, usual)})
+        if what:
+            text = f"the checkpoints in {kept} bring their random numbers and the order of the data, so that {what}"
+            yield tuple(name.split(".")), f"{text} would change nothing: put it back, or choose another run_name"
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -60,7 +60,7 @@ def test_a_tokenizer_from_the_hub_is_asked_when_the_model_is_built() -> None:
 
 
 def test_documents_end_with_the_token_that_the_tokenizer_ends_them_with(shards: Path) -> None:
-    end = id_of_end(shards / "tokenizer")
+    end = id_of_end({"name": str(shards / "tokenizer")})
     assert end is not None
     loader = {"name": "text", "dataset": {"local": str(shards), "split": "train", "eos_token_id": end}}
     values: dict[str, Any] = {"max_seq_len": 32, "tokenizer": {"name": str(shards / "tokenizer")}}

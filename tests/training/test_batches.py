@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from composer import DataSpec
 
 from recipes import build
 from recipes.config.load import Recipe, load
@@ -87,6 +88,13 @@ def test_data_of_less_than_a_batch_is_refused(
     assert (said is None) is is_enough
     if said:
         assert said.startswith(f"{samples} sequences are fewer than a batch of 8, and drop_last")
+
+
+def test_a_loader_of_ones_own_may_be_torchs(tmp_path: Path) -> None:
+    loaders: list[Any] = [torch.utils.data.DataLoader([0] * n) for n in (0, 3)]
+    assert [build._is_empty(loader) for loader in loaders] == [True, False]
+    assert [build._is_empty(DataSpec(loader)) for loader in loaders] == [True, False]
+    assert not build._is_empty(iter([0]))
 
 
 def test_streams_that_repeat_or_choose_count_as_often(tmp_path: Path) -> None:
