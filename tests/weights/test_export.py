@@ -352,6 +352,13 @@ print(peak() - before)
 """
 
 
+def test_a_full_checkpoint_is_exported_without_torch(shards: Path, tmp_path: Path, run_command: Command) -> None:
+    run = write_run(tmp_path / "run", MPT, build(MPT), shards / "tokenizer")
+    done = run_command("python", "-X", "importtime", "-m", "recipes", "export", run, tmp_path / "out")
+    assert done.returncode == 0, done.stderr[-500:]
+    assert " torch\n" not in done.stderr
+
+
 @pytest.mark.parametrize("kind", ["full", "sharded"])
 def test_memory_is_bounded_by_a_shard(kind: str, shards: Path, tmp_path: Path) -> None:
     """A checkpoint of 400 MB and its export in shards of 160 MB: how much the rest takes after the first tensors."""
