@@ -34,7 +34,7 @@ from recipes.cost.pace import Pace
 from recipes.cost.rate import Rate, choose_rate
 from recipes.cost.run_cost import RunCost, summarize
 from recipes.cost.running_bill import RunningBill
-from recipes.cost.segments import usd_of
+from recipes.cost.segments import totals_of, usd_of
 
 log = logging.getLogger(__name__)
 
@@ -211,12 +211,13 @@ class CostMonitor(Callback):
     def summary(self) -> RunCost:
         """The run so far, over all its processes. Read it on rank 0, which keeps the ledger."""
         segments, source = self._bill.segments(), self.rate.source
-        if self.rate.usd_per_device_hour is None and usd_of(segments) is not None:
+        run = totals_of(segments, self._tokens)
+        if self.rate.usd_per_device_hour is None and run.usd is not None:
             source = f"at the rate of earlier starts; {source}"
-        elif self.rate.usd_per_device_hour is not None and usd_of(segments) is None:
+        elif self.rate.usd_per_device_hour is not None and run.usd is None:
             source = "an earlier start was on another device, and had no rate"
         cost = summarize(segments, segments[-1], self._tokens, source, self._mfu_basis)
-        kwh = self._kwh(self._bill.total(self._tokens).device_kwh)
+        kwh = self._kwh(run.device_kwh)
         return replace(
             cost,
             kwh=kwh,
@@ -262,7 +263,8 @@ class CostMonitor(Callback):
         return None if device_kwh is None else device_kwh * self._pue
 
     def _metrics(self, state: State) -> dict[str, float]:
-        current, run = self._bill.current(), self._bill.total(self._tokens)
+        segments = self._bill.segments()
+        current, run = segments[-1], totals_of(segments, self._tokens)
         active_s = current.seconds["train"] + current.seconds["data"]
         kwh = self._kwh(run.device_kwh)
         self._pace.batch_done(active_s, current.tokens, current.flops)

@@ -15,7 +15,7 @@ from typing import Any
 
 from recipes.cost.ledger import EARLIER, Ledger
 from recipes.cost.phase_clock import PhaseClock
-from recipes.cost.segments import PHASES, Segment, Totals, merge, segment_from, totals_of
+from recipes.cost.segments import PHASES, Segment, merge, segment_from
 
 log = logging.getLogger(__name__)
 
@@ -114,9 +114,6 @@ class RunningBill:
     def segments(self) -> list[Segment]:
         """All processes, this one last; complete where the ledger is kept."""
         return [*self._earlier.values(), self.current()]
-
-    def total(self, tokens: int) -> Totals:
-        return totals_of(self.segments(), tokens)
 
     def to_text(self) -> str:
         """All of it, for a checkpoint."""

@@ -67,7 +67,8 @@ def kernel_refusals(
     """Why the attention of an MPT's `model:` section cannot run on this machine, a sentence a reason."""
     attention = model.get("attn_config") or {}
     implementation = attention.get("attn_impl", "flash")
-    width = model.get("head_dim") or model.get("d_model", 2048) // model.get("n_heads", 16)
+    usual_width = model.get("d_model", 2048) // model.get("n_heads", 16)
+    width = model.get("head_dim") or usual_width
     wanted = features(attention) - (set() if is_training else {"dropout"})
     device, capability = "cpu", None
     if has_gpu():
@@ -76,7 +77,7 @@ def kernel_refusals(
     found = refusals(implementation, device, wanted, width, capability)
     rotates = attention.get("rope") and attention.get("rope_impl", "dail") == "dail"
     if rotates and importlib.util.find_spec("flash_attn") is None:
-        found += rotation_refusals(attention, width, model.get("d_model", 2048) // model.get("n_heads", 16))
+        found += rotation_refusals(attention, width, usual_width)
     return found or precision_refusals(implementation, precision, is_sharded)
 
 
