@@ -20,7 +20,16 @@ from recipes.ranks import is_first_of_machine, is_first_rank
 from recipes.reports.page import write_page
 from recipes.reports.runs import run_folder
 from recipes.reports.summary import SUMMARY, is_finished, print_summary, read_json, write_summary
-from recipes.screen import exit_status, print_plan, print_problems, print_recipe, print_stop, tell, usage
+from recipes.screen import (
+    exit_status,
+    print_plan,
+    print_problems,
+    print_recipe,
+    print_stop,
+    print_too_dear,
+    tell,
+    usage,
+)
 from recipes.training.batches import plan_batches
 from recipes.training.data_record import damage, record_data
 from recipes.training.full_disk import full_disk
@@ -54,7 +63,7 @@ def main(arguments: list[str]) -> int:
         if note:
             print(f"\nnote: {note}")
     if too_dear:
-        return print_stop(f"this run may not start: {too_dear}")
+        return print_too_dear(too_dear)
     if recipe.get("dry_run"):
         return 0
     if missing:
@@ -103,12 +112,13 @@ def main(arguments: list[str]) -> int:
 
     if is_first_rank():
         ended = run.ended_early(before.get("ended_early"))
-        write_summary(folder, recipe, run.cost.summary(), *run.end(), stopped=run.stopped, ended=ended)
+        stopped = run.stopped.words if run.stopped else None
+        write_summary(folder, recipe, run.cost.summary(), *run.end(), stopped=stopped, ended=ended)
         tell(print_summary, folder)
         tell(write_page, [folder])
     if run.stopped:
         run.wait_for_all()
-        return print_stop(f"stopped early: {run.stopped}; with a larger limit the same command goes on from here")
+        return print_stop(f"stopped early: {run.stopped.words}; {run.goes_on}", run.stopped.exit_code)
     return 0
 
 

@@ -1,10 +1,10 @@
-"""What the cost monitor and the budget guard add to a training step.
+"""What the cost monitor, the budget guard and the stopper add to a training step.
 
     python -m bench.cost_monitor --out bench/results/cost_monitor.md
 
-Time inside the events of the two callbacks, measured around each of them in a real training loop on the CPU: all events
-of a step together, the median of the steps after the first ten, on rank 0. With two processes the guard's broadcasts
-over gloo are among them.
+Time inside the events of the three callbacks, measured around each of them in a real training loop on the CPU: all
+events of a step together, the median of the steps after the first ten, on rank 0. With two processes the stopper's
+all-reduces over gloo are among them.
 """
 
 import argparse
@@ -37,6 +37,7 @@ def measure(out: Path) -> None:
 
     from recipes.callbacks.budget import BudgetGuard
     from recipes.callbacks.cost import CostMonitor
+    from recipes.callbacks.stopping import Stopper
 
     class Model(ComposerModel):
         def __init__(self) -> None:
@@ -74,7 +75,7 @@ def measure(out: Path) -> None:
         model=Model(),
         train_dataloader=loader,
         max_duration=f"{STEPS}ba",
-        callbacks=[timed(monitor), timed(guard)],
+        callbacks=[timed(callback) for callback in (monitor, guard, Stopper(saves=True))],
         device="cpu",
         progress_bar=False,
     )
@@ -108,18 +109,18 @@ def main() -> None:
             quiet = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
             subprocess.run([*launcher, "--measure", str(result)], check=True, env=quiet, capture_output=True)
             spent = json.loads(result.read_text())
-            both = sum(spent.values())
-            microseconds = [f"{spent[name] * 1e6:,.0f}" for name in ("CostMonitor", "BudgetGuard")]
-            rows.append(f"| {processes} | {' | '.join(microseconds)} | {both / SHARE * 1e3:,.0f} |")
+            together = sum(spent.values())
+            microseconds = [f"{spent[name] * 1e6:,.0f}" for name in ("CostMonitor", "BudgetGuard", "Stopper")]
+            rows.append(f"| {processes} | {' | '.join(microseconds)} | {together / SHARE * 1e3:,.0f} |")
     lines = [
-        "# The meter and the guard: time in a step",
+        "# The meter, the guard and the stopper: time in a step",
         "",
         "Command: `python -m bench.cost_monitor --out bench/results/cost_monitor.md`",
         "",
         machine_and_versions("torch", "mosaicml"),
         "",
-        f"| processes | cost_monitor, µs | budget_guard, µs | at most {SHARE:.1%} of steps from, ms |",
-        "|---|---|---|---|",
+        f"| processes | cost_monitor, µs | budget_guard, µs | stopper, µs | at most {SHARE:.1%} of steps from, ms |",
+        "|---|---|---|---|---|",
         *rows,
     ]
     write_result(lines, arguments.out)

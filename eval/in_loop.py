@@ -21,8 +21,8 @@ from eval.backbone import Backbone
 from eval.questions import ScoringError
 from eval.suite import gauntlet_scores, logged, run_tasks, tasks_of
 from eval.tasks.rows import TaskError
-from recipes.callbacks.budget import BudgetGuard
 from recipes.callbacks.cost import CostMonitor
+from recipes.callbacks.stopping import Stopper
 from recipes.json_lines import append
 from recipes.models.compiling import uncompiled
 from recipes.reports.run_record import TASKS, read_tasks
@@ -35,7 +35,7 @@ class TaskEvaluation(Callback):
     """Evaluates the model as it is at an interval, and at the end.
 
     tokenizer, max_seq_len: as the tasks are read with. reads: tokens that the model reads at most.
-    cost: bills the time. folder: the run's.
+    cost: bills the time. stopper: breaks it off. folder: the run's.
     Raises ValueError, in words, for tasks that cannot be read: before the first step.
     """
 
@@ -43,6 +43,7 @@ class TaskEvaluation(Callback):
         self,
         tokenizer: Any,
         cost: CostMonitor,
+        stopper: Stopper,
         folder: Path,
         *,
         interval: str | int,
@@ -55,7 +56,7 @@ class TaskEvaluation(Callback):
         batch_size: int,
         subset_batches: int | None = None,
     ) -> None:
-        self.tokenizer, self.cost, self.folder = tokenizer, cost, folder
+        self.tokenizer, self.cost, self.stopper, self.folder = tokenizer, cost, stopper, folder
         self.max_seq_len, self.batch_size, self.gauntlet, self.at_start = max_seq_len, batch_size, gauntlet, at_start
         self.reads = reads  # a task's own max_seq_len may be longer than this run's for tasks
         scratch = folder / "tasks"
@@ -80,11 +81,11 @@ class TaskEvaluation(Callback):
             self._evaluate(state, logger)
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
-        if self._is_due(state, Event.BATCH_CHECKPOINT) and not any(guard.stopped for guard in _guards(state)):
+        if self._is_due(state, Event.BATCH_CHECKPOINT) and not self.stopper.stopped:
             self._evaluate(state, logger)
 
     def epoch_checkpoint(self, state: State, logger: Logger) -> None:
-        if self._is_due(state, Event.EPOCH_CHECKPOINT) and not any(guard.stopped for guard in _guards(state)):
+        if self._is_due(state, Event.EPOCH_CHECKPOINT) and not self.stopper.stopped:
             self._evaluate(state, logger)
 
     def _evaluate(self, state: State, logger: Logger) -> None:
@@ -130,8 +131,7 @@ class TaskEvaluation(Callback):
         judged = []
         for task in self.tasks:
             judged += run_tasks([task], lambda: backbone, self.tokenizer, self.reads, self.batch_size)
-            for guard in _guards(state):
-                guard.break_off()
+            self.stopper.break_off()
         results, numbers = [j.result for j in judged], logged(judged)
         if self.gauntlet is not None and judged:
             averages = gauntlet_scores(self.gauntlet, judged)
@@ -152,7 +152,3 @@ class TaskEvaluation(Callback):
         assert self.harness is not None
         include = [Path(folder) for folder in self.harness.get("include") or []]
         return load_tasks(self.harness["tasks"], include, self.harness.get("num_fewshot"))
-
-
-def _guards(state: State) -> list[BudgetGuard]:
-    return [callback for callback in state.callbacks if isinstance(callback, BudgetGuard)]

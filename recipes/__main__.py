@@ -153,7 +153,7 @@ def _check(chosen: argparse.Namespace) -> int:
     from recipes.planning.budget import verdict
     from recipes.preflight.training import preflight
     from recipes.reports.runs import run_folder
-    from recipes.screen import print_plan, print_problems, print_stop
+    from recipes.screen import print_plan, print_problems, print_too_dear
     from recipes.training.batches import plan_batches
 
     try:
@@ -165,7 +165,7 @@ def _check(chosen: argparse.Namespace) -> int:
     print_plan(recipe, plan_batches(recipe), missing)
     if note:
         print(f"\nnote: {note}")
-    return print_stop(f"this run may not start: {too_dear}") if too_dear else 0
+    return print_too_dear(too_dear) if too_dear else 0
 
 
 def _plan(chosen: argparse.Namespace) -> int | None:

@@ -22,6 +22,7 @@ from recipes import parts
 from recipes.callbacks.cost import CostMonitor
 from recipes.callbacks.log_lines import LogLines
 from recipes.callbacks.metrics_file import MetricsFile
+from recipes.callbacks.stopping import Stopper, keep_workers
 from recipes.config.load import Recipe
 from recipes.config.sections import loaders
 from recipes.cost.hardware import gpu_from_device_name
@@ -107,8 +108,11 @@ def build(recipe: Recipe) -> Run:
     if settings["eval_loader"] is not None:
         evaluators = builders.add_metrics_to_eval_loaders(evaluators, loss_metrics(model))
 
-    callbacks = [cost, *_callbacks(recipe, settings, batches)]
-    callbacks += _tasks_in_the_loop(recipe, settings, tokenizer, folder, cost)
+    stopper = Stopper(saves=bool(settings["save_folder"]))
+    callbacks = [cost, *_callbacks(recipe, settings, batches), stopper]
+    callbacks += _tasks_in_the_loop(recipe, settings, tokenizer, folder, cost, stopper)
+    for data in (train_loader, *(evaluator.dataloader for evaluator in evaluators)):
+        keep_workers(data)
     algorithms = [builders.build_algorithm(n, kwargs or {}) for n, kwargs in (settings["algorithms"] or {}).items()]
     found = resume_point(recipe)
     loggers = [MetricsFile(str(folder / METRICS)), *parts.build_loggers(recipe, settings)]
@@ -139,7 +143,9 @@ def build(recipe: Recipe) -> Run:
             accumulate_train_batch_on_tokens=settings["accumulate_train_batch_on_tokens"] and not recipe.get("dpo"),
         )
     _make_ready(trainer, recipe, settings, found)
-    return Run(recipe, name, folder, trainer, cost, str(found) if found is not None else how_it_starts(settings))
+    return Run(
+        recipe, name, folder, trainer, cost, stopper, str(found) if found is not None else how_it_starts(settings)
+    )
 
 
 def _model_to_train(
@@ -220,7 +226,7 @@ def build_evaluators(recipe: Recipe, settings: dict[str, Any], tokenizer: Any) -
 
 
 def _tasks_in_the_loop(
-    recipe: Recipe, settings: Mapping[str, Any], tokenizer: Any, folder: Path, cost: CostMonitor
+    recipe: Recipe, settings: Mapping[str, Any], tokenizer: Any, folder: Path, cost: CostMonitor, stopper: Stopper
 ) -> list[Callback]:
     """The evaluation of `icl_tasks` and `harness_tasks` while the run goes on, where there are any."""
     if not settings["icl_tasks"] and not recipe.get("harness_tasks"):
@@ -232,6 +238,7 @@ def _tasks_in_the_loop(
             TaskEvaluation(
                 tokenizer,
                 cost,
+                stopper,
                 folder,
                 interval=recipe.get("task_interval") or settings["eval_interval"],
                 at_start=bool(settings.get("eval_first")),

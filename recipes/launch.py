@@ -8,6 +8,7 @@ its package for five names and torch for one.
 
 from __future__ import annotations
 
+import datetime
 import logging
 import os
 import signal
@@ -19,7 +20,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from recipes.ranks import LAUNCHER
+from recipes.config.keys import RecipeError
+from recipes.ranks import LAUNCHER, grace_s
 
 # Names of environment variables, under which a platform asks for the logs of all processes.
 LOGGER_NAMES = {
@@ -32,6 +34,11 @@ GPU_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"), Path("/dev/kfd"))  # NV
 
 def main(arguments: list[str]) -> int:
     launcher = composer_launcher()
+    try:
+        launcher.CLEANUP_TIMEOUT = datetime.timedelta(seconds=grace_s())
+    except RecipeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     for number in (signal.SIGTERM, signal.SIGHUP):  # of which Composer's would die and leave its processes running
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's
             signal.signal(number, _interrupt)

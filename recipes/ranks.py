@@ -11,7 +11,8 @@ from pathlib import Path
 from recipes.config.keys import Place, Problem, RecipeError
 
 LAUNCHER = "RECIPES_LAUNCHER"  # the process number of recipes.launch, to those that it starts
-GRACE_S = 30  # between SIGTERM and SIGKILL, as Composer's launcher has it
+GRACE = "RECIPES_GRACE_S"  # seconds between SIGTERM and SIGKILL, in the environment
+GRACE_S, MOST_GRACE_S = 30.0, 86_400.0  # as Composer's launcher has it
 
 
 def world_size() -> int:
@@ -40,10 +41,27 @@ def is_first_of_machine() -> bool:
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
+def grace_s() -> float:
+    """Seconds that a process has to end after SIGTERM. Raises RecipeError for what is no such number."""
+    text = os.environ.get(GRACE) or str(GRACE_S)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < MOST_GRACE_S:
+        words = f"got {text!r}, expected seconds above 0, such as 120"
+        raise RecipeError(Problem(Place("environment"), (GRACE,), words))
+    return seconds
+
+
 def end_with_launcher() -> None:
-    """Where a launcher started this process, end it when that ends: killed, it can tell nobody."""
+    """Where a launcher started this process, end it when that ends: killed, it can tell nobody.
+
+    Raises RecipeError for a RECIPES_GRACE_S that is no number.
+    """
+    grace = grace_s()
     if os.environ.get("LOCAL_WORLD_SIZE") and _is_launcher(os.getppid()):
-        threading.Thread(target=_watch, args=(os.getppid(),), name="launcher-watch", daemon=True).start()
+        threading.Thread(target=_watch, args=(os.getppid(), grace), name="launcher-watch", daemon=True).start()
 
 
 def _is_launcher(pid: int) -> bool:
@@ -57,9 +75,9 @@ def _is_launcher(pid: int) -> bool:
     return bool({Path(word).name for word in words} & {"composer", "torchrun", "torch.distributed.run"})
 
 
-def _watch(launcher: int) -> None:
+def _watch(launcher: int, grace: float) -> None:
     while os.getppid() == launcher:
         time.sleep(1)
-    os.kill(os.getpid(), signal.SIGTERM)  # what is open, as the ledger, is ended
-    time.sleep(GRACE_S)
+    os.kill(os.getpid(), signal.SIGTERM)  # the step is saved, what is open, as the ledger, is ended
+    time.sleep(grace)
     os.kill(os.getpid(), signal.SIGKILL)  # it waits for another process

@@ -11,8 +11,8 @@ from composer import Trainer
 from composer.utils import dist, format_name_with_dist_and_time
 from llmfoundry.callbacks import HuggingFaceCheckpointer
 
-from recipes.callbacks.budget import BudgetGuard, BudgetReached
 from recipes.callbacks.cost import CostMonitor
+from recipes.callbacks.stopping import EvaluationBrokenOff, Stop, Stopper
 from recipes.config.load import Recipe
 from recipes.cost.run_length import read_duration
 from recipes.reports.runs import METRICS, metrics_by_step, validation_loss
@@ -28,6 +28,7 @@ class Run:
     folder: Path
     trainer: Trainer
     cost: CostMonitor
+    stopper: Stopper
     resumed_from: str  # what was found to go on from, in words
 
     def train(self, eval_first: bool) -> None:
@@ -41,16 +42,17 @@ class Run:
             self.trainer.save_checkpoint_to_save_folder()
             return
         is_done = state.max_duration is not None and state.timestamp >= state.max_duration
-        try:
-            if is_done:
-                self._make_up_for_what_is_missing()
-                return
-            if eval_first and state.timestamp.batch == 0 and state.evaluators:
-                self.trainer.eval()
-            self.trainer.fit()
-        except BudgetReached:
-            for guard in self._guards() if not is_done else ():
-                guard.save_broken_off(self.trainer)
+        with self.stopper.listening():
+            try:
+                if is_done:
+                    self._make_up_for_what_is_missing()
+                    return
+                if eval_first and state.timestamp.batch == 0 and state.evaluators:
+                    self.trainer.eval()
+                self.trainer.fit()
+            except EvaluationBrokenOff:
+                if not is_done:
+                    self.stopper.save_broken_off(self.trainer)
 
     def _make_up_for_what_is_missing(self) -> None:
         """What a stop or a failure behind the last checkpoint kept from being done: evaluation, an export."""
@@ -80,12 +82,19 @@ class Run:
         return int(self.trainer.state.timestamp.batch) > 0
 
     @property
-    def stopped(self) -> str | None:
-        """Why the budget guard ended the run early, in words; None where it did not."""
-        return next((guard.stopped for guard in self._guards() if guard.stopped), None)
+    def stopped(self) -> Stop | None:
+        """Why a signal or the budget guard ended the run early; None where neither did."""
+        return self.stopper.stopped
+
+    @property
+    def goes_on(self) -> str:
+        """How the run that was stopped goes on, in words."""
+        assert self.stopper.stopped is not None
+        how = self.stopper.stopped.goes_on
+        return f"{how} goes on from here" if self.end()[1] else f"no step is saved: {how} begins anew"
 
     def ended_early(self, before: str | None) -> str | None:
-        """What ended the run before its time for good, in words: a callback of the recipe's, not the guard.
+        """What ended the run before its time for good, in words: a callback of the recipe's, not the stopper.
 
         before: what an earlier call said, which still holds where this one has trained nothing, as for an export.
         """
@@ -97,9 +106,6 @@ class Run:
     def wait_for_all() -> None:
         """Until every rank is here: one that exits with a code makes the launcher end the others."""
         dist.barrier()
-
-    def _guards(self) -> list[BudgetGuard]:
-        return [c for c in self.trainer.state.callbacks if isinstance(c, BudgetGuard)]
 
     def end(self) -> tuple[int, str | None]:
         """Steps taken, and the path or URI of the last checkpoint (None without a save folder)."""

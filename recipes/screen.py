@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from recipes.config.keys import Problem
+from recipes.config.keys import Problem, RecipeError
 from recipes.config.load import Recipe
 from recipes.cost.parameters import OURS, count_parameters
 from recipes.cost.run_length import read_duration
@@ -46,15 +46,19 @@ def print_problems(title: str, problems: Sequence[Problem]) -> int:
     return 1
 
 
-def print_stop(text: str) -> int:
-    """Say on stderr, once for all ranks, that money or time ended a run; its exit code.
+def print_stop(text: str, code: int) -> int:
+    """Say on stderr, once for all ranks, why a run ended before its time; its exit code.
 
     Only the first rank of a node has it: the launcher takes the first code that is not 0, and ends a process that has
     not yet written what it has to when another exits with one.
     """
     if is_first_rank():
-        print(f"\nbudget guard: {text}", file=sys.stderr, flush=True)
-    return EXIT_BUDGET if is_first_of_machine() else 0
+        print(f"\n{text}", file=sys.stderr, flush=True)
+    return code if is_first_of_machine() else 0
+
+
+def print_too_dear(why: str) -> int:
+    return print_stop(f"budget guard: this run may not start: {why}", EXIT_BUDGET)
 
 
 def print_recipe(recipe: Recipe) -> None:
@@ -68,9 +72,11 @@ def exit_status(main: Callable[[list[str]], int], goes_on: str) -> int:
     goes_on: what the same command then does.
     """
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # as Composer has it, once imported
-    end_with_launcher()
     try:
+        end_with_launcher()
         return main(sys.argv[1:])
+    except RecipeError as error:  # of the environment
+        return print_problems("this cannot begin", error.problems)
     except (KeyboardInterrupt, SystemExit) as end:
         code = 130 if isinstance(end, KeyboardInterrupt) else end.code
         if code not in (130, 143):

@@ -18,8 +18,9 @@ from composer.loggers import InMemoryLogger
 from composer.metrics import LanguageCrossEntropy
 from torch.utils.data import DataLoader
 
-from recipes.callbacks.budget import BudgetGuard, BudgetReached, usd_per_hundredth_loss
+from recipes.callbacks.budget import BudgetGuard, usd_per_hundredth_loss
 from recipes.callbacks.cost import CostMonitor
+from recipes.callbacks.stopping import EvaluationBrokenOff, Stopper
 from recipes.config.keys import RecipeError
 from recipes.config.load import load
 from recipes.planning.budget import deadline_unix_s, refusal
@@ -39,15 +40,16 @@ class Slow(Tiny):
         return super().forward(batch)
 
 
-def guarded(folder: Path, guard: BudgetGuard, **kwargs: Any) -> tuple[Trainer, CostMonitor]:
+def guarded(folder: Path, guard: BudgetGuard, **kwargs: Any) -> tuple[Trainer, CostMonitor, Stopper]:
     torch.manual_seed(1)
     model = Slow()
     monitor = CostMonitor(usd_per_device_hour=A_DOLLAR_A_SECOND, ledger=str(folder / "ledger.jsonl"))
+    stopper = Stopper(saves=True)
     trainer = Trainer(
         model=model,
         optimizers=torch.optim.SGD(model.parameters(), lr=0.1),
         train_dataloader=DataLoader(Tokens(), batch_size=BATCH),
-        callbacks=[monitor, guard],
+        callbacks=[monitor, guard, stopper],
         device="cpu",
         progress_bar=False,
         **{
@@ -60,18 +62,18 @@ def guarded(folder: Path, guard: BudgetGuard, **kwargs: Any) -> tuple[Trainer, C
             **kwargs,
         },
     )
-    return trainer, monitor
+    return trainer, monitor, stopper
 
 
 def test_stops_within_a_step_saves_and_goes_on_when_there_is_more(tmp_path: Path, caplog: Any) -> None:
     logger = InMemoryLogger()
-    trainer, monitor = guarded(tmp_path, BudgetGuard(budget_usd=2), loggers=[logger])
+    trainer, monitor, stopper = guarded(tmp_path, BudgetGuard(budget_usd=2), loggers=[logger])
     with caplog.at_level(logging.WARNING, logger="recipes"):
         trainer.fit()
     step = int(trainer.state.timestamp.batch)
     trainer.close()
-    guard = next(c for c in trainer.state.callbacks if isinstance(c, BudgetGuard))
-    assert guard.stopped == "the budget of $2 is spent"
+    assert stopper.stopped is not None
+    assert (stopper.stopped.words, stopper.stopped.exit_code) == ("the budget of $2 is spent", 3)
     assert 0 < step < 200
     assert (tmp_path / f"ba{step}.pt").is_file()
     cost = monitor.summary()
@@ -83,7 +85,7 @@ def test_stops_within_a_step_saves_and_goes_on_when_there_is_more(tmp_path: Path
     assert shares == sorted(shares)
     assert shares[-1] >= 1 > shares[-2]  # the very step at which the limit was passed
 
-    trainer, monitor = guarded(tmp_path, BudgetGuard(budget_usd=3))
+    trainer, monitor, _ = guarded(tmp_path, BudgetGuard(budget_usd=3))
     trainer.fit()
     trainer.close()
     assert step < int(trainer.state.timestamp.batch) < 200
@@ -98,10 +100,10 @@ def test_stops_within_a_step_saves_and_goes_on_when_there_is_more(tmp_path: Path
 def test_an_evaluation_is_broken_off_and_the_step_before_it_saved(tmp_path: Path) -> None:
     guard = BudgetGuard(budget_usd=2)
     loader = DataLoader(Tokens(), batch_size=1)  # 64 batches of 0.03 s: the limit comes in the middle of it
-    trainer, monitor = guarded(tmp_path, guard, eval_dataloader=loader, eval_interval="5ba")
-    with pytest.raises(BudgetReached):
+    trainer, monitor, stopper = guarded(tmp_path, guard, eval_dataloader=loader, eval_interval="5ba")
+    with pytest.raises(EvaluationBrokenOff):
         trainer.fit()
-    guard.save_broken_off(trainer)
+    stopper.save_broken_off(trainer)
     trainer.close()
     step = int(trainer.state.timestamp.batch)
     assert step % 5 == 0
@@ -109,11 +111,11 @@ def test_an_evaluation_is_broken_off_and_the_step_before_it_saved(tmp_path: Path
     cost = monitor.summary()
     assert cost.usd is not None
     assert cost.usd < 2 + STEP_S + cost.checkpoint_s + 0.5
-    again, _ = guarded(tmp_path, BudgetGuard(budget_usd=1000), max_duration=f"{step + 2}ba")
+    again, _, _ = guarded(tmp_path, BudgetGuard(budget_usd=1000), max_duration=f"{step + 2}ba")
     again.fit()
     again.close()
     assert int(again.state.timestamp.batch) == step + 2
-    undisturbed, _ = guarded(tmp_path / "other", BudgetGuard(budget_usd=1000), max_duration=f"{step + 2}ba")
+    undisturbed, _, _ = guarded(tmp_path / "other", BudgetGuard(budget_usd=1000), max_duration=f"{step + 2}ba")
     undisturbed.fit()
     undisturbed.close()
     for one, other in zip(again.state.model.parameters(), undisturbed.state.model.parameters(), strict=True):
@@ -122,23 +124,25 @@ def test_an_evaluation_is_broken_off_and_the_step_before_it_saved(tmp_path: Path
 
 def test_a_deadline_stops_even_when_the_clock_is_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     guard = BudgetGuard(deadline="0.05min")  # 3 s
-    trainer, monitor = guarded(tmp_path, guard)
+    trainer, monitor, stopper = guarded(tmp_path, guard)
     true_time = time.time
     monkeypatch.setattr(time, "time", lambda: true_time() - 86_400)
     trainer.fit()
     trainer.close()
-    assert guard.stopped == "the deadline 0.05min has come"
+    assert stopper.stopped is not None
+    assert stopper.stopped.words == "the deadline 0.05min has come"
     assert int(trainer.state.timestamp.batch) < 200
     assert monitor.summary().wall_s < 5
 
 
 @pytest.mark.parametrize(("is_alone", "usd", "expected"), [(True, 9.1, ""), (False, 8.9, ""), (False, 9.1, "budget")])
 def test_several_ranks_decide_when_the_next_step_will_pass_the_limit(is_alone: bool, usd: float, expected: str) -> None:
-    guard = BudgetGuard(budget_usd=10)
-    guard._cost = SimpleNamespace(rate=SimpleNamespace(usd_per_device_hour=A_DOLLAR_A_SECOND))  # type: ignore
-    guard._group = None if is_alone else "a group"
-    guard._calls.extend([1.0, 2.0, 3.0, 3.5, 4.5])  # steps of a second, as a rule
-    assert guard._reason(usd) == expected
+    guard, stopper = BudgetGuard(budget_usd=10), Stopper(saves=True)
+    guard._cost = SimpleNamespace(usd=usd, rate=SimpleNamespace(usd_per_device_hour=A_DOLLAR_A_SECOND))  # type: ignore
+    guard.read()
+    stopper._guard, stopper._group = guard, None if is_alone else "a group"
+    stopper._calls.extend([1.0, 2.0, 3.0, 3.5, 4.5])  # steps of a second, as a rule
+    assert stopper._reason() == expected
 
 
 def test_marginal_value_stops_after_two_dear_evaluations(tmp_path: Path) -> None:
@@ -146,7 +150,7 @@ def test_marginal_value_stops_after_two_dear_evaluations(tmp_path: Path) -> None
     assert usd_per_hundredth_loss([(0, 3.0), (10, 2.9)]) == pytest.approx(1.0)
     assert usd_per_hundredth_loss([(0, 3.0), (10, 3.1)]) == float("inf")
     guard = BudgetGuard(max_usd_per_hundredth_loss=5)
-    trainer, _ = guarded(tmp_path, guard)
+    trainer, _, stopper = guarded(tmp_path, guard)
     state = trainer.state
     for usd, loss, dear in ((1, 3.0, 0), (2, 2.9, 0), (12, 2.89, 1), (22, 2.6, 0), (32, 2.59, 1), (42, 2.58, 2)):
         monkey = pytest.MonkeyPatch()
@@ -166,7 +170,8 @@ def test_marginal_value_stops_after_two_dear_evaluations(tmp_path: Path) -> None
         assert not other._is_too_dear()
     trainer.fit()
     assert int(state.timestamp.batch) == 0  # not one step more
-    assert guard.stopped == "the next 0.01 of validation loss would cost more than $5"
+    assert stopper.stopped is not None
+    assert stopper.stopped.words == "the next 0.01 of validation loss would cost more than $5"
     trainer.close()
 
 
@@ -267,7 +272,7 @@ def test_two_processes_stop_together_and_go_on_to_the_same_losses(
     command = ["launch", "-n", "2", "train.py"]
     stopped = run_command(*command, *recipe_arguments(shards, tmp_path, *more, dear))
     assert stopped.returncode == 3, stopped.stdout + stopped.stderr
-    assert stopped.stderr.count("budget guard: stopped early: the next 0.01 of validation loss would cost more") == 1
+    assert stopped.stderr.count("stopped early: the next 0.01 of validation loss would cost more") == 1
     assert (tmp_path / "checkpoints" / "ep0-ba10").is_dir()  # evaluated after 3, 6 and 9 steps; a step later
     assert len(losses(tmp_path)) == 10
     assert (tmp_path / "report.html").is_file()

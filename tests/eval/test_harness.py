@@ -17,7 +17,7 @@ from eval.harness_index import files_of, folders_of, unknown_names
 from eval.in_loop import TaskEvaluation
 from eval.questions import ScoringError
 from eval.tasks.rows import TaskError
-from recipes.callbacks.budget import BudgetGuard
+from recipes.callbacks.stopping import Stop, Stopper
 from recipes.config.check import load_checked
 from recipes.preflight.machine import can_be_written
 from recipes.preflight.training import preflight
@@ -178,23 +178,24 @@ def test_tasks_that_can_no_longer_be_read_do_not_end_a_run(twins: Twins, tmp_pat
 
 
 def in_loop(twins: Twins, folder: Path, tasks: list[Any], gauntlet: Any) -> TaskEvaluation:
-    cost: Any = None
+    nothing: Any = None
     lengths = {"max_seq_len": 32, "reads": 96}
     more = {"interval": "1ba", "at_start": False, "harness_tasks": None, "batch_size": 2}
-    return TaskEvaluation(twins.tokenizer, cost, folder, icl_tasks=tasks, gauntlet=gauntlet, **lengths, **more)  # type: ignore[arg-type]
+    return TaskEvaluation(
+        twins.tokenizer, nothing, Stopper(saves=False), folder, icl_tasks=tasks, gauntlet=gauntlet, **lengths, **more
+    )  # type: ignore[arg-type]
 
 
-def test_a_guard_that_has_stopped_the_run_begins_no_evaluation() -> None:
+def test_a_run_that_is_stopped_begins_no_evaluation() -> None:
     evaluation: Any = TaskEvaluation.__new__(TaskEvaluation)
     begun = []
     evaluation._is_due = lambda *_: True  # as at the end of training, which a stop makes
     evaluation._evaluate = lambda *_: begun.append(True)
-    guard = BudgetGuard(budget_usd=1)
-    state = SimpleNamespace(callbacks=[guard])
-    evaluation.batch_checkpoint(state, None)
-    guard.stopped = "the budget of $1 is spent"
-    evaluation.batch_checkpoint(state, None)
-    evaluation.epoch_checkpoint(state, None)
+    evaluation.stopper = Stopper(saves=True)
+    evaluation.batch_checkpoint(None, None)
+    evaluation.stopper.stopped = Stop("SIGTERM came", 143, "the same command")
+    evaluation.batch_checkpoint(None, None)
+    evaluation.epoch_checkpoint(None, None)
     assert begun == [True]
 
 

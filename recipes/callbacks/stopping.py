@@ -1,0 +1,242 @@
+"""Ends a run before its time, at the same step on every rank: at a limit of the budget guard's, or at SIGTERM.
+
+SIGTERM is how a machine is taken back: by Slurm and Kubernetes, or from a spot instance. It may reach any of the ranks,
+and as often as it likes. The step that is going on is finished and Composer saves its usual last checkpoint; nothing
+else is begun (no evaluation, no export), and an evaluation that is going on is broken off after the batch, or the task
+(those of `harness_tasks` are one), that it is at. The same command goes on from there; an evaluation that was due at
+that step is left out, but for the one at the end of the recipe, which is made up for.
+
+The ranks agree by an all-reduce between CPUs that no step waits for (at most once a second while a limit is far): what
+is said at a step is known at the one after it. So rank 0, which keeps the bill, stops when the next step will pass the
+limit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import signal
+import statistics
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed
+from composer import Trainer
+from composer.core import Callback, Event, State
+from composer.loggers import Logger
+from composer.utils import dist
+from llmfoundry.callbacks import HuggingFaceCheckpointer
+
+from recipes.callbacks.budget import LIMITS, BudgetGuard
+from recipes.callbacks.cost import CostMonitor
+from recipes.planning.budget import EXIT_BUDGET
+from recipes.ranks import grace_s, is_first_of_machine
+
+SIGTERM = "SIGTERM"
+REASONS = ("", *LIMITS, SIGTERM)  # what the ranks tell each other, by index: the highest counts
+SPEAK_AT_LEAST_EVERY_S = 1.0  # the ranks to each other
+RECENT_CALLS = 20  # of which the longest is taken for a step
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Why a run ended before its time, in words, and what a program says of it to its caller."""
+
+    words: str
+    exit_code: int
+    goes_on: str
+
+
+class EvaluationBrokenOff(Exception):
+    """Whoever started the trainer saves and ends the run."""
+
+
+class Stopper(Callback):
+    """Stops the trainer, on all ranks together. Comes after the budget guard, where there is one.
+
+    saves: whether the run has checkpoints. Without, SIGTERM ends it at once, as there is nothing to finish.
+    """
+
+    def __init__(self, saves: bool) -> None:
+        self.stopped: Stop | None = None  # the same on every rank
+        self._saves = saves
+        self._guard: BudgetGuard | None = None
+        self._is_asked = False  # by a signal, to this rank
+        self._is_first = True
+        self._group: Any = None
+        self._pending: tuple[Any, torch.Tensor] | None = None
+        self._quiet_calls = 0  # until the ranks speak again
+        self._calls = deque([time.monotonic()], maxlen=RECENT_CALLS)
+        self._training_data: tuple[Any, ...] | None = None  # what an evaluation puts back when it ends
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Inside, SIGTERM asks for a stop; Ctrl-C ends the process as ever."""
+        if not self._saves:
+            yield
+            return
+        before = signal.signal(signal.SIGTERM, self._ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def _ask(self, *_: Any) -> None:
+        if not self._is_asked and is_first_of_machine():
+            os.write(2, b"\nSIGTERM: this step is finished and saved, then the run ends; Ctrl-C ends it at once\n")
+        self._is_asked = True
+
+    def init(self, state: State, logger: Logger) -> None:
+        self._guard = next((c for c in state.callbacks if isinstance(c, BudgetGuard)), None)
+        self._is_first = dist.get_global_rank() == 0
+        if dist.get_world_size() > 1 and (self._saves or self._guard):
+            self._group = torch.distributed.new_group(backend="gloo")  # CPU to CPU, whatever the gradients use
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """A run that goes on at its limit stops before its first step."""
+        self._read()
+        self._say()
+        reason, _ = self._settle() if self._group is not None else (self._reason(), 0)
+        self._stop_for(reason, state)
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        self._stop_for(self._agree(), state)
+
+    def _stop_for(self, reason: str, state: State) -> None:
+        done = state.max_duration is not None and state.timestamp >= state.max_duration
+        if not reason or done:
+            return
+        self.stopped = self._stop(reason)
+        state.stop_training()  # Composer saves its last checkpoint now
+        for evaluator in state.evaluators:
+            evaluator.eval_interval = _never
+        for callback in state.callbacks:
+            if isinstance(callback, HuggingFaceCheckpointer):
+                callback.check_interval = _never
+
+    def _stop(self, reason: str) -> Stop:
+        if reason == SIGTERM:
+            return Stop("SIGTERM came", 128 + signal.SIGTERM, "the same command")
+        assert self._guard is not None
+        return Stop(self._guard.words(reason), EXIT_BUDGET, "with a larger limit the same command")
+
+    def eval_before_all(self, state: State, logger: Logger) -> None:
+        self._training_data = (state.dataloader, state.dataloader_label, state.dataloader_len)
+
+    def eval_batch_end(self, state: State, logger: Logger) -> None:
+        self.break_off()
+
+    def break_off(self) -> None:
+        """Raises EvaluationBrokenOff; all ranks call it, now and then, while an evaluation goes on."""
+        self._read()
+        reason = self._agree()
+        if reason:
+            self.stopped = self._stop(reason)
+            raise EvaluationBrokenOff(self.stopped.words)
+
+    def eval_after_all(self, state: State, logger: Logger) -> None:
+        self._training_data = None
+        if self._group is not None:  # the evaluation may have been the one too many: the next step is the last
+            agreed, _ = self._settle()
+            self._say(agreed)
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        self._settle()
+
+    def save_broken_off(self, trainer: Trainer) -> None:
+        """After EvaluationBrokenOff: the checkpoint of the last finished step, as if the evaluation had not begun."""
+        self._settle()
+        state, saver = trainer.state, trainer._checkpoint_saver
+        if self._training_data is not None:
+            dataloader, label, length = self._training_data
+            state.set_dataloader(dataloader, label)
+            if length is not None:
+                state.dataloader_len = length
+        if saver is not None and state.timestamp.batch > 0 and saver.last_checkpoint_batch != state.timestamp.batch:
+            for callback in state.callbacks:
+                if isinstance(callback, CostMonitor):
+                    callback.run_event(Event.BATCH_CHECKPOINT, state, trainer.logger)
+            saver._save_checkpoint(state, trainer.logger)
+
+    def _read(self) -> None:
+        if self._guard is not None:
+            self._guard.read()
+
+    def _reason(self) -> str:
+        """Why this rank wants to stop; several act on it a step later."""
+        if self._is_asked:
+            return SIGTERM
+        if self._guard is None or not self._is_first:
+            return ""
+        return self._guard.reason(0.0 if self._group is None else self._step_s())
+
+    def _agree(self) -> str:
+        """The reason of now for a single process; for several that of the step before, the same on every rank.
+
+        Speaking takes some tenths of a millisecond, so ranks with short steps do not do it at every one of them while
+        the limit is far; rank 0 says how many they leave out.
+        """
+        if self._group is None:
+            return self._reason()
+        self._calls.append(time.monotonic())
+        agreed, quiet_calls = self._settle()
+        self._quiet_calls = max(self._quiet_calls - 1, quiet_calls, 0)
+        if not agreed and self._quiet_calls == 0:
+            self._say()
+        return agreed
+
+    def _say(self, agreed: str = "") -> None:
+        """Begin to tell the others; agreed: a reason that they know already."""
+        if self._group is None:
+            return
+        reason = max(REASONS.index(agreed), REASONS.index(self._reason()))
+        said = torch.tensor([reason, self._calls_to_leave_out() if self._is_first else 0])
+        work = torch.distributed.all_reduce(said, torch.distributed.ReduceOp.MAX, group=self._group, async_op=True)
+        self._pending = (work, said)
+
+    def _settle(self) -> tuple[str, int]:
+        """What was said last: the reason, and the calls to leave out."""
+        if self._pending is None:
+            return "", 0
+        work, said = self._pending
+        self._pending = None
+        work.wait()
+        reason, quiet_calls = said.tolist()
+        return REASONS[reason], quiet_calls
+
+    def _step_s(self) -> float:
+        """Seconds that the next step will take: the median of the recent ones, 0 before there is one."""
+        recent = [b - a for a, b in itertools.pairwise(self._calls)]
+        return statistics.median(recent) if recent else 0.0
+
+    def _calls_to_leave_out(self) -> int:
+        """None for steps of a second; for shorter ones a second's worth, a quarter of the way to the limit at most."""
+        longest_s = max((b - a for a, b in itertools.pairwise(self._calls)), default=SPEAK_AT_LEAST_EVERY_S)
+        left_s = SPEAK_AT_LEAST_EVERY_S
+        if self._guard is not None:
+            left_s = min(left_s, self._guard.seconds_left() / 4)
+        return max(0, int(left_s / max(longest_s, 1e-6)) - 1)
+
+
+def keep_workers(loader: Any) -> None:
+    """Let the worker processes of a loader outlive SIGTERM: sent to all processes, it would take the run's data away.
+
+    loader: Composer's DataSpec, or what it would wrap into one.
+    """
+    loader = getattr(loader, "dataloader", loader)
+    if getattr(loader, "num_workers", 0) and loader.worker_init_fn is None:
+        loader.worker_init_fn = _outlive_sigterm
+
+
+def _outlive_sigterm(worker: int) -> None:
+    # not for ever: torch ends a worker that hangs with SIGTERM as well, and waits for its end
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(max(1, round(grace_s()))))
+
+
+def _never(state: State, event: Event) -> bool:
+    return False

@@ -1,0 +1,166 @@
+"""SIGTERM: the step is finished and saved, on every rank, and the same command goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from composer import Trainer
+from composer.core import Callback, State
+from composer.loggers import Logger
+from torch.utils.data import DataLoader
+
+from recipes.callbacks.stopping import EvaluationBrokenOff, Stopper
+from tests.callbacks.test_cost import BATCH, Tiny, Tokens
+from tests.conftest import ROOT, STEPS, Command, losses, recipe_arguments
+
+SEVERAL = ["-m", "recipes.launch", "-n", "2"]
+# nothing is saved but by the stop, and steps take their time
+SAVED_BY_THE_STOP = ["save_interval=1000ba", "eval_first=false", "callbacks.slow={}"]
+SLOW = """
+import time
+from composer import Callback
+from llmfoundry.registry import callbacks
+
+class Slow(Callback):
+    def batch_start(self, state, logger):
+        time.sleep(0.2)
+
+callbacks.register("slow", func=Slow)
+"""
+
+
+def run_and_signal(
+    words: list[str], run: Path, tell: Callable[[psutil.Process], None]
+) -> tuple[subprocess.Popen[str], str]:
+    """Start a run, tell its processes to stop once it has taken three steps, and wait for its end; what it said."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(
+        [sys.executable, *words], cwd=ROOT, env=environment, start_new_session=True, **pipes
+    ) as process:
+        while len(losses(run)) < 3:
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.01)
+        tell(psutil.Process(process.pid))
+        said = process.communicate(timeout=100)[1]
+    return process, said
+
+
+def to_all(process: psutil.Process) -> None:
+    """As Slurm does: to the workers of the data loaders too."""
+    assert len(process.children(recursive=True)) >= 2
+    os.killpg(process.pid, signal.SIGTERM)
+
+
+def to_the_last_rank(process: psutil.Process) -> None:
+    """As where one of several machines is taken back."""
+    ranks = [child for child in process.children() if child.environ().get("RANK") == "1"]
+    ranks[0].send_signal(signal.SIGTERM)
+
+
+def to_the_launcher(process: psutil.Process) -> None:
+    """As Kubernetes does."""
+    process.send_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "more", "tell"),
+    [
+        ([], ["train_loader.num_workers=2", "train_loader.persistent_workers=true"], to_all),
+        (SEVERAL, [], to_all),
+        (SEVERAL, [], to_the_last_rank),
+        (SEVERAL, ["fsdp_config=null"], to_the_launcher),
+    ],
+)
+def test_the_step_is_saved_and_nothing_is_done_twice(
+    launcher: list[str],
+    more: list[str],
+    tell: Callable[[psutil.Process], None],
+    whole: Path,
+    shards: Path,
+    tmp_path: Path,
+    run_command: Command,
+) -> None:
+    export = f"callbacks.hf_checkpointer.save_folder={tmp_path}/hf"
+    (tmp_path / "slow.py").write_text(SLOW)
+    more = [*SAVED_BY_THE_STOP, f"code_paths=[{tmp_path}/slow.py]", *more]
+    arguments = recipe_arguments(shards, tmp_path, *more)
+    exporting = [*arguments, export, "callbacks.hf_checkpointer.save_interval=1000ba"]
+    process, said = run_and_signal([*launcher, "train.py", *exporting], tmp_path, tell)
+    assert process.returncode == 143, said
+    assert said.count("stopped early: SIGTERM came; the same command goes on from here") == 1, said
+    assert "Traceback" not in said
+    step = max(losses(tmp_path)) + 1
+    assert step < STEPS
+    (saved,) = (tmp_path / "checkpoints").glob("ep*-ba*")
+    assert f"-ba{step}" in saved.name
+    assert not (tmp_path / "hf").exists()  # which would take the time that is left
+    assert json.loads((tmp_path / "summary.json").read_text())["stopped"] == "SIGTERM came"
+    went_on = run_command(*(["launch", *launcher[2:]] if launcher else ["python"]), "train.py", *arguments)
+    assert went_on.returncode == 0, went_on.stderr
+    assert losses(tmp_path) == (pytest.approx(losses(whole), rel=2e-5) if launcher else losses(whole))
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert sum('"loss/train/total"' in line for line in lines) == STEPS
+    assert json.loads((tmp_path / "summary.json").read_text())["lost_s"] == 0
+
+
+class Signals(Callback):
+    """Sends this process SIGTERM at an event."""
+
+    def eval_batch_end(self, state: State, logger: Logger) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_an_evaluation_is_broken_off(tmp_path: Path) -> None:
+    model, stopper = Tiny(), Stopper(saves=True)
+    trainer = Trainer(
+        model=model,
+        optimizers=torch.optim.SGD(model.parameters(), lr=0.1),
+        train_dataloader=DataLoader(Tokens(), batch_size=BATCH),
+        eval_dataloader=DataLoader(Tokens(), batch_size=1),
+        eval_interval="2ba",
+        callbacks=[Signals(), stopper],
+        max_duration="10ba",
+        save_folder=str(tmp_path),
+        save_interval="10ba",
+        save_filename="ba{batch}.pt",
+        device="cpu",
+        progress_bar=False,
+    )
+    before = signal.getsignal(signal.SIGTERM)
+    with stopper.listening(), pytest.raises(EvaluationBrokenOff):
+        trainer.fit()
+    stopper.save_broken_off(trainer)
+    trainer.close()
+    assert (tmp_path / "ba2.pt").is_file()
+    assert int(trainer.state.eval_timestamp.batch) == 1
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_run_that_saves_nothing_ends_at_once(
+    shards: Path, tmp_path: Path, warm_python: Path, run_command: Command
+) -> None:
+    arguments = [*recipe_arguments(shards, tmp_path, "max_duration=100000ba"), "save_folder=null"]
+    arguments += [f"loggers.metrics_file.path={tmp_path / 'metrics.jsonl'}"]
+    process, said = run_and_signal(["train.py", *arguments], tmp_path, lambda p: p.send_signal(signal.SIGTERM))
+    assert process.returncode == 143
+    assert said.splitlines()[-1].startswith("stopped; the same command")
+
+
+@pytest.mark.parametrize("command", ["launch", "python"])
+def test_a_time_of_grace_that_is_none(command: str, run_command: Command) -> None:
+    result = run_command(command, "train.py", "yamls/pretrain/mpt-125m.yaml", env={"RECIPES_GRACE_S": "2min"})
+    assert result.returncode in (1, 2)
+    assert "RECIPES_GRACE_S: got '2min', expected seconds above 0, such as 120" in result.stderr
+    assert "Traceback" not in result.stderr
