@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -101,6 +103,22 @@ def test_several_runs_side_by_side(tmp_path: Path, run_command: Command) -> None
     assert re.search(r"<td>optimizer\.lr</td><td>0\.0006</td><td>0\.0003</td>", html)
     assert html.count("<polyline") == 8
     assert "Plan against actual: two" in html
+
+
+def test_markup_in_a_name_is_text_everywhere(tmp_path: Path) -> None:
+    name = '<evil a="1">&amp;{{ 2 }}'
+    run, other = crashed_run(tmp_path / "run").rename(tmp_path / name), crashed_run(tmp_path / "other")
+    recipe = run / "recipe.yaml"
+    recipe.write_text(f"{recipe.read_text()}'{name}': '{name}'\n")
+    (run / "summary.json").write_text(json.dumps({"steps": 4800, "stopped": name}))
+    task = {"label": name, "score": 0.5, "chance": 0.25}
+    (run / "results.json").write_text(json.dumps({"models": [{"name": name, "checkpoint": name, "tasks": [task]}]}))
+    tasks = [json.dumps({"step": step, "tokens": step, "tasks": [task]}) for step in (1600, 3200)]
+    (run / "tasks.jsonl").write_text("\n".join(tasks))
+    for runs, least in (([run], 15), ([run, other], 40)):
+        html = write_page(runs).read_text()
+        assert "<evil" not in html
+        assert html.count("lt;evil") == unescape(html).count(name) >= least  # once, and no more than once
 
 
 def test_a_run_that_left_almost_nothing_still_has_a_page(tmp_path: Path) -> None:
