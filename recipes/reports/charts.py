@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
+
+from markupsafe import Markup, escape
 
 from recipes.cost.figures import short
 
@@ -29,13 +30,13 @@ class Line:
     marked: bool = False
 
 
-def line_chart(lines: Iterable[Line], x_label: str, y_label: str) -> str:
+def line_chart(lines: Iterable[Line], x_label: str, y_label: str) -> Markup:
     """Lines in one picture; an empty string where there is nothing to draw."""
     lines = [Line(n.name, _thinned(n), n.colour, n.marked) for n in lines if n.points]
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points]
     if not xs or min(xs) == max(xs):
-        return ""
+        return Markup()
     x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(min(ys), max(ys))
     x_low, x_high = min(xs), max(xs)
     y_low, y_high = min(*ys, y_ticks[0]), max(*ys, y_ticks[-1])
@@ -59,17 +60,15 @@ def line_chart(lines: Iterable[Line], x_label: str, y_label: str) -> str:
     for line in lines:
         path = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in line.points)
         kind = "marked" if line.marked else "thin"
-        parts.append(
-            f'<polyline class="{kind}" style="stroke:var(--series-{line.colour % SERIES + 1})" points="{path}"/>'
-        )
+        parts.append(f'<polyline class="{kind}" style="stroke:{colour(line.colour)}" points="{path}"/>')
         if line.marked:
             parts += [_dot(px(x), py(y), line, f"{short(x, 4)} {x_label}: {y:.3f}") for x, y in line.points]
     names = ", ".join(dict.fromkeys(line.name for line in lines))
     label = escape(f"{y_label} against {x_label}: {names}")
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    return Markup(f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>')
 
 
-def share_bar(shares: Iterable[tuple[str, str, float]]) -> str:
+def share_bar(shares: Iterable[tuple[str, str, float]]) -> Markup:
     """One bar of (name, CSS class, share of 1) pieces, with a gap between neighbours."""
     x, height = 0.0, 26
     parts = []
@@ -80,10 +79,15 @@ def share_bar(shares: Iterable[tuple[str, str, float]]) -> str:
             drawn = max(0.5, width - 2)
             parts.append(f'<rect class="{css}" x="{x:.1f}" y="0" width="{drawn:.1f}" height="{height}">{title}</rect>')
         x += width
-    return (
+    return Markup(
         f'<svg class="bar" viewBox="0 0 {WIDTH} {height}" preserveAspectRatio="none" role="img" '
         f'aria-label="shares of the billed time">{"".join(parts)}</svg>'
     )
+
+
+def colour(index: int) -> str:
+    """The page's colour of the line with this index, as CSS; after the last they begin again."""
+    return f"var(--series-{index % SERIES + 1})"
 
 
 def ticks(low: float, high: float) -> list[float]:
@@ -109,6 +113,6 @@ def _thinned(line: Line) -> Sequence[tuple[float, float]]:
 
 
 def _dot(x: float, y: float, line: Line, text: str) -> str:
-    colour = f"fill:var(--series-{line.colour % SERIES + 1})"
     title = escape(f"{line.name}, {text}")
-    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" style="{colour}"><title>{title}</title></circle>'
+    style = f"fill:{colour(line.colour)}"
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" style="{style}"><title>{title}</title></circle>'
