@@ -3,6 +3,6 @@
 runs.py        where a run keeps its files; run_record.py: all of them read back
 summary.py     what a run came to, written when it ends
 bill.py        what was paid, start by start
-page.py        the HTML report, page.html its frame; tasks.py: its section on evaluations; charts.py: its pictures
+page.py        the HTML report's figures, page.html its template; charts.py: its pictures
 against_plan.py  what the run took against what its plan said
 """

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from string import Template
 from typing import Any
+
+from markupsafe import Markup
 
 from data_prep.durable import write_whole
 from recipes.cost.duration import in_words
 from recipes.cost.figures import number, short
 from recipes.reports.against_plan import figures, reasons
-from recipes.reports.charts import SERIES, Line, line_chart, share_bar
-from recipes.reports.run_record import Point, RunRecord, read_run
+from recipes.reports.charts import Line, colour, line_chart, share_bar
+from recipes.reports.run_record import RunRecord, is_number, read_run
 from recipes.reports.scores import is_share, score_with_interval
 from recipes.reports.summary import is_of_run
-from recipes.reports.tasks import section_of
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 PAGE = "report.html"
@@ -57,207 +57,128 @@ def write_page(folders: Sequence[Path], out: Path | None = None) -> Path:
 
 
 def page(runs: Sequence[RunRecord]) -> str:
-    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs: {', '.join(run.name for run in runs)}"
-    sections = [f"<h1>{escape(title)}</h1>"]
-    sections += [_head(run) for run in runs] if len(runs) == 1 else [_side_by_side(runs)]
-    sections.append(_loss(runs))
-    sections.append(_goodput(runs))
-    sections += [_plan(run, len(runs) > 1) for run in runs]
-    sections.append(_evaluation(runs))
-    sections += [section_of(run, len(runs) > 1) for run in runs]
-    sections += [_recipe(runs)]
-    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(title=escape(title), body="\n".join(sections))
+    """The HTML text: the markup is all in page.html, which escapes whatever is put into it here."""
+    from jinja2 import Environment, StrictUndefined  # here, as evaluations import this module and may write no page
 
-
-def _head(run: RunRecord) -> str:
-    cards = "".join(
-        f'<div class="card"><span class="soft">{name}</span><b>{value}</b></div>' for name, value in _key(run)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"colour": colour, "number": number, "product": math.prod}
+    names = [run.name for run in runs]
+    columns = [_key_figures(run) for run in runs]
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        runs=runs,
+        names=names,
+        several=len(runs) > 1,
+        title=names[0] if len(runs) == 1 else f"{len(runs)} runs: {', '.join(names)}",
+        key_figures={name: [column[name] for column in columns] for name in columns[0]},
+        loss_charts={x_label: _loss_chart(runs, x_label) for x_label in ("tokens", "dollars")},
+        bars=[share_bar((name, part, _share(run, part)) for part, name in PARTS.items()) for run in runs],
+        parts=_parts(runs),
+        plans=[(run, figures(run), reasons(run)) for run in runs],
+        scores=[row for run in runs for row in _scores(run, len(runs) > 1)],
+        tasks=[(run, *_tasks(run)) for run in runs if run.tasks],
+        differences=_differences(runs),
     )
-    return f'<p class="soft">{escape(run.state)} · {escape(str(run.folder))}</p><div class="cards">{cards}</div>'
 
 
-def _side_by_side(runs: Sequence[RunRecord]) -> str:
-    columns = [dict(_key(run)) for run in runs]
-    head = "".join(
-        f'<th class="n"><i style="color:{_colour(i)}">■</i> {escape(r.name)}</th>' for i, r in enumerate(runs)
-    )
-    rows = [f"<tr><td>state</td>{''.join(f'<td class=n>{escape(r.state)}</td>' for r in runs)}</tr>"]
-    for name in columns[0]:
-        rows.append(f"<tr><td>{name}</td>{''.join(f'<td class=n>{c[name]}</td>' for c in columns)}</tr>")
-    return f'<div class="scroll"><table><tr><th></th>{head}</tr>{"".join(rows)}</table></div>'
-
-
-def _key(run: RunRecord) -> list[tuple[str, str]]:
-    """The figures of a run that matter most, as HTML text."""
+def _key_figures(run: RunRecord) -> dict[str, str]:
+    """What matters most, by name."""
     paid = run.bill.total
     loss = run.validation[-1].loss if run.validation else None
     speed = paid.tokens_per_s
-    return [
-        ("validation loss", UNKNOWN if loss is None else f"{loss:.3f}"),
-        ("dollars", _usd(paid.usd)),
-        ("a million tokens", _usd(paid.usd_per_million_tokens)),
-        ("tokens", short(paid.tokens, 4)),
-        ("tokens/s", UNKNOWN if speed is None else short(round(speed), 4)),
-        ("MFU", UNKNOWN if paid.mfu is None else f"{paid.mfu:.1%}"),
-        ("goodput", UNKNOWN if paid.goodput is None else f"{paid.goodput:.0%}"),
-        ("billed time", in_words(paid.wall_s)),
-        ("starts", str(len(run.bill.starts))),
-        ("energy", UNKNOWN if run.kwh is None else f"{number(run.kwh)} kWh"),
-        ("CO₂e", UNKNOWN if run.kg_co2e is None else f"{number(run.kg_co2e)} kg"),
-    ]
+    return {
+        "validation loss": UNKNOWN if loss is None else f"{loss:.3f}",
+        "dollars": _usd(paid.usd),
+        "a million tokens": _usd(paid.usd_per_million_tokens),
+        "tokens": short(paid.tokens, 4),
+        "tokens/s": UNKNOWN if speed is None else short(round(speed), 4),
+        "MFU": UNKNOWN if paid.mfu is None else f"{paid.mfu:.1%}",
+        "goodput": UNKNOWN if paid.goodput is None else f"{paid.goodput:.0%}",
+        "billed time": in_words(paid.wall_s),
+        "starts": str(len(run.bill.starts)),
+        "energy": UNKNOWN if run.kwh is None else f"{number(run.kwh)} kWh",
+        "CO₂e": UNKNOWN if run.kg_co2e is None else f"{number(run.kg_co2e)} kg",
+    }
 
 
-def _loss(runs: Sequence[RunRecord]) -> str:
-    by_tokens, by_usd = [], []
+def _loss_chart(runs: Sequence[RunRecord], x_label: str) -> Markup:
+    lines = []
     for i, run in enumerate(runs):
         for name, points, marked in (("training", run.training, False), ("validation", run.validation, True)):
             label = name if len(runs) == 1 else f"{run.name} {name}"
-            by_tokens.append(Line(label, [(p.tokens, p.loss) for p in points], i, marked))
-            by_usd.append(Line(label, _against_dollars(points), i, marked))
-    figures_ = []
-    for lines, x_label in ((by_tokens, "tokens"), (by_usd, "dollars")):
-        chart = line_chart(lines, x_label, "loss, nats a token")
-        text = f"Loss against {x_label}: thin is training, thick with dots is validation."
-        if not chart:
-            chart, text = (
-                "",
-                f"Loss against {x_label}: nothing to draw"
-                + ("; no rate was known." if x_label == "dollars" else " yet."),
-            )
-        figures_.append(f"<figure>{chart}<figcaption>{text}</figcaption></figure>")
-    key = ""
-    if len(runs) > 1:
-        items = (f'<li><i style="background:{_colour(i)}"></i>{escape(run.name)}</li>' for i, run in enumerate(runs))
-        key = f'<ul class="key">{"".join(items)}</ul>'
-    return f'<h2>Loss</h2><div class="charts">{"".join(figures_)}</div>{key}'
+            drawn = [(x, p.loss) for p in points if (x := p.usd if x_label == "dollars" else p.tokens) is not None]
+            lines.append(Line(label, drawn, i, marked))
+    return line_chart(lines, x_label, "loss, nats a token")
 
 
-def _against_dollars(points: Sequence[Point]) -> list[tuple[float, float]]:
-    return [(p.usd, p.loss) for p in points if p.usd is not None]
-
-
-def _goodput(runs: Sequence[RunRecord]) -> str:
-    bars, rows = [], []
-    for run in runs:
-        paid = run.bill.total
-        shares = [(PARTS[part], part, paid.parts[part] / paid.wall_s) for part in PARTS] if paid.wall_s else []
-        goodput = "not known" if paid.goodput is None else f"{paid.goodput:.1%}"
-        bars.append(f"<h3>{escape(run.name)}: goodput {goodput}</h3>{share_bar(shares)}")
-    used = [part for part in PARTS if any(run.bill.total.parts[part] > 0 for run in runs)]
-    heads = ["time", "share", "dollars"] if len(runs) == 1 else [escape(run.name) for run in runs]
-    head = "".join(f'<th class="n">{name}</th>' for name in heads)
-    for part in used:
-        cells = "".join(_part_cells(run, part, len(runs) == 1) for run in runs)
-        rows.append(f'<tr><td><i class="swatch {part}"></i>{PARTS[part]}</td>{cells}</tr>')
-    text = "Goodput is the share of the billed time spent in training steps whose work was kept."
-    warnings = "".join(f'<p class="soft">{escape(r.name)}: {escape(w)}</p>' for r in runs for w in r.bill.warnings)
-    table = f'<div class="scroll"><table><tr><th></th>{head}</tr>{"".join(rows)}</table></div>'
-    return f"<h2>Where the paid time went</h2><p class=soft>{text}</p>{''.join(bars)}{table}{warnings}"
-
-
-def _part_cells(run: RunRecord, part: str, alone: bool) -> str:
-    seconds, wall_s, usd = run.bill.total.parts[part], run.bill.total.wall_s, run.bill.total.usd
-    share = seconds / wall_s if wall_s else 0.0
-    if not alone:
-        return f'<td class="n">{share:.1%}</td>'
-    paid = None if usd is None else usd * share
-    return f'<td class="n">{in_words(seconds)}</td><td class="n">{share:.1%}</td><td class="n">{_usd(paid)}</td>'
-
-
-def _plan(run: RunRecord, several: bool) -> str:
-    title = f"Plan against actual: {escape(run.name)}" if several else "Plan against actual"
-    rows = "".join(
-        f"<tr><td>{escape(name)}</td><td>{escape(planned)}</td><td>{escape(actual)}</td></tr>"
-        for name, planned, actual in figures(run)
-    )
-    table = f'<div class="scroll"><table><tr><th></th><th>planned</th><th>actual</th></tr>{rows}</table></div>'
-    why = reasons(run)
-    if not why:
-        text = run.no_plan or "nothing was trained, or the plan has no tokens to compare with"
-        return f"<h2>{title}</h2>{table}<p class=soft>No reasons for a difference: {escape(text)}.</p>"
-    lines = "".join(
-        f"<tr><td>{escape(r.name)}</td><td class=n>{_number(r.planned)}</td><td class=n>{_number(r.actual)}</td>"
-        f"<td>{escape(r.unit)}</td><td class=n>× {r.factor:.3g}</td></tr>"
-        for r in why
-        if r.factor is not None
-    )
-    product = 1.0
-    for reason in why:
-        product *= reason.factor or 1.0
-    head = (
-        '<tr><th>reason</th><th class="n">planned</th><th class="n">actual</th><th></th><th class="n">dollars</th></tr>'
-    )
-    total = f"<tr><td><b>all together</b></td><td></td><td></td><td></td><td class=n><b>× {product:.3g}</b></td></tr>"
-    return (
-        f"<h2>{title}</h2>{table}<h3>Why the dollars differ</h3>"
-        "<p class=soft>Each factor is what it does to the dollars of the plan's middle; they multiply.</p>"
-        f'<div class="scroll"><table>{head}{lines}{total}</table></div>'
-    )
-
-
-def _evaluation(runs: Sequence[RunRecord]) -> str:
+def _parts(runs: Sequence[RunRecord]) -> list[tuple[str, str, list[str]]]:
+    """(CSS class, name, cells) of what was paid for. Cells: a run's time, share and dollars; of several, the shares."""
     rows = []
-    for run in runs:
-        for model in run.evaluation.get("models") or []:
-            # another model's scores, or those of an older checkpoint, are not what this run has paid for
-            own = not run.summary or is_of_run(model, run.folder, run.summary)
-            name = str(model.get("name", "")) + ("" if own else f" ({Path(str(model.get('checkpoint'))).name})")
-            name = escape(f"{run.name}: {name}" if len(runs) > 1 else name)
-            if isinstance(model.get("loss"), (int, float)):
-                rows.append(_result(name, "validation loss", f"{model['loss']:.3f}", "", "", ""))
-            for task in model.get("tasks") or []:
-                rows.append(_task(name, task, run.bill.total.usd, own))
-    if not rows:
-        return "<h2>Evaluation</h2><p class=soft>None yet: composer eval/evaluate.py RECIPE writes results.json.</p>"
-    head = '<tr><th>model</th><th>task</th><th class="n">score</th><th class="n">chance</th>'
-    head += '<th class="n">examples</th><th class="n">dollars a point</th></tr>'
-    text = "Scores with their 95 % interval. A point is one per cent above chance, for all that the run has cost."
-    return f'<h2>Evaluation</h2><p class=soft>{text}</p><div class="scroll"><table>{head}{"".join(rows)}</table></div>'
+    for part, name in PARTS.items():
+        cells = [f"{_share(run, part):.1%}" for run in runs]
+        if len(runs) == 1:
+            paid = runs[0].bill.total
+            usd = None if paid.usd is None else paid.usd * _share(runs[0], part)
+            cells = [in_words(paid.parts[part]), *cells, _usd(usd)]
+        if any(run.bill.total.parts[part] > 0 for run in runs):
+            rows.append((part, name, cells))
+    return rows
 
 
-def _task(name: str, task: dict[str, Any], usd: float | None, own: bool) -> str:
-    score, chance = task.get("score"), task.get("chance")
-    if not isinstance(score, (int, float)):
-        return ""
-    points = 100 * (score - (chance or 0.0))
-    dear = "no better than chance" if points <= 0 else UNKNOWN if usd is None else _usd(usd / points)
-    if not own or not is_share(task):  # a perplexity has no points
-        dear = ""
-    return _result(
-        name,
-        escape(str(task.get("label", "?"))),
-        score_with_interval(task),
-        "" if chance is None else f"{chance:.0%}",
-        f"{task['examples']:,}" if isinstance(task.get("examples"), int) else "",
-        dear,
-    )
+def _share(run: RunRecord, part: str) -> float:
+    return run.bill.total.parts[part] / (run.bill.total.wall_s or 1.0)
 
 
-def _result(name: str, task: str, *cells: str) -> str:
-    return f"<tr><td>{name}</td><td>{task}</td>{''.join(f'<td class=n>{cell}</td>' for cell in cells)}</tr>"
+def _scores(run: RunRecord, several: bool) -> Iterator[tuple[str, ...]]:
+    """Rows of what is in results.json: a model's loss, then its tasks."""
+    usd = run.bill.total.usd
+    for model in run.evaluation.get("models") or []:
+        # another model's scores, or those of an older checkpoint, are not what this run has paid for
+        own = not run.summary or is_of_run(model, run.folder, run.summary)
+        name = str(model.get("name", "")) + ("" if own else f" ({Path(str(model.get('checkpoint'))).name})")
+        name = f"{run.name}: {name}" if several else name
+        if isinstance(model.get("loss"), (int, float)):
+            yield name, "validation loss", f"{model['loss']:.3f}", "", "", ""
+        for task in model.get("tasks") or []:
+            score, chance, examples = task.get("score"), task.get("chance"), task.get("examples")
+            if not isinstance(score, (int, float)):
+                continue
+            points = 100 * (score - (chance or 0.0))
+            dear = "no better than chance" if points <= 0 else _usd(None if usd is None else usd / points)
+            yield (
+                name,
+                str(task.get("label", "?")),
+                score_with_interval(task),
+                "" if chance is None else f"{chance:.0%}",
+                f"{examples:,}" if isinstance(examples, int) else "",
+                dear if own and is_share(task) else "",  # a perplexity has no points
+            )
 
 
-def _recipe(runs: Sequence[RunRecord]) -> str:
-    parts = ["<h2>Recipe</h2>"]
-    if len(runs) > 1:
-        parts.append(_differences(runs))
-    for run in runs:
-        text = escape(run.recipe_text) or "recipe.yaml is missing"
-        parts.append(f"<details><summary>{escape(run.name)}: the resolved recipe</summary><pre>{text}</pre></details>")
-    return "\n".join(parts)
+def _tasks(run: RunRecord) -> tuple[Markup, list[str], list[tuple[str, ...]], str]:
+    """Scores over the checkpoints: a chart, the steps, rows (label, chance, score at every step), and their price."""
+    lines, rows = [], []
+    by_label = [{task["label"]: task for task in record["tasks"] if "label" in task} for record in run.tasks]
+    for i, label in enumerate(dict.fromkeys(label for tasks in by_label for label in tasks)):
+        found = [tasks.get(label, {}) for tasks in by_label]
+        points = [(record.get("tokens"), task.get("score")) for record, task in zip(run.tasks, found, strict=True)]
+        drawn = [(float(x), float(y)) for x, y in points if is_number(x) and is_number(y)]
+        lines.append(Line(label, drawn, i, marked=True))
+        chances = [f"{task['chance']:.0%}" for task in found if isinstance(task.get("chance"), (int, float))]
+        scores = [score_with_interval(task) if isinstance(task.get("score"), (int, float)) else "" for task in found]
+        rows.append((label, chances[0] if chances else "", *scores))
+    steps = [f"{record['step']:,}" for record in run.tasks]
+    paid = [record.get("usd") for record in run.tasks]
+    usd = "" if None in paid else f", ${sum(float(x or 0) for x in paid):,.3g}"
+    price = in_words(sum(float(record.get("seconds") or 0) for record in run.tasks)) + usd
+    return line_chart(lines, "tokens", "score"), steps, rows, price
 
 
-def _differences(runs: Sequence[RunRecord]) -> str:
+def _differences(runs: Sequence[RunRecord]) -> list[list[str]]:
+    """Rows of the recipes' keys whose values differ: the key, then its value in every run."""
     flat = [_flat(run.recipe) for run in runs]
-    keys = [key for key in dict.fromkeys(k for f in flat for k in f) if len({repr(f.get(key)) for f in flat}) > 1]
-    if not keys:
-        return "<p class=soft>The recipes are the same.</p>"
-    head = "".join(f"<th>{escape(run.name)}</th>" for run in runs)
-    rows = "".join(
-        f"<tr><td>{escape(key)}</td>{''.join(f'<td>{escape(str(f.get(key, chr(8212))))}</td>' for f in flat)}</tr>"
-        for key in keys
-    )
-    return f'<div class="scroll"><table><tr><th>differs</th>{head}</tr>{rows}</table></div>'
+    keys = dict.fromkeys(key for recipe in flat for key in recipe)
+    differing = [key for key in keys if len({repr(recipe.get(key)) for recipe in flat}) > 1]
+    return [[key, *(str(recipe.get(key, "—")) for recipe in flat)] for key in differing]
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -266,15 +187,7 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}.{key}".lstrip(".")).items()}
 
 
-def _colour(index: int) -> str:
-    return f"var(--series-{index % SERIES + 1})"
-
-
 def _usd(value: float | None) -> str:
     if value is None:
         return UNKNOWN
     return f"${value:,.2f}" if value >= 1 else f"${value:.3g}"
-
-
-def _number(value: float | None) -> str:
-    return UNKNOWN if value is None else number(value)
