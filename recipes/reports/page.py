@@ -40,7 +40,7 @@ def write_page(folders: Sequence[Path], out: Path | None = None) -> Path:
     """Write the report; by default into the run folder, or beside the runs when there are several.
 
     Raises:
-        ValueError: a folder that is no run's, in words.
+        ValueError: a folder that is no run's, or a file in it that is damaged, in words.
     """
     runs = [read_run(folder) for folder in {folder.resolve(): folder for folder in folders}.values()]
     if out is None:
@@ -48,7 +48,7 @@ def write_page(folders: Sequence[Path], out: Path | None = None) -> Path:
         out = common / PAGE
     try:
         text = page(runs)
-    except (TypeError, AttributeError, KeyError, OverflowError) as error:
+    except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
         where = ", ".join(str(run.folder) for run in runs)
         said = f"{type(error).__name__}: {error}"
         raise ValueError(f"{where}: a file there is not what a run or an evaluation writes ({said})") from None

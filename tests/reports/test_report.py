@@ -160,9 +160,10 @@ def test_what_diverged_or_is_damaged_is_words(tmp_path: Path, capsys: pytest.Cap
     print_summary(run)
     assert "perplexity  inf" in capsys.readouterr().out
     assert "not known" in write_page([run]).read_text()
-    (run / "results.json").write_text('{"models": [3]}')
-    with pytest.raises(ValueError, match="run: a file there is not what a run or an evaluation writes"):
-        write_page([run])
+    for damaged in ("3", '{"tasks": [{"score": 0.5, "interval_95": "wide"}]}'):
+        (run / "results.json").write_text(f'{{"models": [{damaged}]}}')
+        with pytest.raises(ValueError, match="run: a file there is not what a run or an evaluation writes"):
+            write_page([run])
 
 
 def test_padding_is_part_of_the_plan(tmp_path: Path) -> None:
