@@ -149,7 +149,7 @@ def make(plan: Plan, staging: Path, out: Path, most: int) -> list[Manifest]:
     with ProgressBar(sum(source.bytes for source in plan.sources), options["split"]) as bar:
         for source in plan.sources:
             if source.path.endswith((".parquet", ".txt")):
-                raise PrepError(f"{source.path}: expected .jsonl, .jsonl.gz or .jsonl.zst.")
+                raise PrepError(f"{source.path}: expected JSON lines: .jsonl or .json, or .gz or .zst of these.")
             reader = SourceReader(source, "")
             for row in reader.lines(most):
                 rows_seen += 1

@@ -53,6 +53,8 @@ def text_of(number: int, value: dict[str, Any], text_key: str) -> str | Rejected
 
 def parse_object(number: int, row: bytes) -> dict[str, Any] | Rejected:
     """The object that a line of JSON Lines is, or why it is none."""
+    if number == 1 and row.startswith(b"["):
+        return Rejected(number, "a JSON array begins here; expected an object a line, as `jq -c '.[]' FILE` makes")
     try:
         value = orjson.loads(row)
     except orjson.JSONDecodeError as error:

@@ -13,7 +13,8 @@ from pathlib import Path
 from data_prep.errors import PrepError, refuse_not_utf8
 from data_prep.storage import is_remote, list_files, open_file, remote_errors, state_of
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst", ".parquet", ".txt")
+NAMED_ONLY = ".json"  # JSON lines too where it is named; else as likely a configuration or a list of files
 OWN_FILE = re.compile(r"shard\.\d{5,}\.mds|index\.json|manifest\.json|documents\.jsonl|rejected\.jsonl")  # of a split
 _MAGIC = "*?["
 _NAMES_TOLD = 4
@@ -30,7 +31,7 @@ class Source:
     @property
     def can_be_cut(self) -> bool:
         """Whether reading can begin in the middle."""
-        return self.path.endswith((".jsonl", ".parquet"))
+        return self.path.endswith((".jsonl", NAMED_ONLY, ".parquet"))
 
     @property
     def is_read_in_order(self) -> bool:
@@ -80,7 +81,7 @@ def _expand(given: str) -> list[str]:
         _refuse_mixture(given, found)
         return found
     if os.path.exists(given):
-        if not given.endswith(SUFFIXES):
+        if not given.endswith(_suffixes(given)):
             raise PrepError(f"{given}: expected a {expected} file.")
         return [given]
     if any(character in given for character in _MAGIC):
@@ -115,13 +116,17 @@ def _refuse_mixture(given: str, paths: list[str]) -> None:
 
 def _input_files(given: str, found: list[str]) -> list[str]:
     """Of the files that a folder or glob stands for, those to read."""
-    named = [path for path in found if path.endswith(SUFFIXES)]
+    named = [path for path in found if path.endswith(_suffixes(given))]
     are_named = OWN_FILE.fullmatch(os.path.basename(given))
     outputs = [] if are_named else [path for path in named if _is_output(path)]
     _tell_of(given, "of an earlier run's output, not read (give them by their names)", outputs)
-    others = [path for path in found if not path.endswith(SUFFIXES) and _may_be_meant(path)]
+    others = [path for path in found if not path.endswith(_suffixes(given)) and _may_be_meant(path)]
     _tell_of(given, "of other names, not read", others)
     return sorted({*named} - {*outputs})
+
+
+def _suffixes(given: str) -> tuple[str, ...]:
+    return (*SUFFIXES, NAMED_ONLY) if given.endswith(NAMED_ONLY) else SUFFIXES
 
 
 def _is_output(path: str) -> bool:

@@ -27,7 +27,7 @@ from eval import results
 from eval.baseline import unigram_entropy
 from eval.cache import SCORING, AnswerCache
 from eval.digests import digest_of, files_of, is_elsewhere
-from eval.models import long_loaders, longest, spell_out_models
+from eval.models import long_loaders, longest, run_judged, spell_out_models
 from eval.questions import ScoringError
 from eval.samples import continued, refuse_samples
 from eval.tasks.rows import TaskError
@@ -74,7 +74,7 @@ def main(arguments: list[str]) -> int:
     run_name = recipe.get("run_name") or recipe.path.stem
     code = recipe.get("code_paths") or []
     models = [digest_of(entry, recipe.get("precision"), run_name, code) for entry in recipe["models"]]
-    path = results.results_path(recipe, (written.get("models") or [{}])[0].get("run"))
+    path = results.results_path(recipe, run_judged(written))
     if not can_be_written(path):
         problem = Problem(recipe.place(("results",)), ("results",), f"results cannot be written to {path}")
         return print_problems("this evaluation cannot be run", [problem])

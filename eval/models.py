@@ -2,7 +2,7 @@
 
     models:
       - run: runs/mpt-quickstart          # a run folder: its recipe's model and tokenizer, its latest checkpoint
-      - folder: exported/mpt-7b           # a Hugging Face folder, such as `python -m recipes export` makes
+      - folder: exports/mpt-7b            # a Hugging Face folder, such as `python -m recipes export` makes
       - model_name: other                 # LLM Foundry's form
         model: {name: mpt_causal_lm, …}
         tokenizer: {name: …}
@@ -59,6 +59,14 @@ def spell_out_models(recipe: Recipe) -> Recipe:
         ]
         _refuse_equal_names(values["models"], recipe)
     return dataclasses.replace(recipe, values=values, places=places)
+
+
+def run_judged(recipe: Recipe) -> str | None:
+    """The run folder that the first model of a recipe, as it is written, is of; None for what is no run's."""
+    models = recipe.get("models")
+    if not isinstance(models, list) or not models or not isinstance(models[0], Mapping):
+        return None
+    return _one_source(models[0], recipe.places, 0).get("run")
 
 
 def _refuse_equal_names(models: list[Any], recipe: Recipe) -> None:

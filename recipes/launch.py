@@ -53,6 +53,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _interrupt(*_: Any) -> None:
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # said again, it takes no time from what is ending
     raise KeyboardInterrupt  # the launcher ends its processes, as at Ctrl-C
 
 

@@ -35,6 +35,16 @@ def test_folder_glob_and_order(folder: Path) -> None:
     assert names([f"{folder}/b.jsonl", f"{folder}/a.jsonl"], folder) == ["b.jsonl", "a.jsonl"]
 
 
+def test_names_of_json_lines_elsewhere(folder: Path) -> None:
+    for name in ("c4-train.00000.json.gz", "d.json.zst", "dataset_infos.json"):
+        (folder / "deep" / name).write_text("{}\n")
+    deep = [f"deep/{name}" for name in ("c4-train.00000.json.gz", "d.json.zst")]
+    assert names([f"{folder}/deep"], folder) == [*deep, "deep/e.jsonl"]
+    assert names([f"{folder}/deep/*.json*"], folder) == [*deep, "deep/e.jsonl"]
+    for given in (f"{folder}/deep/*.json", f"{folder}/deep/dataset_infos.json"):
+        assert names([given], folder) == ["deep/dataset_infos.json"]
+
+
 def test_files_with_other_names_are_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in (".x", "index.json", "manifest.json", "shard.00000.mds"):
         (folder / name).touch()
@@ -70,9 +80,9 @@ def test_what_a_run_wrote_is_no_input_of_the_next(folder: Path, capsys: pytest.C
     ("inputs", "said"),
     [
         (["{}/none.jsonl"], "none.jsonl: no such file or folder"),
-        (["{}/*.json"], "matches no .jsonl/.jsonl.gz/.jsonl.zst/.parquet/.txt file"),
-        (["{}/*.md"], "matches no .jsonl/.jsonl.gz/.jsonl.zst/.parquet/.txt file to read."),
-        (["{}/notes.md"], "notes.md: expected a .jsonl/.jsonl.gz/.jsonl.zst/.parquet/.txt file"),
+        (["{}/*.json"], "matches no .jsonl/.jsonl.gz/.jsonl.zst/.json.gz/.json.zst/.parquet/.txt file"),
+        (["{}/*.md"], "matches no .jsonl/.jsonl.gz/.jsonl.zst/.json.gz/.json.zst/.parquet/.txt file to read."),
+        (["{}/notes.md"], "notes.md: expected a .jsonl/.jsonl.gz/.jsonl.zst/.json.gz/.json.zst/.parquet/.txt file"),
         (["{}/a.jsonl", "{}/*.jsonl"], "a.jsonl is given twice"),
         (["/dev"], "a folder with no .jsonl"),
     ],

@@ -11,7 +11,7 @@ import catalogue
 import pytest
 
 from eval import digests, evaluate, harness, results
-from eval.models import spell_out_models
+from eval.models import run_judged, spell_out_models
 from eval.results import examples_path
 from recipes.config.keys import RecipeError
 from recipes.config.load import Recipe, load
@@ -402,6 +402,16 @@ def test_results_are_not_taken_from_before_where_a_task_may_have_changed(shards:
 def test_a_folder_on_the_command_line_takes_the_place_of_the_recipes_run() -> None:
     with pytest.raises(RecipeError, match="nowhere is no Hugging Face folder"):
         spell_out_models(load(RECIPE, ["models.0.folder=nowhere"]))
+
+
+def test_results_of_a_folder_are_not_those_of_the_run_that_the_recipe_names() -> None:
+    for override, path in (
+        ("run_name=x", "runs/mpt-quickstart/results.json"),
+        ("models.0.run=runs/other", "runs/other/results.json"),
+        ("models.0.folder=exports/mine", "runs/eval-quickstart/results.json"),
+    ):
+        recipe = load(RECIPE, [override])
+        assert str(results.results_path(recipe, run_judged(recipe))) == path
 
 
 def test_code_of_ones_own_is_imported(tmp_path: Path) -> None:
