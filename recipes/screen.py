@@ -81,6 +81,7 @@ def exit_status(main: Callable[[list[str]], int], goes_on: str) -> int:
         code = 130 if isinstance(end, KeyboardInterrupt) else end.code
         if code not in (130, 143):
             raise
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # said again, it would break off what ends
         if is_first_rank():
             print(f"\nstopped; the same command {goes_on}", file=sys.stderr)
         return int(code)

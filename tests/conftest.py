@@ -84,6 +84,14 @@ def recipe_file(tmp_path: Path) -> Callable[[str], Path]:
     return write
 
 
+def can_unshare() -> bool:
+    """Whether this user may mount file systems that only some processes see."""
+    try:
+        return subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
 # --- whole runs, shrunk to seconds --------------------------------------------------------------------------------
 
 QUICKSTART = ROOT / "yamls" / "pretrain" / "mpt-quickstart.yaml"

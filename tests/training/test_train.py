@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ from recipes.cost.parameters import count_parameters
 from recipes.preflight.machine import disk_problems
 from recipes.training import data_record
 
-from ..conftest import ROOT, STEPS, Command, losses, recipe_arguments, summary
+from ..conftest import ROOT, STEPS, Command, can_unshare, losses, recipe_arguments, summary
 
 
 def test_a_run_learns_and_says_what_it_came_to(whole: Path) -> None:
@@ -339,57 +338,6 @@ def test_shards_that_were_read_are_not_read_again(
     (run / data_record.READ).unlink()
     assert data_record.damage(run, recipe) == []
     assert len(read) == 2
-
-
-# A node of its own, as far as one machine can be two: its own shared memory, the same files.
-NODE = """
-mount -t tmpfs tmpfs /dev/shm
-exec "$@"
-"""
-
-
-def can_unshare() -> bool:
-    try:
-        return subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode == 0
-    except FileNotFoundError:
-        return False
-
-
-@pytest.mark.skipif(not can_unshare(), reason="needs the right to make a mount namespace")
-def test_two_nodes_train_in_a_folder_that_they_share(shards: Path, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = ["--master_addr", "127.0.0.1", "--master_port", str(free.getsockname()[1])]
-    nodes = []
-    for rank in (0, 1):
-        launch = [
-            sys.executable,
-            "-m",
-            "recipes.launch",
-            "-n",
-            "1",
-            "--world_size",
-            "2",
-            "--node_rank",
-            str(rank),
-            *address,
-        ]
-        command = ["unshare", "--mount", "bash", "-c", NODE, "node", *launch, "train.py"]
-        arguments = recipe_arguments(shards, tmp_path, "max_duration=12ba")
-        nodes.append(
-            subprocess.Popen(
-                [*command, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-            )
-        )
-    outputs = [node.communicate(timeout=300)[0] for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], "\n".join(outputs)
-    assert "DeprecationWarning" not in outputs[0]
-    assert "not waiting longer" not in outputs[0] + outputs[1]
-    # streaming deals the data out by node, so the losses are not one machine's; they fall all the same
-    curve = losses(tmp_path)
-    assert list(curve) == list(range(12))
-    assert curve[11] < curve[0]
-    assert summary(tmp_path)["devices"] == 2
 
 
 def test_traces_lie_in_the_run_folder(shards: Path, tmp_path: Path, run_command: Command) -> None:
