@@ -25,8 +25,8 @@ from recipes.callbacks.metrics_file import MetricsFile
 from recipes.callbacks.stopping import Stopper, keep_workers
 from recipes.config.load import Recipe
 from recipes.config.sections import loaders
+from recipes.cost.architecture import MPT, OURS
 from recipes.cost.hardware import gpu_from_device_name
-from recipes.cost.parameters import MPT, OURS
 from recipes.cost.rate import cost_section
 from recipes.cost.setup import shards
 from recipes.models.compiling import checkpoint_blocks, checkpoint_by_operation, compile_blocks

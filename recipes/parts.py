@@ -23,7 +23,7 @@ from recipes.callbacks.cost import CostMonitor
 from recipes.callbacks.metrics_file import MetricsFile
 from recipes.config.keys import RecipeError
 from recipes.config.load import Recipe
-from recipes.cost.parameters import MODEL_DEFAULTS, MPT, OURS, RWKV
+from recipes.cost.architecture import MODEL_DEFAULTS, MPT, OURS, RWKV
 from recipes.cost.setup import shards
 from recipes.training.lora import add_lora
 from recipes.training.preferences import build_preference_loader

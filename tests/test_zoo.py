@@ -16,7 +16,8 @@ from recipes.build import build
 from recipes.config.check import check
 from recipes.config.load import Recipe, load
 from recipes.config.model_rules import target_problems
-from recipes.cost.parameters import RWKV, count_parameters
+from recipes.cost.architecture import RWKV
+from recipes.cost.parameters import count_parameters
 from recipes.models.rwkv import RwkvConfig, RwkvForCausalLM
 from recipes.planning import listing
 from recipes.reports.runs import read_metrics

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import yaml
 
-from recipes.cost.parameters import RWKV as RWKV_NAME
+from recipes.cost.architecture import RWKV as RWKV_NAME
 from recipes.models.mpt import MPTConfig, MPTForCausalLM
 from recipes.models.rwkv import RwkvConfig, RwkvForCausalLM
 

@@ -14,8 +14,8 @@ from recipes.config.keys import KeyPath
 from recipes.config.model_rules import MODEL_RULES, size
 from recipes.config.run_rules import RUN_RULES
 from recipes.config.sections import Finding, section
+from recipes.cost.architecture import MPT, OURS
 from recipes.cost.hardware import find_gpu
-from recipes.cost.parameters import MPT, OURS
 
 Rule = Callable[[Mapping[str, Any]], Iterator[Finding]]
 

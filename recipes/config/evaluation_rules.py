@@ -7,7 +7,7 @@ from typing import Any
 
 from recipes.config.keys import KeyPath
 from recipes.config.sections import Finding, loaders, section
-from recipes.cost.parameters import OURS
+from recipes.cost.architecture import OURS
 from recipes.cost.run_length import read_duration
 
 

@@ -19,7 +19,7 @@ from recipes.config.grammar import (
     names,
     section,
 )
-from recipes.cost.parameters import MPT, RWKV
+from recipes.cost.architecture import MPT, RWKV
 from recipes.models.backends import CHOICES as ATTENTION_CHOICES
 from recipes.models.loss import CHOICES as LOSSES
 from recipes.models.mpt import ComposerMPTCausalLM

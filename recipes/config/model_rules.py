@@ -7,7 +7,8 @@ from typing import Any
 
 from recipes.config.keys import KeyPath
 from recipes.config.sections import Finding, is_number, section
-from recipes.cost.parameters import MODEL_DEFAULTS, count_parameters
+from recipes.cost.architecture import MODEL_DEFAULTS
+from recipes.cost.parameters import count_parameters
 from recipes.models.backends import CHOICES, features, refusals
 
 MOST_LAYERS = 10_000

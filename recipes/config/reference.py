@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from recipes.config.check import LIMITS, choices_in_words, grammar, types_in_words
-from recipes.cost.parameters import MPT
+from recipes.cost.architecture import MPT
 
 Schema = Mapping[str, Any]
 ANY = "*"  # in the place of a list's numbers, and of names that the recipe gives

@@ -8,7 +8,7 @@ from typing import Any
 from recipes.config.file_names import is_remote
 from recipes.config.keys import KeyPath
 from recipes.config.sections import Finding, is_number, loaders, section
-from recipes.cost.parameters import MODEL_DEFAULTS, MPT, OURS, RWKV
+from recipes.cost.architecture import MODEL_DEFAULTS, MPT, OURS, RWKV
 from recipes.cost.run_length import Duration, read_duration
 from recipes.cost.setup import shard_degree, shards
 from recipes.models.backends import precision_refusals

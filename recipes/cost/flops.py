@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from recipes.cost.parameters import count_parameters, model_shape, positive_integer
+from recipes.cost.architecture import model_shape, positive_integer
+from recipes.cost.parameters import count_parameters
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from recipes.cost.parameters import (
-    ModelShape,
-    ParameterCount,
-    adapter_parameters,
-    count_parameters,
-    model_shape,
-    positive_integer,
-)
+from recipes.cost.architecture import ModelShape, model_shape, positive_integer
+from recipes.cost.parameters import ParameterCount, adapter_parameters, count_parameters
 from recipes.cost.run_length import read_duration
 
 # Bytes of optimizer state a parameter, in fp32: two moments for Adam, one for Lion.

@@ -17,10 +17,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from recipes.cost.architecture import RWKV
 from recipes.cost.estimate import WHOLE_RUN_MID
 from recipes.cost.hardware import Gpu
 from recipes.cost.memory import largest_microbatch
-from recipes.cost.parameters import RWKV
 from recipes.cost.scaling import DEFAULT_LAW, scaling_law
 from recipes.cost.setup import Setup, read_setup
 from recipes.cost.throughput import step_time

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from recipes.config.load import Recipe, load
+from recipes.cost.architecture import ModelShape, model_shape
 from recipes.cost.estimate import Estimate, estimate
 from recipes.cost.figures import short
-from recipes.cost.parameters import ModelShape, count_parameters, model_shape
+from recipes.cost.parameters import count_parameters
 from recipes.cost.setup import tokens_of_run
 from recipes.training.batches import plan_batches
 from recipes.weights.hf_architecture import CLASSES, family_of

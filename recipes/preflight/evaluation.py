@@ -10,7 +10,7 @@ from recipes.config.file_names import is_remote
 from recipes.config.keys import KeyPath, Problem
 from recipes.config.load import Recipe
 from recipes.config.sections import loaders
-from recipes.cost.parameters import MPT
+from recipes.cost.architecture import MPT
 from recipes.preflight.data import data_problems
 from recipes.preflight.machine import can_be_written, has_gpu, kernel_refusals
 from recipes.preflight.packages import importable, package_problems, scheme_problems

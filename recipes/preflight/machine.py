@@ -15,7 +15,8 @@ from typing import Any
 from recipes.config.file_names import is_remote
 from recipes.config.keys import KeyPath
 from recipes.config.load import Recipe
-from recipes.cost.parameters import MPT, OURS, count_parameters
+from recipes.cost.architecture import MPT, OURS
+from recipes.cost.parameters import count_parameters
 from recipes.cost.rate import cost_section, rate_of
 from recipes.cost.run_length import read_duration
 from recipes.cost.setup import shards, steps_of_run

@@ -12,7 +12,7 @@ from typing import Any
 from recipes.config.file_names import is_remote
 from recipes.config.keys import KeyPath
 from recipes.config.load import Recipe
-from recipes.cost.parameters import MODEL_DEFAULTS, OURS
+from recipes.cost.architecture import MODEL_DEFAULTS, OURS
 from recipes.preflight.hub import in_hub_cache, not_from_hub
 from recipes.preflight.packages import missing_package, scheme_problems
 

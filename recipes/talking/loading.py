@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.config.load import Recipe
-from recipes.cost.parameters import OURS, RWKV
+from recipes.cost.architecture import OURS, RWKV
 from recipes.ranks import is_first_of_machine, is_first_rank
 from recipes.training.checkpoints import FILENAME, SHARDED, find_checkpoints
 from recipes.training.startup import light_imports

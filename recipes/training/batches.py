@@ -13,9 +13,9 @@ from typing import Any
 from data_prep.manifest import load_manifest
 from recipes.config.file_names import is_remote
 from recipes.config.load import Recipe
+from recipes.cost.architecture import OURS
 from recipes.cost.hardware import Gpu
 from recipes.cost.memory import largest_microbatch
-from recipes.cost.parameters import OURS
 from recipes.cost.setup import read_setup, sequences_per_item, steps_of_run, tokens_per_step
 from recipes.ranks import world_size
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from recipes.config.model_rules import SCALED_BY
-from recipes.cost.parameters import RWKV, model_shape
+from recipes.cost.architecture import RWKV, model_shape
 from recipes.weights import hf_rwkv
 
 CLASSES = {"mpt": "MptForCausalLM", "llama": "LlamaForCausalLM", "rwkv": hf_rwkv.CLASS}

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from recipes.cost.parameters import RWKV, ModelShape, model_shape
+from recipes.cost.architecture import RWKV, ModelShape, model_shape
 from recipes.weights import hf_rwkv
 from recipes.weights.hf_architecture import family_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from recipes.cost.parameters import OURS, ModelShape, model_shape
+from recipes.cost.architecture import OURS, ModelShape, model_shape
 from recipes.weights.hf_architecture import ACTIVATIONS, CLASSES, activation, computed_more, family_of, get, scale
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from recipes.cost.parameters import ModelShape, model_shape
+from recipes.cost.architecture import ModelShape, model_shape
 
 CLASS = "RwkvForCausalLM"
 EPSILON = 1e-5  # of the norms, where config.json has none

@@ -11,7 +11,7 @@ from typing import Any
 from recipes.config.check import check
 from recipes.config.keys import RecipeError
 from recipes.config.load import Recipe, load
-from recipes.cost.parameters import MODEL_DEFAULTS
+from recipes.cost.architecture import MODEL_DEFAULTS
 from recipes.training.checkpoints import FILENAME, newest_in
 from recipes.weights.checkpoint_tensors import ShardedCheckpoint, checkpoint_file, verify_file
 from recipes.weights.tensor_files import TensorFiles

@@ -12,9 +12,10 @@ from torch import Tensor
 from eval.backbone import Backbone
 from recipes.config.check import check
 from recipes.config.load import load
+from recipes.cost.architecture import model_shape
 from recipes.cost.flops import flops_per_token, llm_foundry_flops_per_token
 from recipes.cost.memory import _saved_numbers_per_token
-from recipes.cost.parameters import count_parameters, model_shape
+from recipes.cost.parameters import count_parameters
 from recipes.cost.setup import read_setup
 from recipes.models import compiling
 from recipes.models.rwkv import ComposerRwkvCausalLM, RwkvBlock, RwkvConfig, RwkvForCausalLM

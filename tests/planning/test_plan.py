@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from recipes.config.load import load
+from recipes.cost.architecture import model_shape
 from recipes.cost.duration import hours_of, in_words
 from recipes.cost.hardware import find_gpu
-from recipes.cost.parameters import model_shape
 from recipes.cost.scaling import scaling_law
 from recipes.cost.spend import best_for
 
