@@ -14,7 +14,7 @@ from llmfoundry.models.layers.blocks import MPTBlock
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from recipes.models.rwkv import RwkvBlock
+from recipes.models.rwkv_blocks import RwkvBlock
 
 # What selective checkpointing keeps: products and attention. The rest (norms, activations, residuals) is cheap again.
 _aten = torch.ops.aten

@@ -18,7 +18,8 @@ from recipes.cost.memory import _saved_numbers_per_token
 from recipes.cost.parameters import count_parameters
 from recipes.cost.setup import read_setup
 from recipes.models import compiling
-from recipes.models.rwkv import ComposerRwkvCausalLM, RwkvBlock, RwkvConfig, RwkvForCausalLM
+from recipes.models.rwkv import ComposerRwkvCausalLM, RwkvConfig, RwkvForCausalLM
+from recipes.models.rwkv_blocks import RwkvBlock
 from recipes.parts import build_model, register_components
 
 from ..conftest import ROOT, Command
