@@ -19,7 +19,8 @@ from recipes.preflight.training import preflight
 from recipes.ranks import is_first_of_machine, is_first_rank
 from recipes.reports.page import write_page
 from recipes.reports.runs import run_folder
-from recipes.reports.summary import SUMMARY, is_finished, print_summary, read_json, write_summary
+from recipes.reports.summary import is_finished, print_summary, read_json, write_summary
+from recipes.run_files import SUMMARY
 from recipes.screen import (
     exit_status,
     print_plan,

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.metrics import paired_interval
-from eval.results import HARNESS, examples_path
-from recipes.reports.summary import EVALUATION
+from eval.results import examples_path
+from recipes.run_files import EVALUATION, HARNESS
 from recipes.screen import exit_status
 
 SHOWN = 3  # flipped examples a task

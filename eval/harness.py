@@ -30,6 +30,7 @@ from eval.tasks.rows import TaskError
 from recipes.config.keys import RecipeError
 from recipes.preflight.machine import can_be_written, has_gpu
 from recipes.ranks import is_first_rank
+from recipes.run_files import HARNESS, RUNS
 from recipes.screen import exit_status
 from recipes.training.startup import light_imports
 from recipes.weights.trained import find_trained, is_hf_folder
@@ -168,16 +169,16 @@ def _identify(chosen: argparse.Namespace) -> tuple[str, Path]:
     default = "amp_bf16" if has_gpu() else "fp32"  # as _language_model chooses
     more = {"precision": chosen.precision or default, "max_length": chosen.max_length, "tokenizer": chosen.tokenizer}
     if path.is_dir() and is_hf_folder(path):
-        weights, folder = path, Path("runs") / f"eval-{path.name}"
+        weights, folder = path, Path(RUNS) / f"eval-{path.name}"
         tokenizer = None
     else:
         trained = find_trained(path, chosen.recipe)
         weights, more["model"] = trained.checkpoint, dict(trained.model)
-        folder = trained.run or Path("runs") / f"eval-{path.stem}"
+        folder = trained.run or Path(RUNS) / f"eval-{path.stem}"
         tokenizer = Path(str(trained.recipe.get("tokenizer.name")))
     tokenizer = Path(chosen.tokenizer) if chosen.tokenizer else tokenizer
     digest = model_digest(weights, more, tokenizer if tokenizer is not None and tokenizer.is_dir() else None)
-    return digest, chosen.out or folder / results.HARNESS
+    return digest, chosen.out or folder / HARNESS
 
 
 def _digest_of_question(chosen: argparse.Namespace, model: str) -> str:

@@ -25,7 +25,8 @@ from recipes.callbacks.cost import CostMonitor
 from recipes.callbacks.stopping import Stopper
 from recipes.json_lines import append
 from recipes.models.compiling import uncompiled
-from recipes.reports.run_record import TASKS, read_tasks
+from recipes.reports.run_record import read_tasks
+from recipes.run_files import TASKS
 from recipes.training.processes import as_first_rank_sees
 
 log = logging.getLogger("recipes")

@@ -25,6 +25,7 @@ from recipes.config.file_names import is_remote
 from recipes.config.keys import COMMAND_LINE, KeyPath, Place, Problem, RecipeError
 from recipes.config.load import Recipe, load, merge
 from recipes.config.sections import loaders, section
+from recipes.run_files import CHECKPOINTS, RECIPE
 from recipes.talking.loading import say_what_is_ignored
 from recipes.training.checkpoints import newest_in
 from recipes.weights.trained import LENGTHS, folder_config_of
@@ -152,15 +153,15 @@ def long_loaders(recipe: Recipe) -> list[Problem]:
 
 def _from_run(entry: Mapping[str, Any], place: Place, key: KeyPath) -> dict[str, Any]:
     folder = Path(str(entry["run"]))
-    if not os.path.isfile(folder / "recipe.yaml"):
+    if not os.path.isfile(folder / RECIPE):
         mend = "train it first with `composer train.py RECIPE`"
         if os.path.isfile(folder / "config.json"):
             mend = f"it is a Hugging Face folder: write folder: {folder} in the place of run:"
-        text = f"{folder} is not a run folder: it has no recipe.yaml; {mend}"
+        text = f"{folder} is not a run folder: it has no {RECIPE}; {mend}"
         raise RecipeError([Problem(place, (*key, "run"), text)])
-    trained = load(folder / "recipe.yaml")
+    trained = load(folder / RECIPE)
     if check(trained):
-        text = f"{folder}/recipe.yaml is not the recipe of a run: {check(trained)[0]}"
+        text = f"{folder}/{RECIPE} is not the recipe of a run: {check(trained)[0]}"
         raise RecipeError([Problem(place, (*key, "run"), text)])
     checkpoint = entry.get("load_path") or _latest(trained, folder)
     if checkpoint is None:
@@ -171,10 +172,10 @@ def _from_run(entry: Mapping[str, Any], place: Place, key: KeyPath) -> dict[str,
 
 
 def _latest(trained: Recipe, folder: Path) -> Path | None:
-    save_folder = trained.get("save_folder", "checkpoints")
+    save_folder = trained.get("save_folder", CHECKPOINTS)
     if is_remote(save_folder):
         return None
-    inside = folder / "checkpoints" if save_folder.rstrip("/").endswith("checkpoints") else folder
+    inside = folder / CHECKPOINTS if save_folder.rstrip("/").endswith(CHECKPOINTS) else folder
     newest = newest_in(inside, trained)
     if newest is not None:
         say_what_is_ignored(newest, trained)

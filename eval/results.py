@@ -15,9 +15,8 @@ from eval.digests import file_digest
 from recipes.config.load import Recipe
 from recipes.reports.page import write_page
 from recipes.reports.scores import interval, number
-from recipes.reports.summary import EVALUATION, SUMMARY
+from recipes.run_files import EVALUATION, RUNS, SUMMARY
 
-HARNESS = "harness.json"  # what eval.harness found, in a run folder
 EXAMPLES = "examples.jsonl"  # beside the results: one line an example
 
 
@@ -25,7 +24,7 @@ def results_path(recipe: Recipe, run: str | None) -> Path:
     """`results:` of the recipe, else results.json in the run folder that is judged, else in runs/eval-<recipe>."""
     if recipe.get("results"):
         return Path(recipe["results"])
-    return (Path(run) if run else Path("runs") / f"eval-{recipe.path.stem}") / EVALUATION
+    return (Path(run) if run else Path(RUNS) / f"eval-{recipe.path.stem}") / EVALUATION
 
 
 def examples_path(results: Path) -> Path:

@@ -30,8 +30,9 @@ from recipes.cost.hardware import gpu_from_device_name
 from recipes.cost.rate import cost_section
 from recipes.cost.setup import shards
 from recipes.models.compiling import checkpoint_blocks, checkpoint_by_operation, compile_blocks
-from recipes.reports.runs import METRICS, run_folder, run_name
+from recipes.reports.runs import run_folder, run_name
 from recipes.run import Run
+from recipes.run_files import LEDGER, METRICS
 from recipes.training.batches import Batches, microbatch_with_room, plan_batches
 from recipes.training.checkpoints import Found, as_composer_lists, latest_filename, resumes, save_filename
 from recipes.training.lora import reset_lora
@@ -262,7 +263,7 @@ def loss_metrics(model: Any) -> list[str]:
 
 def _cost_monitor(recipe: Recipe, settings: Mapping[str, Any], name: str, folder: Path) -> CostMonitor:
     """The meter, running: before anything is built, so that what dies in that time is billed too."""
-    meter = {"ledger": str(folder / "ledger.jsonl"), "started_at": psutil.Process().create_time()}
+    meter = {"ledger": str(folder / LEDGER), "started_at": psutil.Process().create_time()}
     with parts.reporting(recipe, "cost"):
         monitor = CostMonitor(**{**meter, **cost_section(settings)})
         monitor.open(name)

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from recipes.config.keys import KeyPath, Place, Problem, RecipeError, walk
+from recipes.run_files import RECIPE
 
 RECIPES = Path(__file__).parents[2] / "yamls"
 LARGEST_FILE = 1_000_000  # bytes
@@ -78,8 +79,8 @@ def read_layer(path: Path) -> Layer:
         return RecipeError(Problem(Place(str(path), line), (), text))
 
     try:
-        if path.is_dir() and (path / "recipe.yaml").is_file():
-            raise OSError(f"it is a run folder; its recipe is {path / 'recipe.yaml'}")
+        if path.is_dir() and (path / RECIPE).is_file():
+            raise OSError(f"it is a run folder; its recipe is {path / RECIPE}")
         if path.exists() and not path.is_file():
             raise OSError("it is not a file")
         if path.stat().st_size > LARGEST_FILE:

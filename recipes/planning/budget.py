@@ -26,7 +26,8 @@ from recipes.cost.rate import cost_section, rate_of
 from recipes.cost.segments import Segment, usd_of
 from recipes.ranks import world_size
 from recipes.reports.bill import ledger_path
-from recipes.reports.runs import METRICS, last_step
+from recipes.reports.runs import last_step
+from recipes.run_files import METRICS
 from recipes.training.batches import dataset_tokens
 from recipes.training.checkpoints import step_of, to_go_on_from
 

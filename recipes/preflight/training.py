@@ -16,6 +16,7 @@ from recipes.preflight.packages import package_problems
 from recipes.preflight.weights import pretrained_problems, tokenizer_problems, vocabulary_problems, weight_problems
 from recipes.reports.runs import run_folder
 from recipes.reports.summary import COSMETIC
+from recipes.run_files import RECIPE
 from recipes.training.batches import plan_batches, too_little_data
 from recipes.training.checkpoints import in_save_folder, of_the_other_kind, step_of, to_go_on_from
 
@@ -63,11 +64,11 @@ def resume_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
         if left:
             mend = "choose another run_name, set save_overwrite: true, or let it go on (autoresume: true)"
             yield ("save_folder",), f"{left[0]} is there, and this run does not go on from it: {mend}"
-    if found is None or found.newest is None or not (folder / "recipe.yaml").is_file():
+    if found is None or found.newest is None or not (folder / RECIPE).is_file():
         return
     kept = found.newest.parent
     try:
-        before = load(folder / "recipe.yaml")
+        before = load(folder / RECIPE)
     except RecipeError:
         return
     what = _changes(_architecture(before.get("model", {})), _architecture(recipe["model"]))

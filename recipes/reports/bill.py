@@ -18,8 +18,8 @@ from recipes.cost.duration import in_words
 from recipes.cost.ledger import EARLIER, Line, read_lines, segments_of
 from recipes.cost.rate import cost_section
 from recipes.cost.segments import Segment, Totals, totals_of, usd_by_segment
+from recipes.run_files import LEDGER, RECIPE, RUNS
 
-LEDGER = "ledger.jsonl"
 STEPS_BACK_S = 1.0  # a clock that is set back by less is being kept in time, not wrong
 
 
@@ -69,7 +69,7 @@ def read_bill(run: Path) -> Bill:
     path = _ledger_of(run) if run.is_dir() else run
     if not path.is_file():
         what = f"it has no {LEDGER}" if run.is_dir() else "there is no such folder"
-        near = sorted(str(p.parent) for p in Path("runs").glob(f"*/{LEDGER}"))[:8]
+        near = sorted(str(p.parent) for p in Path(RUNS).glob(f"*/{LEDGER}"))[:8]
         raise ValueError(f"{run} is no run folder: {what}.{' Runs here: ' + ', '.join(near) if near else ''}")
     lines, unreadable = read_lines(path)
     if not lines:
@@ -99,7 +99,7 @@ def ledger_path(cost: Mapping[str, Any], folder: Path) -> Path:
 def _ledger_of(run: Path) -> Path:
     """In the run folder, unless the recipe keeps it elsewhere."""
     try:
-        recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+        recipe = yaml.safe_load((run / RECIPE).read_text(encoding="utf-8"))
         return ledger_path(cost_section(recipe), run)
     except (OSError, ValueError, yaml.YAMLError, AttributeError, TypeError):
         return run / LEDGER

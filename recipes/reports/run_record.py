@@ -18,12 +18,10 @@ from recipes.cost.rate import cost_section
 from recipes.cost.scaling import is_extrapolated, predicted_loss
 from recipes.cost.setup import PADDED, sequences_per_item, tokens_of_run
 from recipes.reports.bill import Bill, read_bill
-from recipes.reports.runs import METRICS, metrics_by_step, validation_loss
-from recipes.reports.summary import EVALUATION, SUMMARY, TRAIN_LOSS, read_json
+from recipes.reports.runs import metrics_by_step, validation_loss
+from recipes.reports.summary import TRAIN_LOSS, read_json
+from recipes.run_files import EVALUATION, METRICS, RECIPE, SUMMARY, TASKS
 from recipes.training.batches import dataset_tokens
-
-RECIPE = "recipe.yaml"
-TASKS = "tasks.jsonl"  # evaluations while the run went on, one a line
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,4 @@
-"""Where a run keeps its files. Pure Python.
-
-<run folder>/recipe.yaml      the resolved recipe
-             metrics.jsonl    every metric, a line a batch
-             ledger.jsonl     what was paid for, also across kills
-             summary.json     what the run came to, once it has ended
-             checkpoints/     unless save_folder says otherwise
-             .lock            held by the process that trains
-"""
+"""A run's name, its folder, and its metrics read back. What else lies there: recipes/run_files.py. Pure Python."""
 
 from __future__ import annotations
 
@@ -21,9 +13,9 @@ from typing import Any
 from recipes import json_lines
 from recipes.config.file_names import is_remote
 from recipes.config.load import Recipe
+from recipes.run_files import CHECKPOINTS, RUNS
+from recipes.run_files import METRICS as METRICS
 
-RUNS = Path("runs")
-METRICS = "metrics.jsonl"
 _TAIL_BYTES = 1 << 16  # in which there is a whole line
 
 
@@ -37,9 +29,9 @@ def run_folder(recipe: Recipe) -> Path:
     """The folder around a local `save_folder` called checkpoints, else that folder, else runs/<run name>."""
     save_folder = recipe.get("save_folder")
     if not save_folder or is_remote(save_folder):
-        return RUNS / run_name(recipe)
+        return Path(RUNS) / run_name(recipe)
     folder = Path(save_folder.replace("{run_name}", run_name(recipe)))
-    return folder.parent if folder.name == "checkpoints" else folder
+    return folder.parent if folder.name == CHECKPOINTS else folder
 
 
 def metrics_by_step(path: Path) -> dict[int, dict[str, float]]:

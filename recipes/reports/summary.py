@@ -15,12 +15,10 @@ from recipes.config.file_names import is_remote
 from recipes.config.load import Recipe
 from recipes.cost.duration import in_words
 from recipes.cost.figures import number
-from recipes.reports.runs import METRICS, metrics_by_step, perplexity, validation_loss
+from recipes.reports.runs import metrics_by_step, perplexity, validation_loss
 from recipes.reports.scores import score_with_interval
+from recipes.run_files import CHECKPOINTS, EVALUATION, METRICS, RECIPE, REPORT, SUMMARY
 from recipes.training.checkpoints import is_of
-
-SUMMARY = "summary.json"
-EVALUATION = "results.json"
 
 # Keys that change what is printed or where, not what is trained.
 COSMETIC = {"progress_bar", "log_to_console", "console_log_interval", "loggers", "python_log_level", "dry_run", "cost"}
@@ -62,7 +60,7 @@ def write_summary(
     train = {step: r[TRAIN_LOSS] for step, r in by_step.items() if TRAIN_LOSS in r}
     summary = {
         "recipe_sha256": recipe_digest(recipe),
-        "recipe": str(folder / "recipe.yaml"),
+        "recipe": str(folder / RECIPE),
         "checkpoint": checkpoint,
         "steps": last_step,
         "stopped": stopped,
@@ -96,7 +94,7 @@ def print_summary(folder: Path) -> None:
         steps = f"{summary['steps']:,}"
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
         damaged = f"{folder / SUMMARY} or {EVALUATION} beside it is damaged ({type(error).__name__}: {error})"
-        raise FileNotFoundError(f"{damaged}; the run's metrics.jsonl has the numbers still") from None
+        raise FileNotFoundError(f"{damaged}; the run's {METRICS} has the numbers still") from None
     for name, text in rows:
         table.add_row(name, Text(text))
     console = Console(highlight=False, soft_wrap=False)
@@ -169,7 +167,7 @@ def is_of_run(model: Mapping[str, Any], folder: Path, summary: Mapping[str, Any]
     if not model.get("checkpoint") or not summary.get("checkpoint"):
         return model.get("name") == folder.resolve().name
     checkpoint = Path(str(summary["checkpoint"]))
-    inside = folder / "checkpoints" / checkpoint.name  # whichever folder this is asked in
+    inside = folder / CHECKPOINTS / checkpoint.name  # whichever folder this is asked in
     return is_of(model["checkpoint"], inside if inside.exists() else checkpoint)
 
 
@@ -177,7 +175,7 @@ def _files(folder: Path, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [("checkpoint", str(summary.get("checkpoint") or "none was saved"))]
     rows += [
         ("resolved recipe", str(summary["recipe"])),
-        ("report", str(folder / "report.html")),
+        ("report", str(folder / REPORT)),
         ("run folder", str(folder)),
     ]
     return rows

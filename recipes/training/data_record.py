@@ -12,10 +12,9 @@ from recipes.config.keys import Problem
 from recipes.config.load import Recipe
 from recipes.config.sections import loaders
 from recipes.reports.summary import read_json
+from recipes.run_files import DATA, SHARDS_READ
 from recipes.training.batches import shard_folders
 
-RECORD = "data.json"  # folder of shards: SHA-256 of its manifest, or of its index
-READ = ".shards-read.json"  # folder of shards: name, size and time of change of each file, whose bytes were right
 READ_BYTES = 2e9  # of shards in all, which take a second or two; more are known by their sizes alone
 
 
@@ -28,12 +27,12 @@ def damage(folder: Path, recipe: Recipe) -> list[Problem]:
     splits = {str(split): manifest for split in shard_folders(dataset) if (manifest := load_manifest(split))}
     if sum(record.bytes for manifest in splits.values() for record in manifest.shards) > READ_BYTES:
         return []
-    before = read_json(folder / READ)
+    before = read_json(folder / SHARDS_READ)
     now = {split: _state(Path(split), manifest) for split, manifest in splits.items()}
     new = [split for split in splits if now[split] != before.get(split)]
     found = [text for split in new for text in digest_problems(split, splits[split])]
     if new and not found:
-        write_whole(folder / READ, json.dumps(now) + "\n")
+        write_whole(folder / SHARDS_READ, json.dumps(now) + "\n")
     key = ("train_loader", "dataset")
     return [recipe.problem(key, f"{text}: prepare the shards again") for text in found]
 
@@ -54,7 +53,7 @@ def record_data(folder: Path, recipe: Recipe) -> str:
             marks = [mark for mark in (shards / MANIFEST, shards / "index.json") if mark.is_file()]
             if marks:
                 now[str(shards)] = sha256_of_file(marks[0])
-    before = read_json(folder / RECORD)
-    write_whole(folder / RECORD, json.dumps(now, indent=2) + "\n")
+    before = read_json(folder / DATA)
+    write_whole(folder / DATA, json.dumps(now, indent=2) + "\n")
     changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     return ", ".join(changed) if before else ""

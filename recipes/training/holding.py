@@ -7,7 +7,7 @@ import os
 import socket
 from pathlib import Path
 
-LOCK = ".lock"
+from recipes.run_files import LOCK
 
 
 def hold(folder: Path) -> str | None:

@@ -11,7 +11,8 @@ from typing import Any
 
 from recipes.cost.parameters import count_parameters
 from recipes.reports.scores import score_with_interval
-from recipes.reports.summary import EVALUATION, SUMMARY, read_json, recipe_digest
+from recipes.reports.summary import read_json, recipe_digest
+from recipes.run_files import EVALUATION, SUMMARY
 from recipes.training.batches import shard_folders
 from recipes.training.checkpoints import is_of
 from recipes.weights.hf_architecture import CLASSES, family_of

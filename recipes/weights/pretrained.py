@@ -14,12 +14,13 @@ from typing import Any
 
 from recipes.config.keys import RecipeError
 from recipes.models.sharded import local_rows
+from recipes.run_files import RECIPE
 from recipes.weights.checkpoint_tensors import plain_name
 from recipes.weights.hf_architecture import OFF, architecture, architecture_of_folder, computed_more
 from recipes.weights.hf_names import Link, is_listed, links, own_shapes
 from recipes.weights.merged import BASE, merged
 from recipes.weights.tensor_files import TensorFiles, safetensors_folder
-from recipes.weights.trained import RECIPE, find_trained, folder_config_of, is_hf_folder, run_around, with_length
+from recipes.weights.trained import find_trained, folder_config_of, is_hf_folder, run_around, with_length
 
 VOCABULARY = ("transformer.wte.weight", "lm_head.weight", "rwkv.embeddings.weight", "head.weight")
 ANOTHER_MODEL = (

@@ -12,11 +12,11 @@ from recipes.config.check import check
 from recipes.config.keys import RecipeError
 from recipes.config.load import Recipe, load
 from recipes.cost.architecture import MODEL_DEFAULTS
+from recipes.run_files import CHECKPOINTS, RECIPE
 from recipes.training.checkpoints import FILENAME, newest_in
 from recipes.weights.checkpoint_tensors import ShardedCheckpoint, checkpoint_file, verify_file
 from recipes.weights.tensor_files import TensorFiles
 
-RECIPE = "recipe.yaml"
 LENGTHS = ("max_seq_len", "max_position_embeddings", "n_positions", "context_length")  # of a model or config.json
 RWKV_LENGTH = 1024  # tokens, where an RWKV folder has no context_length: transformers' default
 NEEDED = ("model", "tokenizer", "max_seq_len")  # of a recipe, to know what its checkpoint is
@@ -124,9 +124,9 @@ def run_around(path: Path) -> Path | None:
 
 
 def _newest_of_run(folder: Path, recipe: Path | None) -> Trained:
-    run = folder.parent if folder.name == "checkpoints" and (folder.parent / RECIPE).is_file() else folder
+    run = folder.parent if folder.name == CHECKPOINTS and (folder.parent / RECIPE).is_file() else folder
     trained = _recipe_of(folder, run if (run / RECIPE).is_file() else None, recipe)
-    inside = run / "checkpoints" if (run / "checkpoints").is_dir() else folder
+    inside = run / CHECKPOINTS if (run / CHECKPOINTS).is_dir() else folder
     newest = newest_in(inside, trained)
     if newest is None:
         filename = trained.get("save_filename", FILENAME)

@@ -12,7 +12,8 @@ import pytest
 from eval import results
 from eval.digests import digest_of
 from eval.models import is_folder, longest
-from recipes.reports.summary import EVALUATION, SUMMARY, print_summary
+from recipes.reports.summary import print_summary
+from recipes.run_files import EVALUATION, SUMMARY
 from recipes.weights.model_card import _evaluation
 from tests.run_folders import crashed_run
 

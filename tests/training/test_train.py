@@ -18,6 +18,7 @@ import pytest
 from recipes.config.load import load
 from recipes.cost.parameters import count_parameters
 from recipes.preflight.machine import disk_problems
+from recipes.run_files import SHARDS_READ
 from recipes.training import data_record
 
 from ..conftest import ROOT, STEPS, Command, can_unshare, losses, recipe_arguments, summary
@@ -335,7 +336,7 @@ def test_shards_that_were_read_are_not_read_again(
     assert data_record.damage(run, recipe) == []
     assert len(read) == 2
     monkeypatch.setattr(data_record, "READ_BYTES", 10)
-    (run / data_record.READ).unlink()
+    (run / SHARDS_READ).unlink()
     assert data_record.damage(run, recipe) == []
     assert len(read) == 2
 
