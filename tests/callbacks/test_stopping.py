@@ -41,13 +41,13 @@ callbacks.register("slow", func=Slow)
 
 
 def run_and_signal(
-    words: list[str], run: Path, tell: Callable[[psutil.Process], None]
+    words: list[str], run: Path, tell: Callable[[psutil.Process], None], cwd: Path = ROOT
 ) -> tuple[subprocess.Popen[str], str]:
     """Start a run, tell its processes to stop once it has taken three steps, and wait for its end; what it said."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(
-        [sys.executable, *words], cwd=ROOT, env=environment, start_new_session=True, **pipes
+        [sys.executable, *words], cwd=cwd, env=environment, start_new_session=True, **pipes
     ) as process:
         while len(losses(run)) < 3:
             assert process.poll() is None, process.communicate()[1]
@@ -148,12 +148,11 @@ def test_an_evaluation_is_broken_off(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_a_run_that_saves_nothing_ends_at_once(
-    shards: Path, tmp_path: Path, warm_python: Path, run_command: Command
-) -> None:
-    arguments = [*recipe_arguments(shards, tmp_path, "max_duration=100000ba"), "save_folder=null"]
-    arguments += [f"loggers.metrics_file.path={tmp_path / 'metrics.jsonl'}"]
-    process, said = run_and_signal(["train.py", *arguments], tmp_path, lambda p: p.send_signal(signal.SIGTERM))
+def test_a_run_that_saves_nothing_ends_at_once(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "mpt-quickstart"  # without a save_folder, below the folder that it is started in
+    arguments = [*recipe_arguments(shards, run, "max_duration=100000ba"), "save_folder=null"]
+    words = [str(ROOT / "train.py"), *arguments]
+    process, said = run_and_signal(words, run, lambda p: p.send_signal(signal.SIGTERM), cwd=tmp_path)
     assert process.returncode == 143
     assert said.splitlines()[-1].startswith("stopped; the same command")
 

@@ -215,11 +215,12 @@ def test_a_folder_without_a_tokenizer_is_said_to_be_one(run_command: Command, tm
     from .test_scoring import llama
 
     llama().save_pretrained(tmp_path / "llama")
-    refused = run_command("python", "-m", "eval.harness", tmp_path / "llama", "--tasks", SHIPPED / "sotu_cloze.yaml")
+    words = ("--tasks", SHIPPED / "sotu_cloze.yaml", "--out", tmp_path / "out.json")
+    refused = run_command("python", "-m", "eval.harness", tmp_path / "llama", *words)
     assert refused.returncode == 1
     assert "error:" in refused.stderr
     assert "Traceback" not in refused.stderr
-    asked = ["yamls/eval/quickstart.yaml", f"models=[{{folder: {tmp_path}/llama}}]"]
+    asked = ["yamls/eval/quickstart.yaml", f"models=[{{folder: {tmp_path}/llama}}]", f"results={tmp_path}/r.json"]
     refused = run_command("python", "eval/evaluate.py", *asked)
     assert refused.returncode == 1
     assert "holds no tokenizer" in refused.stderr
