@@ -34,7 +34,7 @@ from recipes.screen import (
 from recipes.training.batches import plan_batches
 from recipes.training.data_record import damage, record_data
 from recipes.training.full_disk import full_disk
-from recipes.training.holding import hold
+from recipes.training.run_lock import hold
 from recipes.training.startup import light_imports
 
 GOES_ON = "goes on from the newest whole checkpoint, where the recipe has a save_folder"

@@ -10,7 +10,7 @@ harness_tasks.py  the harness's tasks; harness_index.py: where they are; harness
 validation.py   the loss on held-out shards; baseline.py: what it must beat; generation.py: text
 
 scoring.py      the core: questions.py in, log-probabilities out
-batching.py     what is computed together; vectors.py, past.py, vocabulary.py: once, on what was kept, where asked
+batching.py     what is computed together; vectors.py, kv_cache.py, vocabulary.py: once, on what was kept, where asked
 backbone.py     a model in two halves
 cache.py        answers on disk; digests.py: of what; results.py: scores on disk and as a table; progress.py: the bar
 """

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from eval.past import Past, can_be_shared
+from eval.kv_cache import Past, can_be_shared
 from eval.questions import ScoringError
 from recipes.models.backends import goes_on_exactly
 

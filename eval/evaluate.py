@@ -137,7 +137,7 @@ def _evaluate(
     from eval.suite import gauntlet_scores, logged, run_tasks, tasks_of
     from eval.validation import validation_loss
     from recipes import parts
-    from recipes.training.turns import taking_turns
+    from recipes.training.loaders_lock import holding_loaders_lock
 
     settings = _settings(recipe, entry)
     start = time.monotonic()
@@ -159,7 +159,7 @@ def _evaluate(
     numbers: dict[str, float] = {}
     for _, loader in loaders(settings, ["eval_loader"]):
         label = loader.pop("label", "")
-        with parts.reporting(recipe, "eval_loader"), taking_turns():
+        with parts.reporting(recipe, "eval_loader"), holding_loaders_lock():
             built = build_dataloader(parts.complete_loader(loader, settings), tokenizer, batch)
         loss = validation_loss(loaded().backbone, built.dataloader, batch, settings["eval_subset_num_batches"])
         result.setdefault("losses", {})[label or "eval"] = loss

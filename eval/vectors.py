@@ -14,7 +14,7 @@ from torch import Tensor
 
 from eval.backbone import Backbone
 from eval.batching import Batch, Family, Row, passes
-from eval.past import Prefixes
+from eval.kv_cache import Prefixes
 from eval.questions import Request
 
 ENOUGH_TOKENS = {"cpu": 512}  # of a pass, that use the device well; on others, passes are always filled

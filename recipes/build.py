@@ -35,11 +35,11 @@ from recipes.run import Run
 from recipes.run_files import LEDGER, METRICS
 from recipes.training.batches import Batches, microbatch_with_room, plan_batches
 from recipes.training.checkpoints import Found, as_composer_lists, latest_filename, resumes, save_filename
+from recipes.training.loaders_lock import holding_loaders_lock
 from recipes.training.lora import reset_lora
 from recipes.training.preferences import PreferenceModel
 from recipes.training.processes import log_from, parallelism, prepare_process
 from recipes.training.resuming import how_it_starts, resume_point
-from recipes.training.turns import taking_turns
 from recipes.weights.pretrained import load_pretrained
 
 log = logging.getLogger("recipes")
@@ -92,7 +92,7 @@ def build(recipe: Recipe) -> Run:
 
     with parts.reporting(recipe, "tokenizer"):
         tokenizer = builders.build_tokenizer(settings["tokenizer"]["name"], settings["tokenizer"].get("kwargs") or {})
-    with taking_turns():
+    with holding_loaders_lock():
         with parts.reporting(recipe, "train_loader"):
             loader = parts.complete_loader(settings["train_loader"], settings)
             train_loader = build_dataloader(loader, tokenizer, batches.sequences_per_device)

@@ -2,7 +2,7 @@
 
 startup.py      what Composer and LLM Foundry import and ask at once, spared
 processes.py    the processes, and how they share the model
-holding.py      one training at a time in a run folder; turns.py: runs that start in the same moment
+run_lock.py     one training at a time in a run folder; loaders_lock.py: one run at a time that builds loaders
 batches.py      sequences and durations -> micro-batches, steps, tokens (no torch)
 checkpoints.py  checkpoints that are whole or not there; resuming.py: which one a run goes on from
 data_record.py  what the data was when the run began

@@ -8,6 +8,6 @@ hf_architecture.py     one architecture, two spellings; hf_rwkv.py: those of RWK
 hf_names.py            which rows of which tensor are which
 pretrained.py          in: `pretrained: PATH`
 export.py              out: `recipes export`; shards.py: its weights; folder_files.py: its tokenizer and configuration;
-                       model_card.py: its README; appearing.py: all of it at once
+                       model_card.py: its README; atomic_folder.py: all of it at once
 export_adapter.py      out: the adapters of a LoRA run alone
 """

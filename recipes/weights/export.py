@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from recipes.weights.appearing import appearing
+from recipes.weights.atomic_folder import atomic_folder
 from recipes.weights.export_adapter import write_adapter
 from recipes.weights.folder_files import save_tokenizer, write_configs
 from recipes.weights.hf_architecture import folder_config
@@ -66,14 +66,14 @@ def export(
         _refuse_diverged(trained, files)
         if unmerged:
             trained.verify()
-            with appearing(out) as folder:
+            with atomic_folder(out) as folder:
                 said = write_adapter(trained, files, folder, DTYPES[dtype], tokenizer, out.name)
             return f"{out}: {said}"
         source = merged(files, trained.model)
         targets = plan(trained, source)
         _refuse_full_disk(out, sum(target.bytes(DTYPES[dtype]) for target in targets))
         trained.verify()
-        with appearing(out) as folder:
+        with atomic_folder(out) as folder:
             saved = save_tokenizer(trained, folder, tokenizer)
             start = time.perf_counter()
             names = write_shards(source, targets, folder, DTYPES[dtype], int(shard_gb * 1e9))

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from data_prep.writing import ShardFormat
-from recipes.training.turns import loaders_lock
+from recipes.training.loaders_lock import loaders_lock
 from tests.conftest import Command
 from tests.data_prep.conftest import tree
 

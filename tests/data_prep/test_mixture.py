@@ -15,7 +15,7 @@ import yaml
 
 from data_prep.mixture import main
 from recipes.config.load import load
-from recipes.training.turns import loaders_lock
+from recipes.training.loaders_lock import loaders_lock
 from tests.conftest import Command
 
 DRAW = """

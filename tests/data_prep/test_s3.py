@@ -12,7 +12,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 from streaming import StreamingDataset
 
-from recipes.training.turns import loaders_lock
+from recipes.training.loaders_lock import loaders_lock
 from tests.data_prep.conftest import tree
 
 REGION = "us-east-1"

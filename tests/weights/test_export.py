@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes.talking.loading import build_for_generation, load_model
-from recipes.weights.appearing import appearing
+from recipes.weights.atomic_folder import atomic_folder
 from recipes.weights.checkpoint_tensors import checkpoint_file
 from recipes.weights.export import export
 from recipes.weights.hf_architecture import folder_config
@@ -203,7 +203,7 @@ def test_bad_input_is_said_in_words_and_leaves_nothing(shards: Path, tmp_path: P
             export(run, out, "fp32")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    with pytest.raises(ValueError, match="another export is writing"), appearing(out):
+    with pytest.raises(ValueError, match="another export is writing"), atomic_folder(out):
         export(run, out)
     assert not out.exists()
     lonely = tmp_path / "lonely" / "somewhere" / "a.pt"
@@ -228,7 +228,7 @@ def test_what_a_kill_between_the_renames_hid_is_put_back(tmp_path: Path) -> None
     hidden = tmp_path / ".out.old"
     hidden.mkdir()
     (hidden / "config.json").touch()
-    with pytest.raises(ValueError, match="nothing came of it"), appearing(tmp_path / "out"):
+    with pytest.raises(ValueError, match="nothing came of it"), atomic_folder(tmp_path / "out"):
         raise ValueError("nothing came of it")
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     assert (tmp_path / "out" / "config.json").exists()
@@ -238,7 +238,7 @@ def test_a_link_stays_one(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "out").symlink_to("there")
     for name in ("a", "b"):
-        with appearing(tmp_path / "out") as folder:
+        with atomic_folder(tmp_path / "out") as folder:
             (folder / name).touch()
         assert (tmp_path / "out").is_symlink()
         assert [p.name for p in (tmp_path / "there").iterdir()] == [name]

@@ -1,4 +1,4 @@
-"""Runs that start in the same moment on one machine take turns to build their loaders."""
+"""Of runs that start in the same moment on one machine, one at a time builds its loaders."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def loaders_lock(file: Path | None = None) -> FileLock:
 
 
 @contextlib.contextmanager
-def taking_turns(file: Path | None = None) -> Iterator[None]:
+def holding_loaders_lock(file: Path | None = None) -> Iterator[None]:
     """Let no other run of this machine build its loaders in this block; all ranks enter it.
 
     Streaming looks for a free name in shared memory and takes it a moment later, so that of runs that look in the same
     moment all but one fail ("File exists"). The lock lies in that memory: a container may have one to itself. Where a
-    lock cannot be had, no turn is taken.
+    lock cannot be had, loaders are built without.
     """
     from composer.utils import dist  # only here: seconds
 
@@ -39,6 +39,6 @@ def taking_turns(file: Path | None = None) -> Iterator[None]:
             except Timeout:
                 log.warning("another run of this machine has built its loaders for %d s; not waiting longer", _WAIT_S)
             except OSError as error:  # another user's file, or a file system without locks
-                log.debug("no turn is taken: %s", error)
+                log.debug("loaders are built without a lock: %s", error)
         dist.barrier()  # the other ranks look for the name only now
         yield

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from recipes.training.holding import LOCK, hold
+from recipes.training.run_lock import LOCK, hold
 
 from ..conftest import ROOT, Command, recipe_arguments
 
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from recipes.training.holding import hold
+from recipes.training.run_lock import hold
 assert hold(Path(sys.argv[1])) is None
 child = os.fork()  # as a data loader's worker, which lives on for a while
 print(child or "", flush=True)

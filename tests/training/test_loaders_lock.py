@@ -8,13 +8,13 @@ from pathlib import Path
 from ..conftest import Command
 
 STARTS = 6
-# Forks of one process that look for a name at one time: without turns, all but one of them fail.
+# Forks of one process that look for a name at one time: without the lock, all but one of them fail.
 SCRIPT = """
 import json, multiprocessing, sys
 from pathlib import Path
 from streaming.base.shared.prefix import get_shm_prefix
 from streaming.base.world import World
-from recipes.training.turns import taking_turns
+from recipes.training.loaders_lock import holding_loaders_lock
 
 context = multiprocessing.get_context("fork")
 starts = int(sys.argv[1])
@@ -23,7 +23,7 @@ answers, ready, done = context.Queue(), context.Barrier(starts), context.Barrier
 def start(number):
     ready.wait()
     try:
-        with taking_turns(Path(sys.argv[2])):
+        with holding_loaders_lock(Path(sys.argv[2])):
             prefix, memory = get_shm_prefix([f"{sys.argv[2]}/{number}"], [None], World.detect())
         answers.put(prefix)
     except Exception as error:

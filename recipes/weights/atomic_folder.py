@@ -13,7 +13,7 @@ from data_prep.durable import flush
 
 
 @contextmanager
-def appearing(out: Path) -> Iterator[Path]:
+def atomic_folder(out: Path) -> Iterator[Path]:
     """A folder to write in, which becomes `out` at the end; on an error, nothing of it is left.
 
     What a killed export left is cleared away by the next one. Raises ValueError where another is writing there now, or
