@@ -6,8 +6,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -92,6 +93,12 @@ def can_unshare() -> bool:
         return False
 
 
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """A file of one object a line."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
 # --- whole runs, shrunk to seconds --------------------------------------------------------------------------------
 
 QUICKSTART = ROOT / "yamls" / "pretrain" / "mpt-quickstart.yaml"
@@ -103,9 +110,8 @@ LOSS = "loss/train/total"
 def shards(tmp_path_factory: pytest.TempPathFactory, run_command: Command) -> Path:
     """A folder with a small tokenizer and shards of 32 tokens, made by the project's own commands."""
     folder = tmp_path_factory.mktemp("shards")
-    corpus = folder / "corpus.jsonl"
     lines = (ROOT / "data_prep" / "sotu" / "addresses.jsonl").read_text().splitlines()[:12]
-    corpus.write_text("".join(json.dumps({"text": json.loads(line)["text"][:20_000]}) + "\n" for line in lines))
+    corpus = write_jsonl(folder / "corpus.jsonl", ({"text": json.loads(line)["text"][:20_000]} for line in lines))
     tokenizer = folder / "tokenizer"
     made = run_command("python", "-m", "data_prep.tokenizer", corpus, "--out", tokenizer, "--vocab-size", 512)
     assert made.returncode == 0, made.stderr

@@ -23,7 +23,7 @@ from recipes.planning import listing
 from recipes.reports.runs import read_metrics
 from recipes.weights.hf_refusals import refusals
 
-from .conftest import ROOT, Command
+from .conftest import ROOT, Command, write_jsonl
 from .tiny import VOCAB, write_run
 from .tiny import build as build_tiny
 
@@ -203,7 +203,7 @@ def chats(shards: Path, tmp_path_factory: pytest.TempPathFactory, run_command: C
     """Instruction shards and preference pairs of a few tokens."""
     folder = tmp_path_factory.mktemp("chats")
     rows = [{"prompt": f"year {i}?", "response": f"it is {i}"} for i in range(1913, 1945)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(folder / "rows.jsonl", rows)
     options = ["--out", folder / "shards", "--tokenizer", shards / "tokenizer", "--seq-len", "32"]
     made = run_command("python", "-m", "data_prep.finetune", folder / "rows.jsonl", *options)
     assert made.returncode == 0, made.stderr
@@ -211,7 +211,7 @@ def chats(shards: Path, tmp_path_factory: pytest.TempPathFactory, run_command: C
     config = shards / "tokenizer" / "tokenizer_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "chat_template": template}))
     pairs = [{"prompt": f"{i}?", "chosen": "yes", "rejected": "no"} for i in range(12)]
-    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    write_jsonl(folder / "pairs.jsonl", pairs)
     return folder
 
 

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from recipes.cost.architecture import RWKV as RWKV_NAME
-from recipes.models.mpt import MPTConfig, MPTForCausalLM
+from recipes.models.mpt import ComposerMPTCausalLM, MPTConfig, MPTForCausalLM
 from recipes.models.rwkv import RwkvConfig, RwkvForCausalLM
 
 VOCAB = 512  # of the tokenizer that the `shards` fixture makes
@@ -54,6 +54,12 @@ def build(model: dict[str, Any], seed: int = 0) -> Any:
             else:
                 parameter.copy_(torch.randn_like(parameter) * (0.3 if "wte" in name or "lm_head" in name else 0.15))
     return made
+
+
+def composer_model(kind: Any = ComposerMPTCausalLM, tokenizer: Any = None, **changes: Any) -> Any:
+    """A Composer model with the weights that it begins with, in training. kind: ours, or LLM Foundry's."""
+    torch.manual_seed(0)
+    return kind(tokenizer=tokenizer, **copy.deepcopy({**MPT, "use_train_metrics": False, **changes})).train()
 
 
 def write_run(folder: Path, model: dict[str, Any], module: Any, tokenizer: Path, **recipe: Any) -> Path:

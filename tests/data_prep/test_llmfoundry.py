@@ -15,7 +15,7 @@ from tokenizers.processors import TemplateProcessing
 
 from data_prep.writing import ShardFormat
 from recipes.training.loaders_lock import loaders_lock
-from tests.conftest import Command
+from tests.conftest import Command, write_jsonl
 from tests.data_prep.conftest import tree
 
 SEQ_LEN = 64
@@ -60,8 +60,7 @@ def reference(
     tmp_path_factory: pytest.TempPathFactory, corpus: Path, tokenizer: Path, run_command: Command
 ) -> Reference:
     root = tmp_path_factory.mktemp("foundry")
-    special = root / "special.jsonl"
-    special.write_text("".join(json.dumps({"text": f"{n} {SPECIAL} {n}" * 20}) + "\n" for n in range(20)))
+    special = write_jsonl(root / "special.jsonl", ({"text": f"{n} {SPECIAL} {n}" * 20} for n in range(20)))
 
     def ours(name: str, source: Path, *options: str) -> None:
         common = ("--out", root / "ours" / name, "--tokenizer", tokenizer, "--seq-len", str(SEQ_LEN))

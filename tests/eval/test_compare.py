@@ -17,7 +17,7 @@ from eval.contamination import check_shards, hashes
 from eval.metrics import paired_interval
 from eval.tasks.rows import TaskError
 
-from ..conftest import Command
+from ..conftest import Command, write_jsonl
 
 
 def results(folder: Path, name: str, correct: list[int], digest: str = "d") -> Path:
@@ -28,7 +28,7 @@ def results(folder: Path, name: str, correct: list[int], digest: str = "d") -> P
         {"model": name, "task": "t/0-shot", "index": i, "prompt": f"question {i}", "correct": c, "chosen": c}
         for i, c in enumerate(correct)
     ]
-    (folder / "results.examples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_jsonl(folder / "results.examples.jsonl", lines)
     return folder
 
 
@@ -170,9 +170,9 @@ def test_contamination_finds_what_is_in_the_shards(
             "gold": 0,
         },
     ]
-    (tmp_path / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(tmp_path / "mixed.jsonl", rows)
     short = [{**rows[0], "query": " ".join(words[78:80])}, {**rows[1], "query": "nobody"}]
-    (tmp_path / "short.jsonl").write_text("".join(json.dumps(row) + "\n" for row in short))
+    write_jsonl(tmp_path / "short.jsonl", short)
     (tmp_path / "tasks.yaml").write_text(
         "icl_tasks:\n"
         + "".join(

@@ -21,7 +21,7 @@ from recipes.reports.summary import print_summary
 from recipes.talking.loading import load_model
 from recipes.weights.checkpoint_tensors import checkpoint_file
 
-from ..conftest import ROOT, Command, summary
+from ..conftest import ROOT, Command, summary, write_jsonl
 
 RECIPE = ROOT / "yamls" / "eval" / "quickstart.yaml"
 TASKS = ("cloze", "dates")  # the third needs a longer context than the 32 tokens of the tests' model
@@ -456,7 +456,7 @@ def test_generation_kwargs_are_judged_in_a_process_that_has_imported_nothing(
     shards: Path, whole: Path, task: Path, tmp_path: Path, run_command: Command
 ) -> None:
     rows = [{"context": "My fellow", "answer": "citizens"}, {"context": "The state of the", "answer": "Union"}]
-    (tmp_path / "g.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(tmp_path / "g.jsonl", rows)
     asked = f"label: g, dataset_uri: {tmp_path}/g.jsonl, num_fewshot: [0], icl_task_type: generation_task_with_answers"
     kwargs = "generation_kwargs: {do_sample: true, top_k: 0, temperature: null, max_new_tokens: 3}"
     words = [*arguments(shards, whole, task), f"icl_tasks=[{{{asked}, {kwargs}}}]", f"results={tmp_path}/r.json"]

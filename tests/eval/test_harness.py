@@ -24,7 +24,7 @@ from recipes.preflight.training import preflight
 from recipes.reports.runs import read_metrics
 from recipes.talking.loading import load_model
 
-from ..conftest import ROOT, Command, losses, recipe_arguments
+from ..conftest import ROOT, Command, losses, recipe_arguments, write_jsonl
 from .twins import Twins
 
 SHIPPED = ROOT / "yamls" / "eval" / "harness"
@@ -151,7 +151,7 @@ def test_a_length_beyond_the_models_is_refused(whole: Path, own_tasks: Path, run
 
 
 def test_a_task_may_be_longer_than_the_others_of_a_run(twins: Twins, tmp_path: Path) -> None:
-    (tmp_path / "long.jsonl").write_text(json.dumps({"context": "We must " * 40, "continuation": "work"}) + "\n")
+    write_jsonl(tmp_path / "long.jsonl", [{"context": "We must " * 40, "continuation": "work"}])
     long = {"label": "long", "dataset_uri": f"{tmp_path}/long.jsonl", "icl_task_type": "language_modeling"}
     evaluation = in_loop(twins, tmp_path, [{**long, "num_fewshot": [0], "max_seq_len": 64}], None)
     state: Any = SimpleNamespace(model=twins.composer, precision=Precision.FP32, precision_config=None, callbacks=[])
@@ -252,7 +252,7 @@ def test_tasks_that_cannot_be_scored_are_named(tmp_path: Path, row: dict[str, An
     rows = [{"query": "q", "choices": ["b", "c"], "gold": 0, **row}] * 2
     if "gold" in row:
         rows[0] = {**rows[0], "gold": "b" if row["gold"] == "x" else 0}
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(tmp_path / "rows.jsonl", rows)
     task = yaml.safe_load((SHIPPED / "sotu_cloze.yaml").read_text())
     task |= {"task": "t", "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.jsonl")}}, **more}
     (tmp_path / "t.yaml").write_text(yaml.safe_dump(task))

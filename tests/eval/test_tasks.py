@@ -20,6 +20,8 @@ from eval.tasks.icl import Tokens, build_tasks
 from eval.tasks.rows import TaskError
 from eval.tasks.sentences import CONTEXT_WORDS, make_next_sentences
 
+from ..conftest import write_jsonl
+
 
 def documents() -> list[str]:
     chosen = random.Random(4)
@@ -234,8 +236,8 @@ def test_generation_kwargs_fit_the_context_and_generate(tmp_path: Path) -> None:
 
 
 def test_a_task_cannot_be_longer_than_the_model_reads(tmp_path: Path) -> None:
-    (tmp_path / "task.jsonl").write_text(json.dumps({"context": "x" * 80, "continuation": "yy"}) + "\n")
-    entry = {"label": "t", "dataset_uri": str(tmp_path / "task.jsonl"), "icl_task_type": "language_modeling"}
+    file = write_jsonl(tmp_path / "task.jsonl", [{"context": "x" * 80, "continuation": "yy"}])
+    entry = {"label": "t", "dataset_uri": str(file), "icl_task_type": "language_modeling"}
     for own, length in ((40, 40), (60, 50), (None, 30)):
         settings = {**entry, "num_fewshot": [0], "max_seq_len": own}
         (task,) = build_tasks(settings, Tokens(Words()), 30, reads=50)

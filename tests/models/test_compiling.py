@@ -1,6 +1,7 @@
 """Compiled and selectively checkpointed blocks: same numbers, one compilation for all blocks, fewer tensors kept."""
 
 import logging
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,18 +14,13 @@ from torch import Tensor
 from recipes.callbacks import recompiles
 from recipes.callbacks.recompiles import RecompileCounter, compiled_graphs
 from recipes.models.compiling import checkpoint_blocks, checkpoint_by_operation, compile_blocks, uncompiled
-from recipes.models.mpt import ComposerMPTCausalLM
 from recipes.training.optimizers import FusedAdamW
+
+from ..tiny import composer_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 VOCAB = 60
-
-
-def make_model(**more: Any) -> ComposerMPTCausalLM:
-    torch.manual_seed(0)
-    config: dict[str, Any] = {"d_model": 32, "n_heads": 2, "n_layers": 3, "expansion_ratio": 2, "max_seq_len": 64}
-    config |= {"vocab_size": VOCAB, "use_train_metrics": False, "no_bias": True, "attn_config": {"alibi": True}}
-    return ComposerMPTCausalLM(tokenizer=None, **(config | more)).train()
+make_model = partial(composer_model, n_layers=3, max_seq_len=64, vocab_size=VOCAB)
 
 
 def make_batch(length: int = 32, seed: int = 0) -> dict[str, Tensor]:
@@ -32,7 +28,7 @@ def make_batch(length: int = 32, seed: int = 0) -> dict[str, Tensor]:
     return {"input_ids": ids, "labels": ids.clone(), "attention_mask": torch.ones_like(ids, dtype=torch.bool)}
 
 
-def loss_and_gradients(model: ComposerMPTCausalLM, batch: dict[str, Tensor]) -> list[Tensor]:
+def loss_and_gradients(model: Any, batch: dict[str, Tensor]) -> list[Tensor]:
     loss = model.loss(model(batch), batch)
     return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
 

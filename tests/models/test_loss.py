@@ -1,5 +1,6 @@
 """The loss without logits against the plain one in float64: values, gradients, memory, Composer's metrics, refusals."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recipes.models import loss as losses
-from recipes.models import mpt
 from recipes.models.loss import IGNORE, LogitsLoss, Terms, chunked
 
 from ..conftest import Command
+from ..tiny import composer_model
 
 N, D, V = 37, 8, 50
 TERMS = {
@@ -145,7 +146,7 @@ def test_no_tensor_is_as_large_as_the_logits() -> None:
     batch = make_batch()
     sizes = {}
     for name in ("chunked_crossentropy", "torch_crossentropy"):
-        model = composer_model(loss_fn=name, vocab_size=4096)
+        model = make_model(loss_fn=name, vocab_size=4096)
         losses_before = losses.SCORES_OF_A_CHUNK["cpu"]
         losses.SCORES_OF_A_CHUNK["cpu"] = 64 * 4096
         try:
@@ -166,21 +167,8 @@ def make_batch() -> dict[str, Tensor]:
 
 
 VOCAB = 60
-
-
-def composer_model(cls: Any = mpt.ComposerMPTCausalLM, **more: Any) -> Any:
-    torch.manual_seed(0)
-    config: dict[str, Any] = {
-        "d_model": 32,
-        "n_heads": 2,
-        "n_layers": 2,
-        "expansion_ratio": 2,
-        "max_seq_len": 128,
-        "vocab_size": VOCAB,
-        "use_train_metrics": False,
-        "attn_config": {"alibi": True, "attn_impl": "torch"},
-    }
-    return cls(tokenizer=None, **(config | more)).train()
+ATTENTION = {"alibi": True, "attn_impl": "torch"}
+make_model = partial(composer_model, max_seq_len=128, vocab_size=VOCAB, no_bias=False, attn_config=ATTENTION)
 
 
 @pytest.mark.parametrize(
@@ -189,8 +177,8 @@ def composer_model(cls: Any = mpt.ComposerMPTCausalLM, **more: Any) -> Any:
 )
 def test_a_model_trains_as_llm_foundrys(more: dict[str, Any]) -> None:
     batch = make_batch()
-    ours = composer_model(**more).double()
-    theirs = composer_model(foundry.ComposerMPTCausalLM, loss_fn="torch_crossentropy", **more).double()
+    ours = make_model(**more).double()
+    theirs = make_model(foundry.ComposerMPTCausalLM, loss_fn="torch_crossentropy", **more).double()
     theirs.load_state_dict(ours.state_dict())
     assert ours(batch).loss is not None
     assert "logits" not in ours(batch)
@@ -213,7 +201,7 @@ def test_with_lora_the_loss_is_the_plain_one(targets: list[str]) -> None:
     batch = make_batch()
     values = []
     for name in ("chunked_crossentropy", "torch_crossentropy"):
-        model = composer_model(loss_fn=name, tie_word_embeddings=False)
+        model = make_model(loss_fn=name, tie_word_embeddings=False)
         torch.manual_seed(1)
         inject_adapter_in_model(LoraConfig(target_modules=targets, init_lora_weights=False), model.model, "default")
         outputs = model(batch)
@@ -231,8 +219,8 @@ def test_with_lora_the_loss_is_the_plain_one(targets: list[str]) -> None:
 
 def test_training_metrics_come_from_the_sums() -> None:
     batch = make_batch()
-    ours = composer_model(use_train_metrics=True)
-    theirs = composer_model(foundry.ComposerMPTCausalLM, loss_fn="torch_crossentropy", use_train_metrics=True)
+    ours = make_model(use_train_metrics=True)
+    theirs = make_model(foundry.ComposerMPTCausalLM, loss_fn="torch_crossentropy", use_train_metrics=True)
     theirs.load_state_dict(ours.state_dict())
     found: dict[str, list[float]] = {}
     for model in (ours, theirs):

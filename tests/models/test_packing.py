@@ -7,7 +7,7 @@ import torch
 from llmfoundry.data.text_data import ConcatenatedSequenceCollatorWrapper
 from torch import Tensor
 
-from recipes.models import mpt
+from ..tiny import composer_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 EOS, VOCAB, S = 0, 40, 24
@@ -15,15 +15,11 @@ BORDERS = [9, 17]  # the last tokens of the first two documents
 POSITIONS: dict[str, dict[str, Any]] = {"alibi": {"alibi": True}, "rope": {"rope": True, "rope_impl": "hf"}}
 
 
-def make_model(uses_sequence_id: bool, **attention: Any) -> mpt.ComposerMPTCausalLM:
-    torch.manual_seed(0)
+def make_model(uses_sequence_id: bool, **attention: Any) -> Any:
     attention |= {"attn_uses_sequence_id": uses_sequence_id}
-    shape: dict[str, Any] = {"d_model": 32, "n_heads": 2, "n_layers": 3, "expansion_ratio": 2, "max_seq_len": S}
     init = {"name": "kaiming_normal_", "emb_init_std": 1.0}
-    model = mpt.ComposerMPTCausalLM(
-        tokenizer=None, vocab_size=VOCAB, use_train_metrics=False, init_config=init, attn_config=attention, **shape
-    )
-    return model.double()
+    sizes = {"n_layers": 3, "max_seq_len": S, "vocab_size": VOCAB}
+    return composer_model(init_config=init, attn_config=attention, no_bias=False, **sizes).double()
 
 
 def make_batch(seed: int) -> dict[str, Tensor]:

@@ -26,8 +26,8 @@ from recipes.training.lora import add_lora, reset_lora
 from recipes.training.preferences import PreferenceModel, adapters_off, read_pairs
 from recipes.weights.export import export
 
-from ..conftest import ROOT, Command
-from ..tiny import LLAMA, MPT, VOCAB, build, with_changes, write_run
+from ..conftest import ROOT, Command, write_jsonl
+from ..tiny import LLAMA, MPT, VOCAB, build, composer_model, with_changes, write_run
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -262,10 +262,8 @@ def test_contradictions_are_found_before_anything_is_built(
 
 
 def pairs_file(folder: Path) -> Path:
-    path = folder / "pairs.jsonl"
     rows = [{"prompt": f"{i}?", "chosen": "the people" * (1 + i % 3), "rejected": "the war"} for i in range(24)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write_jsonl(folder / "pairs.jsonl", rows)
 
 
 def test_preferences_are_learned_and_the_base_stays(
@@ -335,10 +333,8 @@ def test_preferences_are_learned_and_the_base_stays(
 def test_the_preference_loss_is_the_papers(talker: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    from recipes.models.mpt import ComposerMPTCausalLM
-
     tokenizer = AutoTokenizer.from_pretrained(talker)
-    composer = ComposerMPTCausalLM(tokenizer=tokenizer, use_train_metrics=False, **with_changes(MPT))
+    composer = composer_model(tokenizer=tokenizer)
     module, _ = tuned(MPT)
     composer.model = module
     model = PreferenceModel(composer, beta=0.3)
@@ -363,10 +359,8 @@ def test_the_preference_loss_is_the_papers(talker: Path, tmp_path: Path) -> None
 def test_before_anything_is_learned_half_the_pairs_are_right(talker: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    from recipes.models.mpt import ComposerMPTCausalLM
-
     tokenizer = AutoTokenizer.from_pretrained(talker)
-    composer = ComposerMPTCausalLM(tokenizer=tokenizer, use_train_metrics=False, **with_changes(MPT))
+    composer = composer_model(tokenizer=tokenizer)
     composer.model, _ = tuned(MPT)
     model = PreferenceModel(composer, beta=0.1)
     accuracy = model.get_metrics()["PairAccuracy"]

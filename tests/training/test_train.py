@@ -21,7 +21,7 @@ from recipes.preflight.machine import disk_problems
 from recipes.run_files import SHARDS_READ
 from recipes.training import data_record
 
-from ..conftest import ROOT, STEPS, Command, can_unshare, losses, recipe_arguments, summary
+from ..conftest import ROOT, STEPS, Command, can_unshare, losses, recipe_arguments, summary, write_jsonl
 
 
 def test_a_run_learns_and_says_what_it_came_to(whole: Path) -> None:
@@ -188,7 +188,7 @@ def test_what_was_not_done_behind_the_last_checkpoint_is_made_up_for(
     shards: Path, tmp_path: Path, run_command: Command
 ) -> None:
     rows = [{"query": "My fellow", "choices": ["citizens", "banana"], "gold": n % 2} for n in range(4)]
-    (tmp_path / "task.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(tmp_path / "task.jsonl", rows)
     task = f"label: mc, dataset_uri: {tmp_path}/task.jsonl, num_fewshot: [0], icl_task_type: multiple_choice"
     run, exports = tmp_path / "run", tmp_path / "exports"
     saver = f"callbacks.hf_checkpointer={{save_folder: {exports}, save_interval: 1dur}}"
