@@ -20,7 +20,7 @@ from recipes.ranks import is_first_of_machine, is_first_rank
 from recipes.reports.page import write_page
 from recipes.reports.runs import run_folder
 from recipes.reports.summary import is_finished, print_summary, read_json, write_summary
-from recipes.run_files import SUMMARY
+from recipes.run_files import RECIPE, SUMMARY
 from recipes.screen import (
     exit_status,
     print_plan,
@@ -96,7 +96,7 @@ def main(arguments: list[str]) -> int:
         changed = record_data(folder, recipe)
         if changed and run.has_begun:
             print(f"note: the data is not what this run began with, and its samples are counted on in it: {changed}")
-        write_whole(folder / "recipe.yaml", recipe.to_yaml())
+        write_whole(folder / RECIPE, recipe.to_yaml())
         before = read_json(folder / SUMMARY)
         (folder / SUMMARY).unlink(missing_ok=True)  # of a run that now goes on
     free_memory()

@@ -15,7 +15,8 @@ from recipes.callbacks.cost import CostMonitor
 from recipes.callbacks.stopping import EvaluationBrokenOff, Stop, Stopper
 from recipes.config.load import Recipe
 from recipes.cost.run_length import read_duration
-from recipes.reports.runs import METRICS, metrics_by_step, validation_loss
+from recipes.reports.runs import metrics_by_step, validation_loss
+from recipes.run_files import METRICS
 from recipes.training.processes import as_first_rank_sees
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from recipes.config.keys import Problem, RecipeError
 from recipes.config.load import Recipe
-from recipes.cost.parameters import OURS, count_parameters
+from recipes.cost.architecture import OURS
+from recipes.cost.parameters import count_parameters
 from recipes.cost.run_length import read_duration
 from recipes.planning.budget import EXIT_BUDGET
 from recipes.preflight.machine import has_gpu

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from recipes.cost.architecture import OURS as OURS
 from recipes.cost.architecture import ModelShape, model_shape, positive_integer
 
 

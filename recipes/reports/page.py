@@ -18,9 +18,9 @@ from recipes.reports.charts import Line, colour, line_chart, share_bar
 from recipes.reports.run_record import RunRecord, is_number, read_run
 from recipes.reports.scores import is_share, score_with_interval
 from recipes.reports.summary import is_of_run
+from recipes.run_files import REPORT
 
 TEMPLATE = Path(__file__).with_suffix(".html")
-PAGE = "report.html"
 UNKNOWN = "?"
 
 # In the order of the bar: what it was paid for first.
@@ -45,7 +45,7 @@ def write_page(folders: Sequence[Path], out: Path | None = None) -> Path:
     runs = [read_run(folder) for folder in {folder.resolve(): folder for folder in folders}.values()]
     if out is None:
         common = runs[0].folder if len(runs) == 1 else Path(os.path.commonpath([r.folder.absolute() for r in runs]))
-        out = common / PAGE
+        out = common / REPORT
     try:
         text = page(runs)
     except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:

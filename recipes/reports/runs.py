@@ -14,7 +14,6 @@ from recipes import json_lines
 from recipes.config.file_names import is_remote
 from recipes.config.load import Recipe
 from recipes.run_files import CHECKPOINTS, RUNS
-from recipes.run_files import METRICS as METRICS
 
 _TAIL_BYTES = 1 << 16  # in which there is a whole line
 
