@@ -14,7 +14,9 @@ limit.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import itertools
+import logging
 import os
 import signal
 import statistics
@@ -37,9 +39,12 @@ from recipes.callbacks.cost import CostMonitor
 from recipes.planning.budget import EXIT_BUDGET
 from recipes.ranks import grace_s, is_first_of_machine
 
+log = logging.getLogger(__name__)
+
 SIGTERM = "SIGTERM"
 REASONS = ("", *LIMITS, SIGTERM)  # what the ranks tell each other, by index: the highest counts
 SPEAK_AT_LEAST_EVERY_S = 1.0  # the ranks to each other
+GROUP_WITHIN = datetime.timedelta(minutes=2)
 RECENT_CALLS = 20  # of which the longest is taken for a step
 
 
@@ -95,7 +100,29 @@ class Stopper(Callback):
         self._guard = next((c for c in state.callbacks if isinstance(c, BudgetGuard)), None)
         self._is_first = dist.get_global_rank() == 0
         if dist.get_world_size() > 1 and (self._saves or self._guard):
-            self._group = torch.distributed.new_group(backend="gloo")  # CPU to CPU, whatever the gradients use
+            self._group = self._cpu_group(state)
+
+    def _cpu_group(self, state: State) -> Any:
+        """A group that speaks from CPU to CPU, whatever the gradients use; None where the machines cannot.
+
+        Raises RuntimeError, in words, where the budget guard needs it.
+        """
+        group, trouble = None, ""
+        try:
+            group = torch.distributed.new_group(backend="gloo", timeout=GROUP_WITHIN)
+        except RuntimeError as error:  # a host name that means another interface, most often
+            trouble = str(error).strip().split("\n")[0]
+        has_it = state.device.tensor_to_device(torch.tensor(int(group is not None)))
+        dist.all_reduce(has_it, "MIN")
+        if has_it.item():
+            return group
+        mend = "set GLOO_SOCKET_IFNAME to the network interface that the machines share, such as eth0"
+        said = f"the processes cannot speak from CPU to CPU ({trouble or 'others cannot'}): {mend}"
+        if self._guard is not None:
+            raise RuntimeError(f"budget_guard: {said}")
+        log.warning("%s; until then SIGTERM ends the run at once, without a checkpoint", said)
+        self._saves = False
+        return None
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """A run that goes on at its limit stops before its first step."""

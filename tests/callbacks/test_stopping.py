@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -17,9 +18,12 @@ import pytest
 import torch
 from composer import Trainer
 from composer.core import Callback, State
+from composer.devices import DeviceCPU
 from composer.loggers import Logger
+from composer.utils import dist
 from torch.utils.data import DataLoader
 
+from recipes.callbacks.budget import BudgetGuard
 from recipes.callbacks.stopping import EvaluationBrokenOff, Stopper
 from tests.callbacks.test_cost import BATCH, Tiny, Tokens
 from tests.conftest import ROOT, STEPS, Command, losses, recipe_arguments
@@ -155,6 +159,30 @@ def test_a_run_that_saves_nothing_ends_at_once(shards: Path, tmp_path: Path) -> 
     process, said = run_and_signal(words, run, lambda p: p.send_signal(signal.SIGTERM), cwd=tmp_path)
     assert process.returncode == 143
     assert said.splitlines()[-1].startswith("stopped; the same command")
+
+
+@pytest.mark.parametrize("guard", [None, BudgetGuard(deadline="1h")])
+def test_machines_that_cannot_speak_to_each_other(
+    guard: BudgetGuard | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(**_: Any) -> None:
+        raise RuntimeError("connectFullMesh failed with no route to host\nand more")
+
+    monkeypatch.setattr(torch.distributed, "new_group", fails)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "all_reduce", lambda *_: None)
+    state: Any = SimpleNamespace(callbacks=[guard], device=DeviceCPU())
+    stopper = Stopper(saves=True)
+    if guard is not None:
+        with pytest.raises(RuntimeError, match="budget_guard: the processes cannot speak from CPU to CPU"):
+            stopper.init(state, None)  # type: ignore[arg-type]
+        return
+    with caplog.at_level("WARNING"):
+        stopper.init(state, None)  # type: ignore[arg-type]
+    assert "no route to host): set GLOO_SOCKET_IFNAME" in caplog.text
+    before = signal.getsignal(signal.SIGTERM)
+    with stopper.listening():
+        assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.parametrize("command", ["launch", "python"])
