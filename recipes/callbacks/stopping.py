@@ -20,6 +20,7 @@ import logging
 import os
 import signal
 import statistics
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -37,7 +38,7 @@ from llmfoundry.callbacks import HuggingFaceCheckpointer
 from recipes.callbacks.budget import LIMITS, BudgetGuard
 from recipes.callbacks.cost import CostMonitor
 from recipes.planning.budget import EXIT_BUDGET
-from recipes.ranks import grace_s, is_first_of_machine
+from recipes.ranks import is_first_of_machine
 
 log = logging.getLogger(__name__)
 
@@ -261,8 +262,15 @@ def keep_workers(loader: Any) -> None:
 
 
 def _outlive_sigterm(worker: int) -> None:
-    # not for ever: torch ends a worker that hangs with SIGTERM as well, and waits for its end
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(max(1, round(grace_s()))))
+    """Let only the process that this worker works for end it, as torch does where a worker hangs and at the end."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # in threads that begin after this one as well
+    threading.Thread(target=_end_with_parent, name="sigterm", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def _never(state: State, event: Event) -> bool:

@@ -81,7 +81,7 @@ def to_the_launcher(process: psutil.Process) -> None:
 @pytest.mark.parametrize(
     ("launcher", "more", "tell"),
     [
-        ([], ["train_loader.num_workers=2", "train_loader.persistent_workers=true"], to_all),
+        ([], ["train_loader.num_workers=8", "train_loader.persistent_workers=true"], to_all),
         (SEVERAL, [], to_all),
         (SEVERAL, [], to_the_last_rank),
         (SEVERAL, ["fsdp_config=null"], to_the_launcher),
@@ -113,6 +113,7 @@ def test_the_step_is_saved_and_nothing_is_done_twice(
     assert json.loads((tmp_path / "summary.json").read_text())["stopped"] == "SIGTERM came"
     went_on = run_command(*(["launch", *launcher[2:]] if launcher else ["python"]), "train.py", *arguments)
     assert went_on.returncode == 0, went_on.stderr
+    assert "DataLoader worker" not in went_on.stderr  # which are ended by SIGTERM at the end, too
     assert losses(tmp_path) == (pytest.approx(losses(whole), rel=2e-5) if launcher else losses(whole))
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert sum('"loss/train/total"' in line for line in lines) == STEPS
