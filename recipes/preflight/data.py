@@ -87,10 +87,10 @@ def _shards(key: KeyPath, folder: Path, loader: Mapping[str, Any], recipe: Recip
         if (folder.parent / "index.json").is_file():
             yield key, f"no data: {folder} {state}; {folder.parent} is one split: give {folder.parent.parent}"
             return
-        kind = "finetune" if loader.get("name") == "finetuning" else "pretrain"
+        kind, share = ("finetune", "0.02") if loader.get("name") == "finetuning" else ("pretrain", "0.01")  # yamls/data
         length, tokenizer = recipe["max_seq_len"], recipe.get("tokenizer.name", "TOKENIZER")
         split = "--holdout-split" if key[0] == "eval_loader" else "--split"
-        command = f"python -m data_prep.{kind} YOUR.jsonl --out {folder.parent} --holdout 0.01 {split} {folder.name}"
+        command = f"python -m data_prep.{kind} YOUR.jsonl --out {folder.parent} --holdout {share} {split} {folder.name}"
         yield key, f"no data: {folder} {state}; make it with `{command} --tokenizer {tokenizer} --seq-len {length}`"
         return
     try:

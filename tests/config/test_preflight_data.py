@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from recipes.config.load import Recipe
 from recipes.parts import build_model
 from recipes.preflight.data import data_problems
 from recipes.preflight.weights import id_of_end, tokenizer_problems, vocabulary_problems
+from tests.conftest import ROOT
 from tests.tiny import MPT
+
+COMMAND = r"python -m (data_prep\.\w+) YOUR\.jsonl (--out .*)"
 
 
 def said_of(shards: Path, name: str = "text", **recipe: Any) -> list[str]:
@@ -87,6 +92,23 @@ def test_a_tokenizer_that_was_saved_anew_is_the_same(shards: Path, tmp_path: Pat
     file = saved / "tokenizer.json"
     file.write_text(json.dumps(json.loads(file.read_text())))  # other white space
     assert said_of(shards, tokenizer={"name": str(saved)}) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["c4-neox", "c4-llama", "c4-llama-3", "instructions-neox", "instructions-llama", "instructions-llama-3"]
+)
+def test_the_command_for_missing_shards_is_that_of_the_data_file(name: str) -> None:
+    def options(command: re.Match[str] | None) -> tuple[str, dict[str, str]]:
+        assert command is not None
+        words = command[2].split()
+        return command[1], dict(zip(words[::2], words[1::2], strict=True))
+
+    text = (ROOT / "yamls" / "data" / f"{name}.yaml").read_text()
+    values = yaml.safe_load(text)
+    loader, (module, written) = values["train_loader"], options(re.search(COMMAND + "$", text, re.MULTILINE))
+    recipe = Recipe(Path("r.yaml"), {**values, "max_seq_len": int(written["--seq-len"])}, {})
+    ((_, said),) = data_problems(("train_loader",), loader, recipe)
+    assert options(re.search(COMMAND + "`", said)) == (module, {**written, "--split": "train"})
 
 
 def test_instructions_and_text_are_told_apart(shards: Path, tmp_path: Path) -> None:
