@@ -74,5 +74,5 @@ lock: ## after a change in pyproject.toml: lock, export, and describe the recipe
 	$(PYTHON) relaxed/make.py $(UV)
 	$(PYTHON) -m recipes.config.schema
 
-clean: ## remove the environment, the shards and the runs
+clean: ## remove the environment, the shards, the runs and exports/, where downloaded weights may be
 	rm -rf $(VENV) $(VENV)-uv shards runs exports
