@@ -260,7 +260,7 @@ def differences(old: MadeFrom, new: MadeFrom) -> list[str]:
             changes += [f"--tokenizer: {', '.join(files)} beside it changed, or was not noted"] if files else []
         elif _comparable(old.options, name) != _comparable(new.options, name):
             flag = name.replace("_", "-")
-            changes.append(f"--{flag}: {old.options.get(name)!r} -> {new.options.get(name)!r}")
+            changes.append(f"--{flag}: {_change(old.options.get(name), new.options.get(name))}")
     if len(new.sources) != len(old.sources):
         changes.append(f"input: {len(old.sources)} files -> {len(new.sources)} files")
         return changes
@@ -272,6 +272,13 @@ def differences(old: MadeFrom, new: MadeFrom) -> list[str]:
                 f"input: {record.path} ({record.bytes:,} bytes) -> {source.path} ({source.bytes:,} bytes){other}"
             )
     return changes
+
+
+def _change(old: Any, new: Any) -> str:
+    """From one value of an option to another, in words."""
+    if isinstance(old, bool) or isinstance(new, bool):
+        return f"{'on' if old else 'off'} -> {'on' if new else 'off'}"
+    return " -> ".join("not given" if value is None else repr(value) for value in (old, new))
 
 
 def _comparable(options: dict[str, Any], name: str) -> Any:

@@ -112,7 +112,7 @@ def test_goes_on_from_finished_parts(command: Callable[..., list[str]], tmp_path
 
     for more, said in (
         (["--dtype", "int32"], "--dtype: 'uint16' -> 'int32'"),
-        (["--dedup"], "--dedup: None -> True"),
+        (["--dedup"], "--dedup: off -> on"),
         (["--part-mb", "2"], "--part-mb: 1 -> 2"),
     ):
         refused = run(command(out, *more))

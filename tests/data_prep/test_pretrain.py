@@ -89,7 +89,9 @@ def test_same_command_again_is_done_at_once(finished: Path, corpus: Path, prepar
         ([], "--holdout: 0.1 -> 0.0"),
         (["--holdout", "0.1", "--seq-len", "32"], "--seq-len: 64 -> 32"),
         (["--holdout", "0.1", "--dtype", "int32"], "--dtype: 'uint16' -> 'int32'"),
-        (["--holdout", "0.1", "--eos-text", "<|padding|>"], "--eos-text: None -> '<|padding|>'"),
+        (["--holdout", "0.1", "--eos-text", "<|padding|>"], "--eos-text: not given -> '<|padding|>'"),
+        (["--holdout", "0.1", "--allow-special"], "--allow-special: off -> on"),
+        (["--holdout", "0.1", "--near-dedup", "0.8"], "--near-dedup: not given -> 0.8"),
         (["--holdout", "0.1", "--split", "val", "--holdout-split", "test"], "val is held out from 'train'"),
     ],
 )
