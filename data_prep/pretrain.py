@@ -1,10 +1,11 @@
-"""JSONL into MDS shards for pretraining: documents tokenised, joined end to end and cut into sequences.
+"""Text into MDS shards for pretraining: documents tokenised, joined end to end and cut into sequences.
 
     python -m data_prep.pretrain corpus.jsonl --out shards/ --tokenizer tokenizer/ --seq-len 2048 --holdout 0.05
 
-writes shards/train and, from the held-out documents, shards/val: MDS shards, index.json, manifest.json, and for the
-held-out part a copy of its documents. Nothing appears under those names before all of it is written. The same command
-again does nothing; other options or input are refused until --overwrite is given.
+takes JSON Lines, parquet and .txt, and writes shards/train and, from the held-out documents, shards/val: MDS shards,
+index.json, manifest.json, and for the held-out part a copy of its documents. Nothing appears under those names before
+all of it is written. The same command again does nothing; other options or input are refused until --overwrite is
+given.
 """
 
 import argparse
@@ -180,7 +181,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_common_options(parser)
     add = parser.add_argument
     add("--seq-len", required=True, metavar="N", type=int, help="tokens a sequence")
-    add("--text-key", default="text", metavar="KEY", help="the key of the text in each object (%(default)s)")
+    add("--text-key", default="text", metavar="KEY", help="of the text in each object, or its column (%(default)s)")
     add("--eos-text", metavar="TEXT", help="its tokens go behind each document; '' for none (the tokenizer's EOS)")
     add("--bos-text", metavar="TEXT", help="its tokens go in front of each document (none)")
     add("--add-special-tokens", action="store_true", help="apply the tokenizer's own template to each document")
@@ -190,16 +191,15 @@ def build_parser() -> argparse.ArgumentParser:
     add("--shuffle-seed", type=int, metavar="N", help="shuffle the documents of --split, the same way for the same N")
     add("--dedup", action="store_true", help="leave out documents whose text was there before")
     help_text = (
-        "leave out texts that share with one before this part of the 5-word shingles that the two have together (0.8)"
+        "leave out texts that share with one before this part of the 5-word shingles that the two have together, "
+        "such as 0.8 (off)"
     )
     add("--near-dedup", type=float, metavar="F", help=help_text)
     add("--min-chars", type=int, default=0, metavar="N", help="leave out shorter documents (%(default)s)")
     add("--max-chars", type=int, default=0, metavar="N", help="leave out longer documents (%(default)s: no limit)")
     help_text = "leave out documents for which this function of the row's object returns False"
     add("--filter", metavar="FILE.py:FUNCTION", help=help_text)
-    add(
-        "--workers", type=_count, default=0, metavar="N", help="processes (%(default)s: one a core); same bytes for all"
-    )
+    add("--workers", type=_count, default=0, metavar="N", help="processes (one a core); same bytes for all")
     help_text = "who works: processes here, or the nodes of a Ray cluster, which must share the storage (%(default)s)"
     add("--engine", default="local", choices=("local", "ray"), help=help_text)
     help_text = "of the cluster (RAY_ADDRESS, or the one that this machine is a node of)"
@@ -212,7 +212,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=float,
         default=PART_BYTES / 1e6,
         metavar="N",
-        help="input a task, and what a cut-off run loses (%(default).0f)",
+        help="input a task, and what a cut-off run loses (%(default).1f)",
     )
     help_text = "where the output of an --out that is a URL is made before it is copied (a folder in ~/.cache)"
     add("--work", metavar="DIR", help=help_text)

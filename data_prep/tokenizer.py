@@ -1,4 +1,4 @@
-"""Train a byte-level BPE tokenizer on JSONL.
+"""Train a byte-level BPE tokenizer on text: JSON Lines, parquet, .txt.
 
     python -m data_prep.tokenizer corpus.jsonl --out tokenizer/ --vocab-size 4096 --holdout 0.05
 
@@ -238,9 +238,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m data_prep.tokenizer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add(
-        "inputs", nargs="+", metavar="INPUT", help="a .jsonl, .jsonl.gz or .jsonl.zst file, a folder of them, or a glob"
-    )
+    add("inputs", nargs="+", metavar="INPUT", help="files, folders of them, globs or URLs of these; see the README")
     add("--out", required=True, metavar="DIR", help="the folder to write")
     add(
         "--vocab-size", type=int, required=True, metavar="N", help="tokens, the 256 bytes and 2 special tokens included"
@@ -252,7 +250,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="F",
         help="leave out the documents that data_prep.pretrain --holdout F does",
     )
-    add("--text-key", default="text", metavar="KEY", help="the key of the text in each object (default: text)")
+    add("--text-key", default="text", metavar="KEY", help="of the text in each object, or its column (text)")
     add("--overwrite", action="store_true", help="replace what an earlier run of this command made there")
     return parser
 
