@@ -60,14 +60,16 @@ def deadline_unix_s(deadline: str, first_start: float) -> float:
 
 
 def verdict(recipe: Recipe, folder: Path) -> tuple[str | None, str | None]:
-    """Why the run may not start, as `refusal` has it; or a note, where only the number of GPUs would tell.
+    """Why the run may not start, as `refusal` has it; or a note, where no plan tells, or only the number of GPUs would.
 
     A dry run without a launcher is one process, whatever the run will be: its dollars say something of many GPUs, the
     hours of one GPU nothing.
     """
     devices = world_size()
     found = refusal(recipe, folder, devices)
-    if found is None or not recipe.get("dry_run") or os.environ.get("WORLD_SIZE"):
+    if found is None:
+        return None, _unjudged(recipe, devices)
+    if not recipe.get("dry_run") or os.environ.get("WORLD_SIZE"):
         return found, None
     firm = refusal(recipe, folder, devices, judge_hours=False)
     if firm is not None:
@@ -148,6 +150,22 @@ def _refusal(recipe: Recipe, guard: Mapping[str, Any], folder: Path, devices: in
         to_do = max(0.0, 1 - _steps_done(recipe, folder) / plan.steps)
     over = _over(plan, to_do, spent, budget, left_s if judge_hours else None)
     return over and over + ANYWAY
+
+
+def _unjudged(recipe: Recipe, devices: int) -> str | None:
+    """That a run starts under limits by which no plan judged it, in words; None where one did, or none had to."""
+    guard = recipe.get("callbacks.budget_guard")
+    if guard is None or guard.get("start_over_budget") or not (guard.get("budget_usd") or guard.get("deadline")):
+        return None
+    gpu = _gpu_here() or _named(cost_section(recipe.values))
+    plan = None if gpu is None else _plan(recipe, gpu, devices, None)
+    if plan is not None and plan.hours is not None:
+        return None
+    if gpu is None:
+        why = "no device of the hardware table is here or in cost.gpu"
+    else:
+        why = "its length depends on the data" if plan else "the estimator does not count this model or precision"
+    return f"nothing says beforehand what this run takes ({why}): it may start, and the guard stops it at its limit"
 
 
 def _seconds_to_start(segments: Iterable[Segment]) -> float:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+
+from recipes.config.load import load
+from recipes.planning import budget
 
 from ..conftest import Command
 
@@ -32,6 +37,27 @@ def test_a_run_of_one_process_is_refused_by_its_deadline(run_command: Command) -
     refused = run_command("python", "train.py", SEVEN_B, *H100, IN_30_DAYS)
     assert refused.returncode == 3
     assert "this run may not start: the plan takes 205 d" in refused.stderr
+
+
+def test_a_run_that_no_plan_judges_is_said_to_be_stopped_at_its_limit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(budget, "NVIDIA", tmp_path)  # no GPU
+    limit = "callbacks.budget_guard.budget_usd=90000"
+
+    def note(*words: str) -> str | None:
+        refused, said = budget.verdict(load(SEVEN_B, ["cost.usd_per_device_hour=2.5", *words]), tmp_path)
+        assert refused is None
+        return said
+
+    assert "(no device of the hardware table is here or in cost.gpu): it may start" in (note(limit) or "")
+    assert "(its length depends on the data)" in (note(limit, "cost.gpu=h100", "max_duration=1ep") or "")
+    unknown = note(limit, "cost.gpu=h100", "model.name=hf_causal_lm")
+    assert "(the estimator does not count this model or precision)" in (unknown or "")
+    assert note(limit, "cost.gpu=h100") is None
+    assert note(limit, "callbacks.budget_guard.start_over_budget=true") is None
+    assert note("callbacks.budget_guard.max_usd_per_hundredth_loss=1") is None
+    assert note() is None
 
 
 def test_the_plan_says_what_the_guard_of_the_recipe_would(run_command: Command) -> None:
