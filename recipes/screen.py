@@ -100,18 +100,19 @@ def print_plan(recipe: Recipe, batches: Batches, missing: Sequence[Problem]) -> 
     """What would run: model, tokens, steps, batch arithmetic, and what this machine lacks for it."""
     rows = [("run", run_name(recipe)), ("model", _model(recipe)), ("step", str(batches))]
     each = batches.tokens_per_step // batches.sequences_per_step
-    arithmetic = f"{batches.sequences_per_step} {batches.items} × {each:,} = {batches.tokens_per_step:,} tokens a step"
-    rows.append(("", arithmetic))
+    most = "" if recipe.get("train_loader.name") == "text" else "up to "  # others pad
+    arithmetic = f"{batches.sequences_per_step} {batches.items} × {most}{each:,}"
+    rows.append(("", f"{arithmetic} = {most}{batches.tokens_per_step:,} tokens a step"))
     if batches.steps is None:
         rows.append(("length", f"{recipe['max_duration']}; steps depend on the data, which is not here"))
     else:
-        rows.append(("length", f"{recipe['max_duration']} = {batches.steps:,} steps = {batches.tokens:,} tokens"))
+        rows.append(("length", f"{recipe['max_duration']} = {batches.steps:,} steps = {most}{batches.tokens:,} tokens"))
         sequences = sequences_per_epoch(recipe)
         if sequences:
             epochs = batches.steps * batches.sequences_per_step / sequences
             packed = recipe.get("train_loader.dataset.packing_ratio")
             of = f" ({packed:g} examples each)" if packed else ""
-            rows.append(("data", f"{sequences:,} sequences{of}, so {epochs:,.3g} epochs"))
+            rows.append(("data", f"{sequences:,} {batches.items}{of}, so {epochs:,.3g} epochs"))
             there, read = longest_sample(recipe.get("train_loader.dataset", {})), int(recipe["max_seq_len"])
             if there is not None and there > read:
                 rows.append(("", f"of each the first {read:,} tokens; the other {there - read:,} are never read"))

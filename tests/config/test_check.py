@@ -16,6 +16,8 @@ from recipes.config.check import check, load_checked
 from recipes.config.keys import RecipeError, dotted
 from recipes.config.load import load
 from recipes.preflight.training import preflight
+from recipes.screen import print_plan
+from recipes.training.batches import plan_batches
 
 from ..conftest import ROOT, Command
 
@@ -429,6 +431,17 @@ def test_a_dry_run_judges_the_recipe_and_lists_what_is_missing_here(run_command:
         "weight_decay": 0.0,
         "lr": 1.2e-4,
     }
+
+
+def test_a_dry_run_counts_pairs_and_padded_tokens_as_such(capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = ROOT / "data_prep" / "sotu" / "preferences.jsonl"
+    path = ROOT / "yamls" / "finetune" / "mpt-quickstart-dpo.yaml"
+    recipe = load_checked(path, [f"train_loader.dataset.path={pairs}"])
+    print_plan(recipe, plan_batches(recipe, 1), [])
+    said = capsys.readouterr().out
+    assert "8 pairs × up to 256 = up to 2,048 tokens a step" in said
+    assert "50 steps = up to 102,400 tokens" in said
+    assert "216 pairs, so 1.85 epochs" in said
 
 
 def test_what_is_missing_stops_a_run(run_command: Command, tmp_path: Path) -> None:
