@@ -125,7 +125,7 @@ def print_list(words: Sequence[str], as_json: bool = False) -> None:
         table.add_row(
             row.name.removesuffix(".yaml"), size, context, row.attention, row.positions, row.length, row.tuning
         )
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     console.print(table)
     console.print(f"{len(chosen)} recipe{'s' * (len(chosen) != 1)}, each in yamls/NAME.yaml")
 
@@ -163,8 +163,8 @@ def table_text() -> str:
         "",
         "FLOPs are LLM Foundry's count, 6 N + 12 n_layers d_model S a token (RWKV: 6 N). GPU-hours, dollars and memory",
         f"are estimates (recipes/cost/README.md) on {GPU}s at the median of the list prices, at the recipe's",
-        "micro-batch, on as few GPUs as divide the batch and hold the model, from a node of eight up. More GPUs take",
-        "less time and, where each still has enough sequences, about as much money.",
+        "micro-batch, on as few GPUs as divide the batch and hold the model, from a node of eight up, the quickstarts",
+        "on one. More GPUs take less time and, where each still has enough sequences, about as much money.",
         "",
         f"| {' | '.join(PRETRAIN_COLUMNS)} |",
         "|---" * len(PRETRAIN_COLUMNS) + "|",
@@ -176,13 +176,16 @@ def table_text() -> str:
         "|---|---|---|---|---|---|---|",
         *(_tuning_line(row) for row in found if row.kind == "finetune"),
         "",
+        "A length in tokens is of full sequences: shorter ones are padded, and the bill and the summary of a run count",
+        "its tokens without padding.",
+        "",
         "Exports to: the class of transformers that computes the same (`python -m recipes export`), or the first key",
         "that none of its classes computes. Such a model trains, chats and is evaluated here alone: change the key",
         "before you train what is to be served elsewhere.",
         "",
-        "Trained here: every recipe's parameters are counted on the meta device and compared with the published",
-        f"number, its batch arithmetic and every key are checked, and {SMALL} trains three steps on a CPU",
-        f'(tests/test_zoo.py). Those with "{WHOLE}" were run to their end on two CPU cores; none at size on GPUs.',
+        "Trained here: every recipe's parameters are counted on the meta device and compared with the published number",
+        f"where there is one, its batch arithmetic and every key are checked, and {SMALL} trains three steps on a",
+        f'CPU (tests/test_zoo.py). Those with "{WHOLE}" were run to their end on two CPU cores; none at size on GPUs.',
         "",
     ]
     return "\n".join(lines)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from recipes.planning.listing import rows, table_text
+from recipes.planning.listing import print_list, rows, table_text
 from recipes.weights.hf_architecture import CLASSES, family_of
 from recipes.weights.hf_refusals import refusals
 
@@ -31,3 +31,10 @@ def test_every_recipe_says_what_it_exports_to() -> None:
 def test_what_a_recipe_exports_to(name: str, said: str) -> None:
     (line,) = [line for line in table_text().splitlines() if line.startswith(f"| `{name}`")]
     assert f"| {said} |" in line
+
+
+def test_the_list_is_whole_where_no_terminal_is(capsys: pytest.CaptureFixture[str]) -> None:
+    print_list([])
+    listed = capsys.readouterr().out
+    assert "…" not in listed
+    assert all(row.name.removesuffix(".yaml") in listed and row.tuning in listed for row in rows())
