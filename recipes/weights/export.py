@@ -67,7 +67,7 @@ def export(
         if unmerged:
             trained.verify()
             with atomic_folder(out) as folder:
-                said = write_adapter(trained, files, folder, DTYPES[dtype], tokenizer, out.name)
+                said = write_adapter(trained, files, folder, DTYPES[dtype], tokenizer, out)
             return f"{out}: {said}"
         source = merged(files, trained.model)
         targets = plan(trained, source)
@@ -79,7 +79,7 @@ def export(
             names = write_shards(source, targets, folder, DTYPES[dtype], int(shard_gb * 1e9))
             seconds = time.perf_counter() - start
             write_configs(trained.model, saved, folder, DTYPES[dtype])
-            (folder / "README.md").write_text(model_card(trained, folder, out.name), encoding="utf-8")
+            (folder / "README.md").write_text(model_card(trained, folder, out), encoding="utf-8")
     size = sum(target.bytes(DTYPES[dtype]) for target in targets)
     parameters = sum(math.prod(target.shape) for target in targets)
     kind = folder_config(trained.model)["architectures"][0]

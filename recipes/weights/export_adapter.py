@@ -22,11 +22,11 @@ from recipes.weights.trained import Trained, is_hf_folder
 
 
 def write_adapter(
-    trained: Trained, files: TensorFiles, folder: Path, dtype: str, tokenizer: str | None, name: str
+    trained: Trained, files: TensorFiles, folder: Path, dtype: str, tokenizer: str | None, out: Path
 ) -> str:
     """Write adapter_model.safetensors, adapter_config.json, the tokenizer and a card; say in words what that is.
 
-    name: that the folder will have.
+    out: where the folder will be.
 
     Raises ValueError for a checkpoint without adapters, and for adapters that fit no base as transformers opens it.
     """
@@ -51,7 +51,7 @@ def write_adapter(
     write_json(folder / "adapter_config.json", _config(config, names, base if opens else None))
     size = sum(tensor.numel() for tensor in tensors.values())
     adapter = Adapter(size, str(base) if base else "the model that it was trained on", opens)
-    (folder / "README.md").write_text(model_card(trained, folder, name, adapter), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(trained, folder, out, adapter), encoding="utf-8")
     said = f"adapters of {size:,} numbers for {', '.join(names)}; load them onto {adapter.base} with peft"
     return said if opens else f"{said}, once it is exported: python -m recipes export {adapter.base} FOLDER"
 

@@ -28,10 +28,11 @@ class Adapter:
     opens: bool
 
 
-def model_card(trained: Trained, folder: Path, name: str, adapter: Adapter | None = None) -> str:
+def model_card(trained: Trained, folder: Path, out: Path, adapter: Adapter | None = None) -> str:
     """The text of the card; what is not known is said to be so, never guessed.
 
-    folder: where the export is written, for the chat template. adapter: of a folder that has no more than one.
+    folder: where the export is written, for the chat template. out: where it will be, as the command was told and the
+    card opens it. adapter: of a folder that has no more than one.
     """
     recipe = trained.recipe
     said = CLASSES[family_of(trained.model)]
@@ -41,7 +42,7 @@ def model_card(trained: Trained, folder: Path, name: str, adapter: Adapter | Non
         f"library_name: {'peft' if adapter else 'transformers'}",
         "pipeline_tag: text-generation",
         "---",
-        f"# {name}",
+        f"# {out.name}",
         "",
         f"{f'An adapter (LoRA) of {adapter.numbers:,} numbers for a model of ' if adapter else ''}"
         f"{count_parameters(trained.model).total:,} parameters, `{said}` of transformers (no remote code), context "
@@ -52,8 +53,8 @@ def model_card(trained: Trained, folder: Path, name: str, adapter: Adapter | Non
         *(["from peft import PeftModel"] if adapter else []),
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
-        f'tokenizer = AutoTokenizer.from_pretrained("{name}")',
-        *_loading(name, adapter),
+        f'tokenizer = AutoTokenizer.from_pretrained("{out}")',
+        *_loading(out, adapter),
         *_prompt(chat),
         "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))",
         "```",
@@ -96,13 +97,13 @@ def _base(adapter: Adapter | None) -> list[str]:
     return ["Its base is no folder of transformers yet:", "", f"    python -m recipes export {adapter.base} BASE", ""]
 
 
-def _loading(name: str, adapter: Adapter | None) -> list[str]:
+def _loading(out: Path, adapter: Adapter | None) -> list[str]:
     if adapter is None:
-        return [f'model = AutoModelForCausalLM.from_pretrained("{name}")']
+        return [f'model = AutoModelForCausalLM.from_pretrained("{out}")']
     base = adapter.base if adapter.opens else "BASE"
     return [
         f'model = AutoModelForCausalLM.from_pretrained("{base}")',
-        f'model = PeftModel.from_pretrained(model, "{name}")',
+        f'model = PeftModel.from_pretrained(model, "{out}")',
     ]
 
 
