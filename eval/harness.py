@@ -2,7 +2,7 @@
 
     python -m eval.harness runs/mpt-quickstart --tasks sotu_cloze --include yamls/eval/harness
     python -m eval.harness runs/mpt-7b/checkpoints/ep0-ba9000 --tasks arc_easy piqa --num-fewshot 5
-    composer -n 2 -m eval.harness exported/mpt-7b --tasks mmlu
+    composer -n 2 -m eval.harness exports/mpt-7b --tasks mmlu
 
 MODEL is a run folder, a checkpoint (full, or the folder of a sharded one) or a Hugging Face folder. A task is a
 name that the harness knows, or one from YAML files of your own (--include FOLDER), which need no network.
