@@ -159,11 +159,12 @@ def compare_table(section: dict[str, Any]) -> list[str]:
 
     names = [name for name in rounds[0] if name != BARE]
     counts = [sum(len(one[name]["runs"]) for one in rounds) for name in names if name.startswith("ours")]
-    times = f"{min(counts)} to {max(counts)}"
+    times = " to ".join(f"{count}" for count in sorted({min(counts), max(counts)}))
+    measured = "the runs of one round; in it" if len(rounds) == 1 else f"{len(rounds)} rounds; in each"
     lines = [
         f"{text['bytes'] / 1e6:.1f} MB of text in {text['documents']:,} documents (corpus {text['sha256']}), "
         f"{rounds[0][CONVERTERS[0]]['tokens']:,} tokens of the GPT-NeoX tokenizer in sequences of {SEQ_LEN:,}. "
-        f"Medians of {len(rounds)} rounds; in each LLM Foundry's converters ran once, ours and bare gigatoken in turn "
+        f"Medians of {measured} LLM Foundry's converters ran once, ours and bare gigatoken in turn "
         f"while they were stopped, {times} times each in all.",
         "",
         "| program | CPU-s | of that start-up | wall s | peak MB | M tokens per CPU-s | × convert_dataset_json | "

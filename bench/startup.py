@@ -166,7 +166,8 @@ def main() -> None:
         "",
         "## Where importing goes",
         "",
-        "Seconds of their own, by top-level package.",
+        "Seconds of their own, by top-level package, each measured once, after the rounds above, under",
+        "`python -X importtime`: no median, so that a sum can come out above the whole start in the table.",
         "",
     ]
     for statement, found in parts.items():
