@@ -28,7 +28,8 @@ from eval.harness_index import YAML, files_of
 from eval.questions import ScoringError
 from eval.tasks.rows import TaskError
 from recipes.config.keys import RecipeError
-from recipes.preflight.machine import can_be_written, has_gpu
+from recipes.preflight.gpu import has_gpu
+from recipes.preflight.machine import can_be_written
 from recipes.ranks import is_first_rank
 from recipes.run_files import HARNESS, RUNS
 from recipes.screen import exit_status

@@ -14,7 +14,7 @@ from recipes.cost.architecture import OURS
 from recipes.cost.parameters import count_parameters
 from recipes.cost.run_length import read_duration
 from recipes.planning.budget import EXIT_BUDGET
-from recipes.preflight.machine import has_gpu
+from recipes.preflight.gpu import has_gpu
 from recipes.ranks import end_with_launcher, is_first_of_machine, is_first_rank
 from recipes.reports.runs import run_folder, run_name
 from recipes.training.batches import Batches, longest_sample, sequences_per_epoch

@@ -34,6 +34,7 @@ from composer.core import Callback, Event, State
 from composer.loggers import Logger
 from composer.utils import dist
 from llmfoundry.callbacks import HuggingFaceCheckpointer
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from recipes.callbacks.budget import LIMITS, BudgetGuard
 from recipes.callbacks.cost import CostMonitor
@@ -46,6 +47,7 @@ SIGTERM = "SIGTERM"
 REASONS = ("", *LIMITS, SIGTERM)  # what the ranks tell each other, by index: the highest counts
 SPEAK_AT_LEAST_EVERY_S = 1.0  # the ranks to each other
 GROUP_WITHIN = datetime.timedelta(minutes=2)
+PATIENCE = datetime.timedelta(days=1)  # with a rank that is late: whether it hangs is for the gradients' group to say
 RECENT_CALLS = 20  # of which the longest is taken for a step
 
 
@@ -116,6 +118,7 @@ class Stopper(Callback):
         has_it = state.device.tensor_to_device(torch.tensor(int(group is not None)))
         dist.all_reduce(has_it, "MIN")
         if has_it.item():
+            _set_pg_timeout(PATIENCE, group)
             return group
         mend = "set GLOO_SOCKET_IFNAME to the network interface that the machines share, such as eth0"
         said = f"the processes cannot speak from CPU to CPU ({trouble or 'others cannot'}): {mend}"

@@ -12,7 +12,8 @@ from recipes.config.load import Recipe
 from recipes.config.sections import loaders
 from recipes.cost.architecture import MPT
 from recipes.preflight.data import data_problems
-from recipes.preflight.machine import can_be_written, has_gpu, kernel_refusals
+from recipes.preflight.gpu import has_gpu, kernel_refusals
+from recipes.preflight.machine import can_be_written
 from recipes.preflight.packages import importable, package_problems, scheme_problems
 from recipes.preflight.weights import tokenizer_problems, vocabulary_problems, weight_problems
 

@@ -1,4 +1,4 @@
-"""GPU, memory, compiler and disk of this machine."""
+"""Memory, compiler and disk of this machine, and whether its GPU will do."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import importlib.util
 import math
 import os
 import shutil
-import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from recipes.config.file_names import is_remote
 from recipes.config.keys import KeyPath
@@ -21,8 +19,7 @@ from recipes.cost.rate import cost_section, rate_of
 from recipes.cost.run_length import read_duration
 from recipes.cost.setup import shards, steps_of_run
 from recipes.installing import install
-from recipes.launch import GPU_DEVICES
-from recipes.models.backends import features, precision_refusals, refusals, rotation_refusals
+from recipes.preflight import gpu
 from recipes.preflight.packages import scheme_problems
 from recipes.ranks import local_world_size, world_size
 from recipes.training.batches import dataset_tokens, plan_batches
@@ -32,72 +29,30 @@ from recipes.training.checkpoints import resumes, step_of, to_go_on_from, writes
 TRAINING_BYTES_PER_PARAMETER = 16
 CHECKPOINT_BYTES_PER_PARAMETER = 12  # weights and the two moments
 SAVE_INTERVAL = "1000ba"  # LLM Foundry's
+BEST, LIGER = "fused_crossentropy", "liger_crossentropy"  # losses: the best that is here, and Liger's kernels
 WEIGHT_BYTES = 4  # of a parameter that is not trained: with LoRA, about all of them
-
-
-def has_gpu() -> bool:
-    """Whether this machine has a GPU that torch could use, judged without importing torch."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        return False
-    return any(device.exists() for device in GPU_DEVICES)
-
-
-def _fp8_lacks() -> Iterator[str]:
-    """What amp_fp8 needs and this machine with a GPU does not have."""
-    if not importlib.util.find_spec("transformer_engine"):
-        yield f"amp_fp8 needs the package transformer-engine (`{install('transformer-engine[pytorch]')}`)"
-    for name, capability in _compute_capabilities():
-        if capability < 8.9:  # Ada; what Transformer Engine asks for
-            yield f"{name} computes at {capability}, amp_fp8 needs 8.9 or more: an Ada, Hopper or newer GPU"
-            return
-
-
-def _compute_capabilities() -> list[tuple[str, float]]:
-    """(name, CUDA compute capability) of each NVIDIA GPU, asked of the driver; empty where it cannot be asked."""
-    command = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
-    try:
-        lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.splitlines()
-        return [(name, float(capability)) for name, capability in (line.rsplit(", ", 1) for line in lines)]
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return []
-
-
-def kernel_refusals(
-    model: Mapping[str, Any], precision: str, is_training: bool = True, is_sharded: bool = False
-) -> list[str]:
-    """Why the attention of an MPT's `model:` section cannot run on this machine, a sentence a reason."""
-    attention = model.get("attn_config") or {}
-    implementation = attention.get("attn_impl", "flash")
-    usual_width = model.get("d_model", 2048) // model.get("n_heads", 16)
-    width = model.get("head_dim") or usual_width
-    wanted = features(attention) - (set() if is_training else {"dropout"})
-    device, capability = "cpu", None
-    if has_gpu():
-        device = "cuda"
-        capability = min((version for _, version in _compute_capabilities()), default=None)
-    found = refusals(implementation, device, wanted, width, capability)
-    rotates = attention.get("rope") and attention.get("rope_impl", "dail") == "dail"
-    if rotates and importlib.util.find_spec("flash_attn") is None:
-        found += rotation_refusals(attention, width, usual_width)
-    return found or precision_refusals(implementation, precision, is_sharded)
 
 
 def device_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     is_ours = recipe.get("model.name") in OURS
     if recipe.get("model.name") == MPT:
         is_sharded = world_size() > 1 and shards(recipe.get("fsdp_config"))
-        for text in kernel_refusals(recipe["model"], recipe.get("precision", "amp_bf16"), is_sharded=is_sharded):
+        for text in gpu.kernel_refusals(recipe["model"], recipe.get("precision", "amp_bf16"), is_sharded=is_sharded):
             yield ("model", "attn_config", "attn_impl"), text
-    wants_liger = is_ours and recipe.get("model.loss_fn") == "liger_crossentropy"
-    if wants_liger and not (has_gpu() and importlib.util.find_spec("liger_kernel")):
+    if lack := gpu.driver_lacks():
+        yield ("model",), lack
+    loss, has_liger = recipe.get("model.loss_fn", BEST), gpu.has_gpu() and importlib.util.find_spec("liger_kernel")
+    if is_ours and loss == LIGER and not has_liger:
         text = f"needs a CUDA GPU and the package liger-kernel (`{install('liger-kernel')}`)"
-        yield ("model", "loss_fn"), f"liger_crossentropy {text}; fused_crossentropy takes the best that is here"
+        yield ("model", "loss_fn"), f"{LIGER} {text}; {BEST} takes the best that is here"
+    for lack in gpu.triton_lacks() if is_ours and has_liger and loss in (BEST, LIGER) else ():
+        yield ("model", "loss_fn"), f"Liger's loss {lack}"
     if recipe.get("compile") and not any(shutil.which(c) for c in (os.environ.get("CXX") or "g++", "clang++")):
         yield ("compile",), "needs a C++ compiler, and this machine has none: install g++, or leave compile out"
-    if recipe.get("precision") == "amp_fp8" and has_gpu():
-        for text in _fp8_lacks():
+    if recipe.get("precision") == "amp_fp8" and gpu.has_gpu():
+        for text in gpu.fp8_lacks():
             yield ("precision",), f"{text}; use amp_bf16 without it"
-    if has_gpu():
+    if gpu.has_gpu():
         return
     yield from _price_of_a_cpu(recipe)
     if recipe.get("precision", "amp_bf16") != "fp32":

@@ -162,6 +162,30 @@ def test_a_run_that_saves_nothing_ends_at_once(shards: Path, tmp_path: Path) -> 
     assert said.splitlines()[-1].startswith("stopped; the same command")
 
 
+LATE = """
+import datetime, time
+from types import SimpleNamespace
+from composer.devices import DeviceCPU
+from composer.utils import dist
+from recipes.callbacks import stopping
+
+stopping.GROUP_WITHIN = datetime.timedelta(seconds=2)
+dist.initialize_dist("cpu")
+stopper = stopping.Stopper(saves=True)
+stopper.init(SimpleNamespace(callbacks=[], device=DeviceCPU()), None)
+if dist.get_global_rank() == 1:
+    time.sleep(4)
+    stopper._ask()
+stopper._say()
+print(*stopper._settle())
+"""
+
+
+def test_a_rank_may_be_late(run_command: Command) -> None:
+    result = run_command("launch", "-n", "2", "--command_mode", "python", "-c", LATE)
+    assert (result.returncode, result.stdout.splitlines()[0]) == (0, "SIGTERM 0"), result.stderr
+
+
 @pytest.mark.parametrize("guard", [None, BudgetGuard(deadline="1h")])
 def test_machines_that_cannot_speak_to_each_other(
     guard: BudgetGuard | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -6,10 +6,11 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import torch
 
 from recipes.config.check import check
 from recipes.config.load import load
-from recipes.preflight import machine
+from recipes.preflight import gpu, machine
 from recipes.preflight.training import preflight
 
 from ..conftest import ROOT
@@ -77,7 +78,7 @@ def test_what_the_machine_lacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         assert "pip install liger-kernel" in missing("model.loss_fn=liger_crossentropy")["model.loss_fn"]
     monkeypatch.setattr(machine.shutil, "which", lambda _: None)
     assert "needs a C++ compiler" in missing("compile=true")["compile"]
-    monkeypatch.setattr(machine, "has_gpu", lambda: True)
+    monkeypatch.setattr(gpu, "has_gpu", lambda: True)
     if importlib.util.find_spec("flash_attn") is None:
         flash2 = missing("model.attn_config.attn_impl=flash2", "precision=amp_bf16")["model.attn_config.attn_impl"]
         assert "flash_attn.flash_attn_interface, which is not installed" in flash2
@@ -90,6 +91,32 @@ def test_what_the_machine_lacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert "A100-SXM4-80GB computes at 8.0, amp_fp8 needs 8.9 or more" in missing("precision=amp_fp8")["precision"]
     driver.write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 9.0'\n")
     assert "computes at" not in missing("precision=amp_fp8").get("precision", "")
+
+
+def test_what_triton_and_torch_ask_of_a_machine_with_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(gpu, "has_gpu", lambda: True)
+    monkeypatch.setattr(gpu, "NVIDIA", tmp_path)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(gpu, "_cuda_of_driver", lambda: gpu._cuda_of_torch())
+    key, bf16 = "model.attn_config.attn_impl", "precision=amp_bf16"
+    monkeypatch.setattr(gpu.shutil, "which", lambda _: None)
+    assert "flash compiles its kernel here and needs a C compiler" in missing(bf16)[key]
+    assert key not in missing(bf16, "model.attn_config.attn_impl=sdpa")
+    monkeypatch.setattr(gpu.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(gpu.sysconfig, "get_paths", lambda scheme: {"include": str(tmp_path)})
+    assert f"needs {tmp_path}/Python.h: install Python's headers" in missing(bf16)[key]
+    (tmp_path / "Python.h").touch()
+    assert {key, "model"}.isdisjoint(missing(bf16))
+
+    assert gpu._cuda_of_torch() == int(torch.version.cuda.split(".")[0])
+    monkeypatch.setattr(gpu, "_cuda_of_driver", lambda: 12)
+    monkeypatch.setattr(gpu, "_cuda_of_torch", lambda: 13)
+    assert "driver is for CUDA 12 and older, this PyTorch for CUDA 13: update the driver" in missing(bf16)["model"]
+    monkeypatch.undo()
+    monkeypatch.setattr(gpu, "has_gpu", lambda: True)
+    monkeypatch.setattr(gpu, "NVIDIA", tmp_path)
+    monkeypatch.setattr(gpu, "LIBCUDA", "libnowhere.so")
+    assert "not its driver's libnowhere.so" in missing(bf16)["model"]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="flash-attn rotates all of these")
