@@ -1,7 +1,8 @@
 """Training speed: this project's MPT against LLM Foundry's own, in the same run.
 
     python -m bench.train --suite cpu        # a small MPT, about four minutes on two cores
-    python -m bench.train --suite cuda       # MPT-125M, 1B, 3B and 7B shapes on one GPU
+    python -m bench.train --suite cuda       # MPT-125M, 1B, 3B and 7B shapes on one GPU, about half an hour
+    python -m bench.train --suite cuda --missing    # goes on where that was cut off
 
 All train the same model (same seed, same first weights) on the same random tokens through Composer's Trainer, with the
 same callbacks and optimizer; "compiled" is `compile: true` with `fused_adamw`, which takes the same steps. Stock is LLM
@@ -46,7 +47,8 @@ CASES: dict[str, list[tuple[str, dict[str, int], int, int]]] = {  # name, shape,
     ],
 }
 COMMANDS = {suite: f"python -m bench.train --suite {suite.lower()}" for suite in CASES}
-ROUNDS, STEPS = 2, {"CPU": 5, "CUDA": 12}
+ROUNDS, STEPS = {"CPU": 2, "CUDA": 1}, {"CPU": 5, "CUDA": 12}
+FIRST = [("1B", 8192), ("3B", 8192)]  # a GPU may be there for minutes only
 
 
 def model_section(shape: Mapping[str, int], seq_len: int, side: str) -> dict[str, Any]:
@@ -325,7 +327,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", choices=["cpu", "cuda"], help="default: cuda where there is a GPU")
     parser.add_argument("--only", metavar="MODEL[-TOKENS]", help="measure these rows alone, such as 1B-8192")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of all sides, for each row (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, help="of all sides, for each row (default: 2 on a CPU, 1 on a GPU)")
+    parser.add_argument("--missing", action="store_true", help="only rows that this machine has not measured yet")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     parser.add_argument("--job-out", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--render", action="store_true", help="write the table anew from what was measured")
@@ -343,11 +346,14 @@ def main() -> None:
         before = known("train").get(suite, {"rows": []})
         rows = {(row["name"], row["seq_len"]): row for row in before["rows"]}
         cases = [case for case in CASES[suite] if arguments.only in (None, f"{case[0]}-{case[2]}", case[0])]
+        cases.sort(key=lambda case: (case[0], case[2]) not in FIRST)
         if not cases:
             known_cases = ", ".join(f"{case[0]}-{case[2]}" for case in CASES[suite])
             sys.exit(f"error: --only: got {arguments.only}, expected one of {known_cases}")
+        if arguments.missing and before.get("machine") == machine_and_versions("torch", "llm-foundry", "mosaicml"):
+            cases = [case for case in cases if (case[0], case[2]) not in rows]
         # written after each round: a machine may be there for half an hour only
-        for row in (row for case in cases for row in measure(suite, *case, arguments.rounds)):
+        for row in (row for case in cases for row in measure(suite, *case, arguments.rounds or ROUNDS[suite])):
             rows[row["name"], row["seq_len"]] = row
             here = [row[side]["machine"] for side in SIDES[suite] if row[side] and "machine" in row[side]]
             machine = here[0] if here else before.get("machine", "")
