@@ -39,7 +39,8 @@ def served(folder: Path, request: dict[str, object]) -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [Path(sys.executable).with_name("transformers"), "serve", "--force-model", folder, "--port", str(port)]
+    command = [Path(sys.executable).with_name("transformers"), "serve", "--force-model", Path(*folder.parts[-2:])]
+    command += ["--port", str(port), "--device", "cpu"]
     asked = urllib.request.Request(
         f"http://localhost:{port}/v1/chat/completions",
         json.dumps({"model": "any", "stream": True, **request}).encode(),
@@ -48,7 +49,7 @@ def served(folder: Path, request: dict[str, object]) -> str:
     log = folder.with_suffix(".log")
     with (
         log.open("w") as said,
-        subprocess.Popen([*command, "--device", "cpu"], stdout=said, stderr=subprocess.STDOUT) as server,
+        subprocess.Popen(command, cwd=folder.parents[1], stdout=said, stderr=subprocess.STDOUT) as server,
     ):
         try:
             lines = answer(asked, server, log)
