@@ -64,12 +64,19 @@ def kernel_refusals(
         capability = min((version for _, version in _compute_capabilities()), default=None)
     found = refusals(implementation, device, wanted, width, capability)
     rotates = attention.get("rope") and attention.get("rope_impl", "dail") == "dail"
-    if rotates and importlib.util.find_spec("flash_attn") is None:
+    if rotates and not has_flash_attn_2():
         found += rotation_refusals(attention, width, usual_width)
     found = found or precision_refusals(implementation, precision, is_sharded)
     if device == "cuda" and not found and resolve(implementation, device, wanted, width) in TRITON_BACKENDS:
         found = [f"attn_impl: {implementation} {lack}" for lack in triton_lacks()]
     return found
+
+
+def has_flash_attn_2() -> bool:
+    """Whether flash-attn 2 is installed, of whose package FlashAttention 4 alone has a part."""
+    package = importlib.util.find_spec("flash_attn")
+    folders = (package.submodule_search_locations or ()) if package else ()
+    return any(Path(folder, "flash_attn_interface.py").is_file() for folder in folders)
 
 
 def triton_lacks() -> Iterator[str]:

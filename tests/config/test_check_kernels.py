@@ -119,8 +119,14 @@ def test_what_triton_and_torch_ask_of_a_machine_with_a_gpu(monkeypatch: pytest.M
     assert "not its driver's libnowhere.so" in missing(bf16)["model"]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="flash-attn rotates all of these")
-def test_what_dail_cannot_rotate_here_is_said_before_the_build() -> None:
+@pytest.mark.skipif(gpu.has_flash_attn_2(), reason="flash-attn rotates all of these")
+@pytest.mark.parametrize("has_flash_attn_4", [False, True])
+def test_what_dail_cannot_rotate_here_is_said_before_the_build(
+    has_flash_attn_4: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if has_flash_attn_4:
+        (tmp_path / "flash_attn" / "cute").mkdir(parents=True)
+        monkeypatch.syspath_prepend(tmp_path)
     dail = ["model.attn_config.alibi=false", "model.attn_config.rope=true", "model.attn_config.rope_impl=dail"]
     assert "model.attn_config.attn_impl" not in missing(*dail)
     said = missing(*dail, "model.attn_config.rope_dail_config.type=xpos")["model.attn_config.attn_impl"]
