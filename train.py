@@ -8,10 +8,10 @@ The recipe is checked whole before anything is built. `dry_run=true` stops after
 
 from __future__ import annotations
 
-import os
 import sys
 
 from data_prep.durable import write_whole
+from recipes import screen
 from recipes.config.check import load_checked
 from recipes.config.keys import RecipeError
 from recipes.planning.budget import verdict
@@ -21,20 +21,10 @@ from recipes.reports.page import write_page
 from recipes.reports.runs import run_folder
 from recipes.reports.summary import is_finished, print_summary, read_json, write_summary
 from recipes.run_files import RECIPE, SUMMARY
-from recipes.screen import (
-    exit_status,
-    print_plan,
-    print_problems,
-    print_recipe,
-    print_stop,
-    print_too_dear,
-    tell,
-    usage,
-)
 from recipes.training.batches import plan_batches
-from recipes.training.data_record import damage, record_data
-from recipes.training.full_disk import full_disk
-from recipes.training.run_lock import hold
+from recipes.training.data_record import record_data, refuse_damage
+from recipes.training.full_disk import full_disk_in_words
+from recipes.training.run_lock import claim
 from recipes.training.startup import light_imports
 
 GOES_ON = "goes on from the newest whole checkpoint, where the recipe has a save_folder"
@@ -42,7 +32,7 @@ GOES_ON = "goes on from the newest whole checkpoint, where the recipe has a save
 
 def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
-        return usage(__doc__, arguments)
+        return screen.usage(__doc__, arguments)
     try:
         recipe = load_checked(arguments[0], arguments[1:])
         missing = preflight(recipe)
@@ -50,37 +40,33 @@ def main(arguments: list[str]) -> int:
         finished = is_finished(folder, recipe)
         too_dear, note = (None, None) if finished else verdict(recipe, folder)
     except RecipeError as error:
-        return print_problems("this recipe cannot be trained", error.problems)
+        return screen.print_problems("this recipe cannot be trained", error.problems)
 
     if finished and not recipe.get("dry_run"):
         if is_first_rank():
             print(f"finished before, nothing to do (delete {folder} to train anew)")
-            tell(print_summary, folder)
+            screen.tell(print_summary, folder)
         return 0
 
     if is_first_rank():
-        print_recipe(recipe)
-        print_plan(recipe, plan_batches(recipe), missing)
+        screen.print_recipe(recipe)
+        screen.print_plan(recipe, plan_batches(recipe), missing)
         if note:
             print(f"\nnote: {note}")
     if too_dear:
-        return print_too_dear(too_dear)
+        return screen.print_too_dear(too_dear)
     if recipe.get("dry_run"):
         return 0
     if missing:
-        return print_problems("this machine lacks what the recipe needs", missing)
+        return screen.print_problems("this machine lacks what the recipe needs", missing)
 
     try:
-        holder = hold(folder) if is_first_rank() else None
-    except OSError as error:
-        text = f"{folder} cannot be written to ({error.strerror}): choose another run_name"
-        return print_problems("this run cannot begin", [recipe.problem(("run_name",), text)])
-    if holder:
-        text = f"{folder} is in use by {holder}: wait for it or stop it, or choose another run_name"
-        return print_problems("this run goes on already", [recipe.problem(("run_name",), text)])
-
-    if is_first_of_machine() and (damaged := damage(folder, recipe)):
-        return print_problems("the training data is not what was prepared", damaged)
+        if is_first_rank():
+            claim(folder, recipe)
+        if is_first_of_machine():
+            refuse_damage(folder, recipe)
+    except RecipeError as error:
+        return screen.print_problems("this run cannot begin", error.problems)
 
     with light_imports():
         from recipes.build import build
@@ -90,7 +76,7 @@ def main(arguments: list[str]) -> int:
     try:
         run = build(recipe)
     except RecipeError as error:
-        return print_problems("this recipe cannot be built", error.problems)
+        return screen.print_problems("this recipe cannot be built", error.problems)
     if is_first_rank():
         print(f"\n{run.resumed_from}")
         changed = record_data(folder, recipe)
@@ -101,27 +87,23 @@ def main(arguments: list[str]) -> int:
         (folder / SUMMARY).unlink(missing_ok=True)  # of a run that now goes on
     free_memory()
     try:
-        run.train(eval_first=bool(recipe.get("eval_first")))
-        run.trainer.close()
-    except BaseException as error:  # as torch's of a sharded checkpoint is
-        full = full_disk(error)
-        if full is None or os.environ.get("RECIPES_TRACEBACK"):
-            raise
-        text = f"{full.filename or folder} has no room on its disk ({full.strerror})"
-        problem = recipe.problem(("save_folder",), f"{text}: make some; the same command {GOES_ON}")
-        return print_problems("this run has stopped", [problem])
+        with full_disk_in_words(recipe, folder, f"the same command {GOES_ON}"):
+            run.train(eval_first=bool(recipe.get("eval_first")))
+            run.trainer.close()
+    except RecipeError as error:
+        return screen.print_problems("this run has stopped", error.problems)
 
     if is_first_rank():
         ended = run.ended_early(before.get("ended_early"))
         stopped = run.stopped.words if run.stopped else None
         write_summary(folder, recipe, run.cost.summary(), *run.end(), stopped=stopped, ended=ended)
-        tell(print_summary, folder)
-        tell(write_page, [folder])
+        screen.tell(print_summary, folder)
+        screen.tell(write_page, [folder])
     if run.stopped:
         run.wait_for_all()
-        return print_stop(f"stopped early: {run.stopped.words}; {run.goes_on}", run.stopped.exit_code)
+        return screen.print_stop(f"stopped early: {run.stopped.words}; {run.goes_on}", run.stopped.exit_code)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main, GOES_ON))
+    sys.exit(screen.exit_status(main, GOES_ON))

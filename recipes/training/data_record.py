@@ -8,7 +8,7 @@ from pathlib import Path
 from data_prep.durable import write_whole
 from data_prep.manifest import MANIFEST, Manifest, digest_problems, load_manifest
 from data_prep.sources import sha256_of_file
-from recipes.config.keys import Problem
+from recipes.config.keys import RecipeError
 from recipes.config.load import Recipe
 from recipes.config.sections import loaders
 from recipes.reports.summary import read_json
@@ -18,15 +18,16 @@ from recipes.training.batches import shard_folders
 READ_BYTES = 2e9  # of shards in all, which take a second or two; more are known by their sizes alone
 
 
-def damage(folder: Path, recipe: Recipe) -> list[Problem]:
-    """What is wrong with the bytes of the training shards here, by the digests in their manifests.
+def refuse_damage(folder: Path, recipe: Recipe) -> None:
+    """Read the training shards here and compare them with the digests in their manifests.
 
     folder: the run's, which remembers what was read: the next start reads only what has changed.
+    Raises RecipeError where they are not what was prepared.
     """
     dataset = recipe.get("train_loader.dataset", {})
     splits = {str(split): manifest for split in shard_folders(dataset) if (manifest := load_manifest(split))}
     if sum(record.bytes for manifest in splits.values() for record in manifest.shards) > READ_BYTES:
-        return []
+        return
     before = read_json(folder / SHARDS_READ)
     now = {split: _state(Path(split), manifest) for split, manifest in splits.items()}
     new = [split for split in splits if now[split] != before.get(split)]
@@ -34,7 +35,8 @@ def damage(folder: Path, recipe: Recipe) -> list[Problem]:
     if new and not found:
         write_whole(folder / SHARDS_READ, json.dumps(now) + "\n")
     key = ("train_loader", "dataset")
-    return [recipe.problem(key, f"{text}: prepare the shards again") for text in found]
+    if found:
+        raise RecipeError([recipe.problem(key, f"{text}: prepare the shards again") for text in found])
 
 
 def _state(split: Path, manifest: Manifest) -> list[list[str | int]]:

@@ -2,7 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from recipes.config.keys import RecipeError
+from recipes.config.load import Recipe
+
+
+@contextlib.contextmanager
+def full_disk_in_words(recipe: Recipe, folder: Path, goes_on: str) -> Iterator[None]:
+    """What ends a run for want of room becomes a RecipeError; goes_on: what is to be done when there is some."""
+    try:
+        yield
+    except BaseException as error:  # as torch's of a sharded checkpoint is
+        full = full_disk(error)
+        if full is None or os.environ.get("RECIPES_TRACEBACK"):
+            raise
+        text = f"{full.filename or folder} has no room on its disk ({full.strerror}): make some; {goes_on}"
+        raise RecipeError(recipe.problem(("save_folder",), text)) from None
 
 
 def full_disk(error: BaseException | None) -> OSError | None:

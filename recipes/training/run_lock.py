@@ -7,7 +7,24 @@ import os
 import socket
 from pathlib import Path
 
+from recipes.config.keys import RecipeError
+from recipes.config.load import Recipe
 from recipes.run_files import LOCK
+
+
+def claim(folder: Path, recipe: Recipe) -> None:
+    """Hold a recipe's run folder until this process ends.
+
+    Raises RecipeError where another process does, or where it cannot be written to.
+    """
+    try:
+        holder = hold(folder)
+    except OSError as error:
+        text = f"{folder} cannot be written to ({error.strerror}): choose another run_name"
+        raise RecipeError(recipe.problem(("run_name",), text)) from None
+    if holder:
+        text = f"{folder} is in use by {holder}: wait for it or stop it, or choose another run_name"
+        raise RecipeError(recipe.problem(("run_name",), text))
 
 
 def hold(folder: Path) -> str | None:
