@@ -86,22 +86,23 @@ def main(arguments: list[str]) -> int:
         before = read_json(folder / SUMMARY)
         (folder / SUMMARY).unlink(missing_ok=True)  # of a run that now goes on
     free_memory()
-    try:
-        with full_disk_in_words(recipe, folder, f"the same command {GOES_ON}"):
-            run.train(eval_first=bool(recipe.get("eval_first")))
-            run.trainer.close()
-    except RecipeError as error:
-        return screen.print_problems("this run has stopped", error.problems)
+    with run.stopper.listening():
+        try:
+            with full_disk_in_words(recipe, folder, f"the same command {GOES_ON}"):
+                run.train(eval_first=bool(recipe.get("eval_first")))
+                run.trainer.close()
+        except RecipeError as error:
+            return screen.print_problems("this run has stopped", error.problems)
 
-    if is_first_rank():
-        ended = run.ended_early(before.get("ended_early"))
-        stopped = run.stopped.words if run.stopped else None
-        write_summary(folder, recipe, run.cost.summary(), *run.end(), stopped=stopped, ended=ended)
-        screen.tell(print_summary, folder)
-        screen.tell(write_page, [folder])
-    if run.stopped:
-        run.wait_for_all()
-        return screen.print_stop(f"stopped early: {run.stopped.words}; {run.goes_on}", run.stopped.exit_code)
+        if is_first_rank():
+            ended = run.ended_early(before.get("ended_early"))
+            stopped = run.stopped.words if run.stopped else None
+            write_summary(folder, recipe, run.cost.summary(), *run.end(), stopped=stopped, ended=ended)
+            screen.tell(print_summary, folder)
+            screen.tell(write_page, [folder])
+        if run.stopped:
+            run.wait_for_all()
+            return screen.print_stop(f"stopped early: {run.stopped.words}; {run.goes_on}", run.stopped.exit_code)
     return 0
 
 

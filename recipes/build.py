@@ -22,7 +22,7 @@ from recipes import parts
 from recipes.callbacks.cost import CostMonitor
 from recipes.callbacks.log_lines import LogLines
 from recipes.callbacks.metrics_file import MetricsFile
-from recipes.callbacks.stopping import Stopper, keep_workers
+from recipes.callbacks.stopping import Stopper, held_back, keep_workers
 from recipes.config.load import Recipe
 from recipes.config.sections import loaders
 from recipes.cost.architecture import MPT, OURS
@@ -120,7 +120,7 @@ def build(recipe: Recipe) -> Run:
     on_terminal = sys.stderr.isatty()
     if settings["progress_bar"] and not on_terminal:
         loggers.append(LogLines())
-    with parts.reporting(recipe, "trainer"):
+    with parts.reporting(recipe, "trainer"), held_back():
         trainer = Trainer(
             run_name=name,
             **{key: settings[key] for key in AS_WRITTEN},

@@ -35,13 +35,20 @@ GPU_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"), Path("/dev/kfd"))  # NV
 def main(arguments: list[str]) -> int:
     launcher = composer_launcher()
     try:
-        launcher.CLEANUP_TIMEOUT = datetime.timedelta(seconds=grace_s())
+        grace = datetime.timedelta(seconds=grace_s())
     except RecipeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+    def interrupt(*_: Any) -> None:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # said again, it takes no time from what is ending
+        launcher.CLEANUP_TIMEOUT = grace  # to save; after a crash there is nothing to wait for
+        raise KeyboardInterrupt  # the launcher ends its processes, as at Ctrl-C
+
     for number in (signal.SIGTERM, signal.SIGHUP):  # of which Composer's would die and leave its processes running
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's
-            signal.signal(number, _interrupt)
+            signal.signal(number, interrupt)
     os.environ[LAUNCHER] = str(os.getpid())
     sys.argv = ["python -m recipes.launch", *arguments]
     try:
@@ -50,12 +57,6 @@ def main(arguments: list[str]) -> int:
     except ValueError as error:  # its options contradict each other
         print(f"error: {error}", file=sys.stderr)
         return 2
-
-
-def _interrupt(*_: Any) -> None:
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # said again, it takes no time from what is ending
-    raise KeyboardInterrupt  # the launcher ends its processes, as at Ctrl-C
 
 
 def composer_launcher() -> Any:

@@ -12,7 +12,7 @@ from composer.utils import dist, format_name_with_dist_and_time
 from llmfoundry.callbacks import HuggingFaceCheckpointer
 
 from recipes.callbacks.cost import CostMonitor
-from recipes.callbacks.stopping import EvaluationBrokenOff, Stop, Stopper
+from recipes.callbacks.stopping import BrokenOff, Stop, Stopper
 from recipes.config.load import Recipe
 from recipes.cost.run_length import read_duration
 from recipes.reports.runs import metrics_by_step, validation_loss
@@ -43,17 +43,16 @@ class Run:
             self.trainer.save_checkpoint_to_save_folder()
             return
         is_done = state.max_duration is not None and state.timestamp >= state.max_duration
-        with self.stopper.listening():
-            try:
-                if is_done:
-                    self._make_up_for_what_is_missing()
-                    return
-                if eval_first and state.timestamp.batch == 0 and state.evaluators:
-                    self.trainer.eval()
-                self.trainer.fit()
-            except EvaluationBrokenOff:
-                if not is_done:
-                    self.stopper.save_broken_off(self.trainer)
+        try:
+            if is_done:
+                self._make_up_for_what_is_missing()
+                return
+            if eval_first and state.timestamp.batch == 0 and state.evaluators:
+                self.trainer.eval()
+            self.trainer.fit()
+        except BrokenOff:
+            if not is_done:
+                self.stopper.save_broken_off(self.trainer)
 
     def _make_up_for_what_is_missing(self) -> None:
         """What a stop or a failure behind the last checkpoint kept from being done: evaluation, an export."""

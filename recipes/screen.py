@@ -14,7 +14,7 @@ from recipes.cost.architecture import OURS
 from recipes.cost.parameters import count_parameters
 from recipes.cost.run_length import read_duration
 from recipes.planning.budget import EXIT_BUDGET
-from recipes.preflight.gpu import has_gpu
+from recipes.preflight.gpu import has_gpu, unusable
 from recipes.ranks import end_with_launcher, is_first_of_machine, is_first_rank
 from recipes.reports.runs import run_folder, run_name
 from recipes.training.batches import Batches, longest_sample, sequences_per_epoch
@@ -120,7 +120,7 @@ def print_plan(recipe: Recipe, batches: Batches, missing: Sequence[Problem]) -> 
     if warmup and length and warmup.unit == length.unit and warmup.amount > length.amount:
         text = f"the warm-up of {recipe['scheduler']['t_warmup']} is longer: the learning rate stays below optimizer.lr"
         rows.append(("", text))
-    rows.append(("device", "GPU" if has_gpu() else "CPU (no GPU on this machine)"))
+    rows.append(("device", "GPU" if has_gpu() else f"CPU ({unusable() or 'no GPU on this machine'})"))
     rows.append(("files", str(run_folder(recipe))))
     if recipe["model"]["name"] in OURS:
         refused = [f"{key}: {why}" for key, why in refusals(recipe["model"])]

@@ -48,6 +48,7 @@ REASONS = ("", *LIMITS, SIGTERM)  # what the ranks tell each other, by index: th
 SPEAK_AT_LEAST_EVERY_S = 1.0  # the ranks to each other
 GROUP_WITHIN = datetime.timedelta(minutes=2)
 PATIENCE = datetime.timedelta(days=1)  # with a rank that is late: whether it hangs is for the gradients' group to say
+LEAVE_WITHIN = datetime.timedelta(seconds=20)
 RECENT_CALLS = 20  # of which the longest is taken for a step
 
 
@@ -60,8 +61,8 @@ class Stop:
     goes_on: str
 
 
-class EvaluationBrokenOff(Exception):
-    """Whoever started the trainer saves and ends the run."""
+class BrokenOff(Exception):
+    """Training or an evaluation is left at once: whoever started the trainer saves and ends the run."""
 
 
 class Stopper(Callback):
@@ -84,7 +85,7 @@ class Stopper(Callback):
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Inside, SIGTERM asks for a stop; Ctrl-C ends the process as ever."""
+        """Inside, SIGTERM asks for a stop; Ctrl-C ends the process as ever. Lasts until all is said of the run."""
         if not self._saves:
             yield
             return
@@ -92,7 +93,7 @@ class Stopper(Callback):
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN if self.stopped else before)  # it ends as it was told to
 
     def _ask(self, *_: Any) -> None:
         if not self._is_asked and is_first_of_machine():
@@ -131,6 +132,7 @@ class Stopper(Callback):
     def fit_start(self, state: State, logger: Logger) -> None:
         """A run that goes on at its limit stops before its first step."""
         self._read()
+        self._begin_to_count()
         self._say()
         reason, _ = self._settle() if self._group is not None else (self._reason(), 0)
         self._stop_for(reason, state)
@@ -143,6 +145,8 @@ class Stopper(Callback):
         if not reason or done:
             return
         self.stopped = self._stop(reason)
+        if state.timestamp.batch == 0:
+            raise BrokenOff(self.stopped.words)  # there is no step to end at
         state.stop_training()  # Composer saves its last checkpoint now
         for evaluator in state.evaluators:
             evaluator.eval_interval = _never
@@ -152,7 +156,7 @@ class Stopper(Callback):
 
     def _stop(self, reason: str) -> Stop:
         if reason == SIGTERM:
-            return Stop("SIGTERM came", 128 + signal.SIGTERM, "the same command")
+            return Stop("SIGTERM came", os.EX_TEMPFAIL, "the same command")
         assert self._guard is not None
         return Stop(self._guard.words(reason), EXIT_BUDGET, "with a larger limit the same command")
 
@@ -163,25 +167,26 @@ class Stopper(Callback):
         self.break_off()
 
     def break_off(self) -> None:
-        """Raises EvaluationBrokenOff; all ranks call it, now and then, while an evaluation goes on."""
+        """Raises BrokenOff; all ranks call it, now and then, while an evaluation goes on."""
         self._read()
         reason = self._agree()
         if reason:
             self.stopped = self._stop(reason)
-            raise EvaluationBrokenOff(self.stopped.words)
+            raise BrokenOff(self.stopped.words)
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
         self._training_data = None
         if self._group is not None:  # the evaluation may have been the one too many: the next step is the last
             agreed, _ = self._settle()
+            self._begin_to_count()
             self._say(agreed)
 
     def fit_end(self, state: State, logger: Logger) -> None:
-        self._settle()
+        self._leave()
 
     def save_broken_off(self, trainer: Trainer) -> None:
-        """After EvaluationBrokenOff: the checkpoint of the last finished step, as if the evaluation had not begun."""
-        self._settle()
+        """After BrokenOff: the checkpoint of the last finished step, as if the evaluation had not begun."""
+        self._leave()
         state, saver = trainer.state, trainer._checkpoint_saver
         if self._training_data is not None:
             dataloader, label, length = self._training_data
@@ -240,6 +245,19 @@ class Stopper(Callback):
         reason, quiet_calls = said.tolist()
         return REASONS[reason], quiet_calls
 
+    def _leave(self) -> None:
+        """Nobody acts on what was said last; a rank that had fewer batches to evaluate may not have said it."""
+        if self._pending is not None:
+            with contextlib.suppress(RuntimeError):
+                self._pending[0].wait(LEAVE_WITHIN)
+            self._pending = None
+
+    def _begin_to_count(self) -> None:
+        """Calls are of another kind from here on, and of another length."""
+        self._quiet_calls = 0
+        self._calls.clear()
+        self._calls.append(time.monotonic())
+
     def _step_s(self) -> float:
         """Seconds that the next step will take: the median of the recent ones, 0 before there is one."""
         recent = [b - a for a, b in itertools.pairwise(self._calls)]
@@ -254,18 +272,30 @@ class Stopper(Callback):
         return max(0, int(left_s / max(longest_s, 1e-6)) - 1)
 
 
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Inside, SIGTERM waits; processes that begin here, as the uploader's of checkpoints, never hear it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def keep_workers(loader: Any) -> None:
     """Let the worker processes of a loader outlive SIGTERM: sent to all processes, it would take the run's data away.
 
     loader: Composer's DataSpec, or what it would wrap into one.
     """
     loader = getattr(loader, "dataloader", loader)
-    if getattr(loader, "num_workers", 0) and loader.worker_init_fn is None:
+    if getattr(loader, "num_workers", 0) and getattr(loader, "worker_init_fn", 0) is None:
         loader.worker_init_fn = _outlive_sigterm
 
 
 def _outlive_sigterm(worker: int) -> None:
     """Let only the process that this worker works for end it, as torch does where a worker hangs and at the end."""
+    if not hasattr(signal, "sigwaitinfo"):  # macOS
+        return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # in threads that begin after this one as well
     threading.Thread(target=_end_with_parent, name="sigterm", daemon=True).start()
 

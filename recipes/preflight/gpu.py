@@ -24,6 +24,10 @@ TRITON_BACKENDS = ("flex", "flash4")  # compiled for the model on the machine th
 
 def has_gpu() -> bool:
     """Whether this machine has a GPU that torch could use, judged without importing torch."""
+    return _is_there() and unusable() is None
+
+
+def _is_there() -> bool:
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return False
     return any(device.exists() for device in GPU_DEVICES)
@@ -84,18 +88,19 @@ def triton_lacks() -> Iterator[str]:
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
         yield "compiles its kernel here and needs a C compiler: install gcc (or name one in CC)"
     scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")  # Debian's, as Triton has it
-    header = Path(sysconfig.get_paths(scheme=scheme)["include"]) / "Python.h"
-    if not header.is_file():
-        yield f"compiles its kernel here and needs {header}: install Python's headers (python3-dev)"
+    own = sysconfig.get_paths(scheme=scheme)["include"]
+    compilers = [os.environ.get(name, "").split(os.pathsep) for name in ("CPATH", "C_INCLUDE_PATH")]
+    if not any(Path(folder, "Python.h").is_file() for folder in (own, *compilers[0], *compilers[1])):
+        yield f"compiles its kernel here and needs {own}/Python.h: install Python's headers (python3-dev)"
 
 
-def driver_lacks() -> str | None:
+def unusable() -> str | None:
     """Why torch cannot use the NVIDIA GPU that is here; None where it can, or where there is none."""
-    if not has_gpu() or not NVIDIA.exists():
+    if not _is_there() or not NVIDIA.exists():
         return None
     needed, there = _cuda_of_torch(), _cuda_of_driver()
     if there is None:
-        return f"an NVIDIA GPU is here, but not its driver's {LIBCUDA}: a container is started with --gpus all for that"
+        return f"the GPU's driver is not here ({LIBCUDA}): a container is started with --gpus all for that"
     if needed and there < needed:
         mend = "update the driver, or install a PyTorch that was built for it"
         return f"the GPU's driver is for CUDA {there} and older, this PyTorch for CUDA {needed}: {mend}"

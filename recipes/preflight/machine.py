@@ -39,13 +39,12 @@ def device_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
         is_sharded = world_size() > 1 and shards(recipe.get("fsdp_config"))
         for text in gpu.kernel_refusals(recipe["model"], recipe.get("precision", "amp_bf16"), is_sharded=is_sharded):
             yield ("model", "attn_config", "attn_impl"), text
-    if lack := gpu.driver_lacks():
-        yield ("model",), lack
     loss, has_liger = recipe.get("model.loss_fn", BEST), gpu.has_gpu() and importlib.util.find_spec("liger_kernel")
     if is_ours and loss == LIGER and not has_liger:
         text = f"needs a CUDA GPU and the package liger-kernel (`{install('liger-kernel')}`)"
         yield ("model", "loss_fn"), f"{LIGER} {text}; {BEST} takes the best that is here"
-    for lack in gpu.triton_lacks() if is_ours and has_liger and loss in (BEST, LIGER) else ():
+    is_own = not recipe.get("dpo") and loss in (BEST, LIGER) and not recipe.get("model.use_train_metrics", True)
+    for lack in gpu.triton_lacks() if is_ours and has_liger and is_own else ():
         yield ("model", "loss_fn"), f"Liger's loss {lack}"
     if recipe.get("compile") and not any(shutil.which(c) for c in (os.environ.get("CXX") or "g++", "clang++")):
         yield ("compile",), "needs a C++ compiler, and this machine has none: install g++, or leave compile out"
@@ -54,9 +53,10 @@ def device_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
             yield ("precision",), f"{text}; use amp_bf16 without it"
     if gpu.has_gpu():
         return
+    none = gpu.unusable() or "no GPU here"
     yield from _price_of_a_cpu(recipe)
     if recipe.get("precision", "amp_bf16") != "fp32":
-        text = f"no GPU here, and Composer trains in {recipe.get('precision', 'amp_bf16')} on one alone"
+        text = f"{none}, and Composer trains in {recipe.get('precision', 'amp_bf16')} on one alone"
         yield ("precision",), f"{text}: set precision: fp32 on a CPU"
     if not is_ours:
         return
@@ -67,7 +67,7 @@ def device_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     needed = parameters * each / max(1, world_size() if recipe.get("fsdp_config") else 1)
     memory = psutil.virtual_memory().total
     if needed > memory:
-        text = f"no GPU here, and {parameters:,} parameters need about {needed / 2**30:,.0f} GiB a process to train"
+        text = f"{none}, and {parameters:,} parameters need about {needed / 2**30:,.0f} GiB a process to train"
         yield ("model",), f"{text}; this machine has {memory / 2**30:.0f} GiB: run it on GPUs, or try a smaller model"
 
 

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from recipes.callbacks.budget import BudgetGuard, usd_per_hundredth_loss
 from recipes.callbacks.cost import CostMonitor
-from recipes.callbacks.stopping import EvaluationBrokenOff, Stopper
+from recipes.callbacks.stopping import BrokenOff, Stopper
 from recipes.config.keys import RecipeError
 from recipes.config.load import load
 from recipes.planning.budget import deadline_unix_s, refusal
@@ -101,7 +101,7 @@ def test_an_evaluation_is_broken_off_and_the_step_before_it_saved(tmp_path: Path
     guard = BudgetGuard(budget_usd=2)
     loader = DataLoader(Tokens(), batch_size=1)  # 64 batches of 0.03 s: the limit comes in the middle of it
     trainer, monitor, stopper = guarded(tmp_path, guard, eval_dataloader=loader, eval_interval="5ba")
-    with pytest.raises(EvaluationBrokenOff):
+    with pytest.raises(BrokenOff):
         trainer.fit()
     stopper.save_broken_off(trainer)
     trainer.close()
@@ -168,7 +168,8 @@ def test_marginal_value_stops_after_two_dear_evaluations(tmp_path: Path) -> None
     for other in (went_on, without):  # the same evaluations, judged by the limit of now
         other.load_state_dict(guard.state_dict())
         assert not other._is_too_dear()
-    trainer.fit()
+    with pytest.raises(BrokenOff):
+        trainer.fit()
     assert int(state.timestamp.batch) == 0  # not one step more
     assert stopper.stopped is not None
     assert stopper.stopped.words == "the next 0.01 of validation loss would cost more than $5"

@@ -24,7 +24,7 @@ from composer.utils import dist
 from torch.utils.data import DataLoader
 
 from recipes.callbacks.budget import BudgetGuard
-from recipes.callbacks.stopping import EvaluationBrokenOff, Stopper
+from recipes.callbacks.stopping import BrokenOff, Stopper
 from tests.callbacks.test_cost import BATCH, Tiny, Tokens
 from tests.conftest import ROOT, STEPS, Command, losses, recipe_arguments
 
@@ -102,7 +102,7 @@ def test_the_step_is_saved_and_nothing_is_done_twice(
     arguments = recipe_arguments(shards, tmp_path, *more)
     exporting = [*arguments, export, "callbacks.hf_checkpointer.save_interval=1000ba"]
     process, said = run_and_signal([*launcher, "train.py", *exporting], tmp_path, tell)
-    assert process.returncode == 143, said
+    assert process.returncode == 75, said
     assert said.count("stopped early: SIGTERM came; the same command goes on from here") == 1, said
     assert "Traceback" not in said
     step = max(losses(tmp_path)) + 1
@@ -144,13 +144,13 @@ def test_an_evaluation_is_broken_off(tmp_path: Path) -> None:
         progress_bar=False,
     )
     before = signal.getsignal(signal.SIGTERM)
-    with stopper.listening(), pytest.raises(EvaluationBrokenOff):
+    with stopper.listening(), pytest.raises(BrokenOff):
         trainer.fit()
     stopper.save_broken_off(trainer)
     trainer.close()
     assert (tmp_path / "ba2.pt").is_file()
     assert int(trainer.state.eval_timestamp.batch) == 1
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.signal(signal.SIGTERM, before) == signal.SIG_IGN  # said again, nothing comes of it
 
 
 def test_a_run_that_saves_nothing_ends_at_once(shards: Path, tmp_path: Path) -> None:

@@ -95,9 +95,7 @@ def test_what_the_machine_lacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 def test_what_triton_and_torch_ask_of_a_machine_with_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(gpu, "has_gpu", lambda: True)
-    monkeypatch.setattr(gpu, "NVIDIA", tmp_path)
     monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr(gpu, "_cuda_of_driver", lambda: gpu._cuda_of_torch())
     key, bf16 = "model.attn_config.attn_impl", "precision=amp_bf16"
     monkeypatch.setattr(gpu.shutil, "which", lambda _: None)
     assert "flash compiles its kernel here and needs a C compiler" in missing(bf16)[key]
@@ -108,15 +106,27 @@ def test_what_triton_and_torch_ask_of_a_machine_with_a_gpu(monkeypatch: pytest.M
     (tmp_path / "Python.h").touch()
     assert {key, "model"}.isdisjoint(missing(bf16))
 
-    assert gpu._cuda_of_torch() == int(torch.version.cuda.split(".")[0])
-    monkeypatch.setattr(gpu, "_cuda_of_driver", lambda: 12)
-    monkeypatch.setattr(gpu, "_cuda_of_torch", lambda: 13)
-    assert "driver is for CUDA 12 and older, this PyTorch for CUDA 13: update the driver" in missing(bf16)["model"]
-    monkeypatch.undo()
-    monkeypatch.setattr(gpu, "has_gpu", lambda: True)
+    (tmp_path / "Python.h").unlink()
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include" / "Python.h").touch()
+    monkeypatch.setenv("CPATH", f"/nowhere:{tmp_path / 'include'}")
+    assert key not in missing(bf16)
+
+
+def test_a_gpu_whose_driver_torch_cannot_use_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(gpu, "_is_there", lambda: True)
     monkeypatch.setattr(gpu, "NVIDIA", tmp_path)
+    assert gpu._cuda_of_torch() == int(torch.version.cuda.split(".")[0])
     monkeypatch.setattr(gpu, "LIBCUDA", "libnowhere.so")
-    assert "not its driver's libnowhere.so" in missing(bf16)["model"]
+    assert "the GPU's driver is not here (libnowhere.so)" in missing("precision=amp_bf16")["precision"]
+    monkeypatch.setattr(gpu, "_cuda_of_torch", lambda: 13)
+    monkeypatch.setattr(gpu, "_cuda_of_driver", lambda: 12)
+    said = missing("precision=amp_bf16")["precision"]
+    assert "driver is for CUDA 12 and older, this PyTorch for CUDA 13: update the driver" in said
+    assert not gpu.has_gpu()
+    assert {"precision", "model"}.isdisjoint(missing())  # in fp32 it trains on the CPU
+    monkeypatch.setattr(gpu, "_cuda_of_driver", lambda: 13)
+    assert gpu.has_gpu()
 
 
 @pytest.mark.skipif(gpu.has_flash_attn_2(), reason="flash-attn rotates all of these")

@@ -193,7 +193,7 @@ def test_a_run_that_is_stopped_begins_no_evaluation() -> None:
     evaluation._evaluate = lambda *_: begun.append(True)
     evaluation.stopper = Stopper(saves=True)
     evaluation.batch_checkpoint(None, None)
-    evaluation.stopper.stopped = Stop("SIGTERM came", 143, "the same command")
+    evaluation.stopper.stopped = Stop("SIGTERM came", 75, "the same command")
     evaluation.batch_checkpoint(None, None)
     evaluation.epoch_checkpoint(None, None)
     assert begun == [True]

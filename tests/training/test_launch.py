@@ -58,7 +58,7 @@ def test_its_processes_end_with_it() -> None:
     command = [sys.executable, "-m", "recipes.launch", "-n", "2", "--command_mode", "sleep", "60"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         started: list[psutil.Process] = []
-        while len(started) < 2:
+        while [one.name() for one in started] != ["sleep", "sleep"]:  # and no longer what is to become it
             assert process.poll() is None
             time.sleep(0.05)
             started = psutil.Process(process.pid).children()

@@ -20,7 +20,14 @@ for node in 0 1; do
   SLURM_NODEID=$node unshare --mount bash -c 'mount -t tmpfs tmpfs /dev/shm; exec "$@"' node "$@" & started+=($!)
 done
 highest=0
-for one in "${started[@]}"; do wait "$one" || { code=$?; ((code > highest)) && highest=$code; }; done
+while wait -n -p one "${started[@]}"; code=$?; [[ -n ${one:-} ]]; do
+  ((code > highest)) && highest=$code
+  left=()
+  for other in "${started[@]}"; do [[ $other == "$one" ]] || left+=("$other"); done
+  started=("${left[@]}")
+  ((code)) && ((${#started[@]})) && pkill -TERM -P "$(IFS=,; echo "${started[*]}")"  # --kill-on-bad-exit
+  ((${#started[@]})) || break
+done
 exit $highest
 """
 SCONTROL = """#!/bin/bash
@@ -53,7 +60,7 @@ def test_a_job_that_loses_its_nodes_queues_again_and_goes_on(shards: Path, tmp_p
     for process in srun.children(recursive=True):
         process.terminate()
     said = job.communicate(timeout=120)[0]
-    assert job.returncode == 143, said
+    assert job.returncode == 75, said
     assert "DeprecationWarning" not in said
     assert "not waiting longer" not in said  # for the other node's loaders
     assert (tmp_path / "asked").read_text() == f"requeue {os.getpid()}\n"
@@ -70,3 +77,12 @@ def test_a_job_that_loses_its_nodes_queues_again_and_goes_on(shards: Path, tmp_p
     assert list(curve) == list(range(step + 2))
     assert curve[step + 1] < curve[0]
     assert json.loads((tmp_path / "summary.json").read_text())["devices"] == 2
+
+
+@pytest.mark.skipif(not can_unshare(), reason="needs the right to make a mount namespace")
+def test_a_job_that_cannot_run_does_not_queue_again(shards: Path, tmp_path: Path) -> None:
+    job = submit(tmp_path, *recipe_arguments(shards, tmp_path, "train_loader.dataset.local=/nonexistent"))
+    said = job.communicate(timeout=120)[0]
+    assert "no data: /nonexistent/train does not exist" in said
+    assert job.returncode not in (0, 75)
+    assert not (tmp_path / "asked").exists()
