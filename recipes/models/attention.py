@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 BAND = {"cpu": 256, "cuda": 1024}
 
 _announced: set[tuple[str, str, str]] = set()
-_compiled_flex_attention: Callable[..., Tensor] | None = None
+_compiled_flex_attention: dict[bool, Callable[..., Tensor]] | None = None  # with gradients or without → a copy
 
 
 @dataclass(frozen=True)
@@ -178,21 +178,34 @@ def _check_half(name: str, q: Tensor) -> None:
 
 
 def fused_flex_attention(*args: Any, **kwargs: Any) -> Tensor:
-    """Calls ``flex_attention`` compiled, once for the process.
-
-    ``fullgraph`` makes too many recompilations an error: without it torch would go on with the unfused version, S x S
-    scores and all, and say nothing. The limit is raised because each length, window and grad mode counts, and all
-    models in a process share it.
-    """
+    """Calls ``flex_attention`` compiled, once for the process: one copy of it for training, one for other passes."""
     global _compiled_flex_attention
     if torch.compiler.is_compiling():  # the whole model is being compiled: this becomes part of it
         return flex_attention(*args, **kwargs)
     if _compiled_flex_attention is None:
-        import torch._dynamo.config as dynamo
+        _compiled_flex_attention = compile_flex_attention()
+    return _compiled_flex_attention[torch.is_grad_enabled()](*args, **kwargs)
 
-        dynamo.recompile_limit = max(dynamo.recompile_limit, 64)
-        _compiled_flex_attention = torch.compile(flex_attention, fullgraph=True)
-    return _compiled_flex_attention(*args, **kwargs)
+
+def compile_flex_attention(backend: str = "inductor") -> dict[bool, Callable[..., Tensor]]:
+    """``flex_attention`` compiled for passes with gradients (True), and a second time for those without (False).
+
+    What has had several sizes torch compiles for all sizes, by the code that was called: if they shared it, texts of
+    any length that are judged before the first step would cost training the kernel of its one length.
+
+    ``fullgraph`` makes too many recompilations an error: without it torch would go on with the unfused version, S x S
+    scores and all, and say nothing. The limit is raised because each length and window counts, and all models in a
+    process share it.
+    """
+    import torch._dynamo.config as dynamo
+
+    dynamo.recompile_limit = max(dynamo.recompile_limit, 64)
+    functions: dict[bool, Callable[..., Any]] = {True: flex_attention, False: _flex_attention_without_gradients}
+    return {grad: torch.compile(function, backend=backend, fullgraph=True) for grad, function in functions.items()}
+
+
+def _flex_attention_without_gradients(*args: Any, **kwargs: Any) -> Any:
+    return flex_attention(*args, **kwargs)
 
 
 # A kernel: q (B, H, S, D), k and v (B, G, T, D), the batch, the layer, a dropout probability -> (B, H, S, D).

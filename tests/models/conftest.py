@@ -26,7 +26,7 @@ def one_thread() -> Iterator[None]:
 def flex_on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Lets FlexAttention run on the CPU with gradients: captured by torch.compile, computed by the dense reference."""
     monkeypatch.setattr(torch_flex, "_validate_device", lambda *_: None)
-    compiled = torch.compile(torch_flex.flex_attention, backend="aot_eager", fullgraph=True)
+    compiled = attention.compile_flex_attention(backend="aot_eager")
     monkeypatch.setattr(attention, "_compiled_flex_attention", compiled)
     yield
     torch._dynamo.reset()

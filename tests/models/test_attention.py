@@ -204,6 +204,17 @@ def test_flex_compiles_for_new_kinds_of_mask_only(flex_on_cpu: None) -> None:
     assert [run(S, 8, "documents right") for S in (300, 200, 400)] == [1, 0, 0]
 
 
+def test_passes_without_gradients_leave_training_a_kernel_of_its_own_length(flex_on_cpu: None) -> None:
+    def run(S: int) -> int:
+        before = counters["stats"]["unique_graphs"]
+        flex(*make_qkv(S, S, 2), make_batch(S, S, ""), replace(PLAIN, alibi=True), 0.0)
+        return counters["stats"]["unique_graphs"] - before
+
+    with torch.no_grad():  # tasks before the first step
+        assert [run(S) for S in (3, 150, 200)] == [1, 1, 0]
+    assert [run(S) for S in (256, 300, 400)] == [1, 1, 0]  # the first for 256 alone: 300 needs another
+
+
 def test_padding_queries_give_finite_outputs_and_gradients() -> None:
     for kernel in (sdpa, math):
         batch, qkv = make_batch(9, 9, "left"), make_qkv(9, 9, 4)
