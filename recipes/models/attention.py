@@ -30,6 +30,10 @@ log = logging.getLogger(__name__)
 # CPU 256 was as fast as 128 to 512; a GPU needs more to be full.
 BAND = {"cpu": 256, "cuda": 1024}
 
+# Variants of a kernel that a process may compile. Those of a model with other heads are its own, seven to nine where
+# tasks of all lengths are scored: enough for fifty models in one evaluation, and few enough to end what never repeats.
+VARIANTS = 512
+
 _announced: set[tuple[str, str, str]] = set()
 _compiled_flex_attention: dict[bool, Callable[..., Tensor]] | None = None  # with gradients or without → a copy
 
@@ -194,12 +198,13 @@ def compile_flex_attention(backend: str = "inductor") -> dict[bool, Callable[...
     any length that are judged before the first step would cost training the kernel of its one length.
 
     ``fullgraph`` makes too many recompilations an error: without it torch would go on with the unfused version, S x S
-    scores and all, and say nothing. The limit is raised because each length and window counts, and all models in a
-    process share it.
+    scores and all, and say nothing. The limits are raised (``VARIANTS``) because all models in a process share them.
+    Forgetting what one model compiled would not do: the next is often the same one, trained for longer.
     """
     import torch._dynamo.config as dynamo
 
-    dynamo.recompile_limit = max(dynamo.recompile_limit, 64)
+    dynamo.recompile_limit = max(dynamo.recompile_limit, VARIANTS)
+    dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, VARIANTS)
     functions: dict[bool, Callable[..., Any]] = {True: flex_attention, False: _flex_attention_without_gradients}
     return {grad: torch.compile(function, backend=backend, fullgraph=True) for grad, function in functions.items()}
 

@@ -215,6 +215,13 @@ def test_passes_without_gradients_leave_training_a_kernel_of_its_own_length(flex
     assert [run(S) for S in (256, 300, 400)] == [1, 1, 0]  # the first for 256 alone: 300 needs another
 
 
+def test_fifty_models_with_other_heads_may_compile_their_variants_in_one_process() -> None:
+    with torch._dynamo.config.patch(recompile_limit=8, accumulated_recompile_limit=256):  # torch's own limits
+        attention.compile_flex_attention()
+        assert torch._dynamo.config.recompile_limit >= 50 * 9
+        assert torch._dynamo.config.accumulated_recompile_limit >= 50 * 9
+
+
 def test_padding_queries_give_finite_outputs_and_gradients() -> None:
     for kernel in (sdpa, math):
         batch, qkv = make_batch(9, 9, "left"), make_qkv(9, 9, 4)
