@@ -99,7 +99,7 @@ def flex(
     batch: Batch,
     layer: Layer,
     dropout_p: float,
-    kernel_options: dict[str, Any] | None = None,
+    flash4: bool = False,
 ) -> Tensor:
     """FlexAttention, compiled: rules inside the kernel, memory linear in S.
 
@@ -111,14 +111,10 @@ def flex(
     if S == 1:
         return single_query(q, k, v, batch, layer, dropout_p)
     slopes = batch.slopes if layer.alibi else None
-    rows = BLOCK if kernel_options is None else _flash4_query_block(q.device)
+    rows = _flash4_query_block(q.device) if flash4 else BLOCK
     blocks = batch.once(
         ("blocks", layer.window, S, T, rows), lambda: block_mask(batch, layer.window, S, T, q.device, rows)
     )
-    if kernel_options is None and S < BLOCK:
-        # torch's kernel for few queries finds no block size for grouped heads, and has two warps hold all queries of a
-        # head: more than 64 of them spill 45 kB of registers a thread
-        kernel_options = {"FORCE_USE_FLEX_ATTENTION": True}
     score_mod = None
     if slopes is not None or layer.softcap is not None:
         key = ("score", layer.alibi, layer.softcap, S, T)
@@ -131,19 +127,40 @@ def flex(
         block_mask=blocks,
         scale=layer.scale,
         enable_gqa=q.shape[1] != k.shape[1],
-        kernel_options=kernel_options,
+        kernel_options={"BACKEND": "FLASH"} if flash4 else _triton_options(q),
     )
+
+
+def _triton_options(q: Tensor) -> dict[str, Any] | None:
+    """Where torch chooses badly among the kernels that it writes in Triton, and their sizes: what to take instead."""
+    options: dict[str, Any] = {}
+    if q.shape[2] < BLOCK:
+        # torch's kernel for few queries finds no block size for grouped heads, and has two warps hold all queries of a
+        # head: more than 64 of them spill 45 kB of registers a thread
+        options["FORCE_USE_FLEX_ATTENTION"] = True
+    is_half = q.dtype in (torch.float16, torch.bfloat16)
+    if q.shape[3] == 64 and is_half and _compute_capability(q.device) == 9:
+        # torch gives 128 x 128 scores to four warps. Compiled for sm_90, the forward kernel then spills 8 bytes of
+        # registers a thread without a mask, 568 with documents, 3,856 with padding, 5,272 with both; with eight, none
+        # (at 500 tokens, in fp16 and with both, 24 in place of 5,320)
+        options["fwd_num_warps"] = 8
+    return options or None
 
 
 def flash4(q: Tensor, k: Tensor, v: Tensor, batch: Batch, layer: Layer, dropout_p: float) -> Tensor:
     """FlexAttention's rules compiled into FlashAttention 4's kernels, forward and backward, by torch itself."""
     _check_half("flash4", q)
-    return flex(q, k, v, batch, layer, dropout_p, kernel_options={"BACKEND": "FLASH"})
+    return flex(q, k, v, batch, layer, dropout_p, flash4=True)
 
 
 def _flash4_query_block(device: torch.device) -> int:
     """Queries of a block: FlashAttention 4 takes two tiles of 128 at once on Blackwell (its q_stage is 2 there)."""
-    return 2 * BLOCK if torch.cuda.get_device_capability(device)[0] >= 10 else BLOCK
+    return 2 * BLOCK if _compute_capability(device) >= 10 else BLOCK
+
+
+def _compute_capability(device: torch.device) -> int:
+    """The first number of a GPU's version of CUDA's hardware: 9 on an H100, 10 on a B200; 0 on a CPU."""
+    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
 
 
 def flash2(q: Tensor, k: Tensor, v: Tensor, batch: Batch, layer: Layer, dropout_p: float) -> Tensor:

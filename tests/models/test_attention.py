@@ -222,6 +222,30 @@ def test_fifty_models_with_other_heads_may_compile_their_variants_in_one_process
         assert torch._dynamo.config.accumulated_recompile_limit >= 50 * 9
 
 
+@pytest.mark.parametrize("capability", [8, 9, 10])
+def test_kernels_get_the_options_that_their_gpu_wants(capability: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def fused(q: Tensor, *_: Tensor, **options: Any) -> Tensor:
+        asked.append((options["kernel_options"], options["block_mask"].BLOCK_SIZE[0]))
+        return q
+
+    monkeypatch.setattr(attention, "fused_flex_attention", fused)
+    monkeypatch.setattr(attention, "_compute_capability", lambda device: capability)
+    half, single = torch.bfloat16, torch.float32
+    for S, dim, dtype in ((200, 64, half), (48, 64, half), (200, 64, single), (200, 128, half), (48, 128, half)):
+        q = torch.zeros(B, H, S, dim, dtype=dtype)
+        flex(q, q, q, Batch(), PLAIN, 0.0)
+    flash4(q, q, q, Batch(), PLAIN, 0.0)
+    more_warps = {"fwd_num_warps": 8} if capability == 9 else {}
+    few = {"FORCE_USE_FLEX_ATTENTION": True}
+    flexible = [more_warps or None, few | more_warps, None, None, few]
+    assert asked == [
+        *((options, 128) for options in flexible),
+        ({"BACKEND": "FLASH"}, 256 if capability == 10 else 128),
+    ]
+
+
 def test_padding_queries_give_finite_outputs_and_gradients() -> None:
     for kernel in (sdpa, math):
         batch, qkv = make_batch(9, 9, "left"), make_qkv(9, 9, 4)
