@@ -41,6 +41,9 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
     compiled by itself), and masks that differ from batch to batch would be reasons to compile again. FSDP's and
     checkpointing's hooks stay outside as well; names of parameters do not change.
     """
+    # DDP sends gradients while others are computed. A block at a time is fine enough for that; torch would cut a
+    # block's graph in two where a bucket of gradients ends, and fuse nothing across the cut.
+    torch._dynamo.config.optimize_ddp = False
     for block in blocks(model):
         for layer in block.modules():
             if isinstance(layer, GroupedQueryAttention):

@@ -52,6 +52,30 @@ def test_compiled_blocks_give_the_same_numbers_and_compile_once() -> None:
     torch._dynamo.reset()
 
 
+def test_ddp_leaves_a_blocks_graph_whole() -> None:
+    operations: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        operations.append(sum(node.op.startswith("call") for node in graph.graph.nodes))
+        return graph.forward
+
+    counted = {}
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        for name in ("plain", "ddp"):
+            torch._dynamo.reset()
+            operations.clear()
+            model = make_model(d_model=256)  # gradients of a block: more than a bucket's first megabyte
+            compile_blocks(model, backend=backend)
+            whole = torch.nn.parallel.DistributedDataParallel(model) if name == "ddp" else model
+            model.loss(whole(make_batch()), make_batch()).backward()
+            counted[name] = list(operations)
+    finally:
+        torch.distributed.destroy_process_group()
+        torch._dynamo.reset()
+    assert counted["ddp"] == counted["plain"]
+
+
 def test_passes_of_any_length_are_not_compiled_where_tasks_are_judged() -> None:
     torch._dynamo.reset()
     model = make_model()
