@@ -85,10 +85,10 @@ class PreferenceModel(ComposerModel):
     def _answers(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Log-probability of each answer under the model, (B, 2)."""
         ids, mask, labels = (batch[name].flatten(0, 1) for name in ("input_ids", "attention_mask", "labels"))  # (2B, S)
-        logits = self.model(input_ids=ids, attention_mask=mask.bool()).logits[:, :-1].float()  # (2B, S - 1, V)
-        targets = labels[:, 1:]
-        each = -F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")  # (2B, S - 1)
-        return each.sum(dim=1).unflatten(0, (-1, 2))
+        logits = self.model(input_ids=ids, attention_mask=mask.bool()).logits.float()  # (2B, S, V)
+        targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)  # (2B, S): cut and transposed logits would be copied
+        each = -F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
+        return each.unflatten(0, targets.shape).sum(dim=1).unflatten(0, (-1, 2))
 
 
 class adapters_off:
