@@ -1,5 +1,6 @@
 """What the tests of the models share."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,16 @@ from recipes.models import attention
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cuda: runs a kernel on a GPU")
+    if os.environ.get("TESTED_ON") == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("TESTED_ON=cuda, but torch finds no GPU here: all its tests would be skipped, and pass")
+
+
+@pytest.fixture(autouse=True)
+def kernels_of_its_own(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test on a GPU compiles its kernels itself, whatever ran before: all together are more than torch allows."""
+    if request.node.get_closest_marker("cuda"):
+        torch._dynamo.reset()
+        monkeypatch.setattr(attention, "_compiled_flex_attention", None)
 
 
 @pytest.fixture(autouse=True)

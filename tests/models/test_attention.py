@@ -21,6 +21,8 @@ from recipes.models import attention, backends
 from recipes.models.attention import Layer, attend, flash2, flash4, flex, math, sdpa
 from recipes.models.masks import Batch
 
+from ..conftest import Command
+
 B, H, D = 2, 4, 16
 SLOPES = 2.0 ** -torch.arange(2.0, 9.0, 2.0)  # ALiBi's slopes of four heads
 PLAIN = Layer(scale=0.3, window=-1, softcap=None, alibi=False)
@@ -295,6 +297,13 @@ def test_which_kernel_runs_is_logged_once(caplog: pytest.LogCaptureFixture, monk
         for _ in range(2):
             attend(x, x, x, H, H, attn_impl="flash", alibi=False, attn_bias=Batch(), softmax_scale=1.0)
     assert [record.message for record in caplog.records] == ["attention: flash → sdpa (cpu)"]
+
+
+def test_where_a_gpu_is_to_be_tested_and_none_is_there_it_is_said(run_command: Command) -> None:
+    no_gpu = {"TESTED_ON": "cuda", "CUDA_VISIBLE_DEVICES": ""}
+    done = run_command("python", "-m", "pytest", "-m", "cuda", "tests/models/test_loss.py", env=no_gpu)
+    assert done.returncode != 0
+    assert "TESTED_ON=cuda, but torch finds no GPU here" in done.stderr
 
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
