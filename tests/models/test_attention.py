@@ -50,9 +50,11 @@ def make_batch(S: int, T: int, layout: str, device: str = "cpu") -> Batch:
     return batch
 
 
-def make_qkv(S: int, T: int, G: int, dtype: torch.dtype = torch.float64, device: str = "cpu") -> list[Tensor]:
+def make_qkv(
+    S: int, T: int, G: int, dtype: torch.dtype = torch.float64, device: str = "cpu", head_dim: int = D
+) -> list[Tensor]:
     generator = torch.Generator().manual_seed(S + T + G)
-    shapes = [(B, H, S, D), (B, G, T, D), (B, G, T, D)]
+    shapes = [(B, H, S, head_dim), (B, G, T, head_dim), (B, G, T, head_dim)]
     return [
         torch.randn(shape, dtype=torch.float64, generator=generator).to(device, dtype).requires_grad_()
         for shape in shapes
@@ -82,15 +84,31 @@ def written_out(q: Tensor, k: Tensor, v: Tensor, batch: Batch, layer: Layer) -> 
     return torch.stack(rows).view(B, H, S, D)
 
 
+def outputs_of_tokens(out: Tensor, batch: Batch) -> Tensor:
+    out = out.transpose(1, 2)  # (B, S, H, D)
+    return out if batch.key_padding is None else out[batch.key_padding[:, -out.shape[1] :]]
+
+
 def outputs_and_gradients(
     out: Tensor, qkv: list[Tensor], batch: Batch, factors: Tensor | None = None
 ) -> tuple[Tensor, ...]:
     """The output of the queries that are tokens, and the gradients of a weighted sum of it."""
-    out = out.transpose(1, 2)  # (B, S, H, D)
-    if batch.key_padding is not None:
-        out = out[batch.key_padding[:, -out.shape[1] :]]
+    out = outputs_of_tokens(out, batch)
     factors = torch.linspace(-1, 1, out.numel(), dtype=out.dtype, device=out.device).view_as(out)
     return (out, *torch.autograd.grad((out * factors).sum(), qkv))
+
+
+def check_against_math(qkv: list[Tensor], batch: Batch, layer: Layer, tolerance: float) -> None:
+    """FlexAttention on a GPU: its output, and its gradients where they are wanted, against float64."""
+    exact = [t.detach().double().requires_grad_() for t in qkv]
+    got, want = flex(*qkv, batch, layer, 0.0), math(*exact, batch, layer, 0.0)
+    if torch.is_grad_enabled():
+        gots, wants = outputs_and_gradients(got, qkv, batch), outputs_and_gradients(want, exact, batch)
+    else:
+        gots, wants = (outputs_of_tokens(got, batch),), (outputs_of_tokens(want, batch),)
+    for a, b in zip(gots, wants, strict=True):
+        assert not a.isnan().any()
+        assert (a.double() - b).norm() <= tolerance * b.norm()
 
 
 def check(kernel: Callable[..., Tensor], S: int, T: int, G: int, layer: Layer, layout: str) -> None:
@@ -318,12 +336,37 @@ def test_flex_kernel_on_a_gpu(case: str, S: int, dtype: torch.dtype) -> None:
     layer, layout = CASES[case]
     for G in (4, 2, 1):
         batch, qkv = make_batch(S, S, layout, "cuda"), make_qkv(S, S, G, dtype, "cuda")
-        got = outputs_and_gradients(flex(*qkv, batch, layer, 0.0), qkv, batch)
-        exact = [t.detach().double().requires_grad_() for t in qkv]
-        want = outputs_and_gradients(math(*exact, batch, layer, 0.0), exact, batch)
-        for a, b in zip(got, want, strict=True):
-            assert not a.isnan().any()
-            assert (a.double() - b).norm() <= (0.02 if dtype == torch.bfloat16 else 2e-3) * b.norm()
+        check_against_math(qkv, batch, layer, 0.02 if dtype == torch.bfloat16 else 2e-3)
+
+
+@needs_gpu
+@pytest.mark.cuda
+@pytest.mark.parametrize("layout", ["", "left"])
+def test_flex_kernel_without_gradients_for_all_lengths_on_a_gpu(layout: str) -> None:
+    """From the second length on one kernel does for all, and others do behind kept keys."""
+    before = counters["stats"]["unique_graphs"]
+    with torch.no_grad():
+        for S, T in ((256, 256), (333, 333), (200, 200), (40, 190), (150, 301)):
+            batch, qkv = make_batch(S, T, layout, "cuda"), make_qkv(S, T, 2, torch.bfloat16, "cuda")
+            check_against_math(qkv, batch, replace(PLAIN, alibi=True), 0.02)
+    assert counters["stats"]["unique_graphs"] - before < 5
+
+
+@needs_gpu
+@pytest.mark.cuda
+def test_flex_kernel_behind_kept_keys_on_a_gpu() -> None:
+    for S, T in ((40, 200), (150, 300)):
+        batch, qkv = make_batch(S, T, "left", "cuda"), make_qkv(S, T, 2, torch.float32, "cuda")
+        check_against_math(qkv, batch, replace(PLAIN, alibi=True, window=60), 2e-3)
+
+
+@needs_gpu
+@pytest.mark.cuda
+@pytest.mark.parametrize("layout", ["", "documents", "documents right"])
+def test_flex_kernel_for_heads_of_64_dimensions_on_a_gpu(layout: str) -> None:
+    """They get options of their own on an H100."""
+    batch, qkv = make_batch(256, 256, layout, "cuda"), make_qkv(256, 256, 2, torch.bfloat16, "cuda", head_dim=64)
+    check_against_math(qkv, batch, replace(PLAIN, scale=0.125, alibi=True), 0.02)
 
 
 @needs_gpu

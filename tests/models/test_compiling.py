@@ -52,6 +52,29 @@ def test_compiled_blocks_give_the_same_numbers_and_compile_once() -> None:
     torch._dynamo.reset()
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.cuda
+def test_compiled_blocks_give_the_same_numbers_on_a_gpu() -> None:
+    check_compiled_blocks("cuda")
+
+
+def check_compiled_blocks(device: str) -> None:
+    """With the compiler's own kernels, in single precision and in autocast's bfloat16; then a validation's pass."""
+    plain, compiled = (make_model(n_heads=2).to(device) for _ in range(2))  # FlexAttention wants 16 dimensions a head
+    compile_blocks(compiled)
+    batch = {name: tensor.to(device) for name, tensor in make_batch().items()}
+    wanted = loss_and_gradients(plain, batch)
+    for is_autocast, tolerance in ((False, 1e-3), (True, 0.05)):
+        with torch.autocast(device, torch.bfloat16, enabled=is_autocast):
+            got = loss_and_gradients(compiled, batch)
+        for ours, expected in zip(got, wanted, strict=True):
+            assert (ours - expected).norm() <= tolerance * expected.norm() + 1e-6
+    compiled.eval()
+    with torch.no_grad():
+        logits, expected = compiled(batch).logits, plain.eval()(batch).logits
+    assert (logits - expected).norm() <= 1e-3 * expected.norm()
+
+
 def test_ddp_leaves_a_blocks_graph_whole() -> None:
     operations: list[int] = []
 

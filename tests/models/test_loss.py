@@ -121,6 +121,29 @@ def test_under_autocast_it_rounds_where_torch_rounds() -> None:
         assert (ours - plain).norm() <= 0.01 * plain.norm()
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.cuda
+@pytest.mark.parametrize("ignored", [True, False])
+@pytest.mark.parametrize("name", TERMS)
+def test_loss_and_gradients_on_a_gpu(name: str, ignored: bool) -> None:
+    check_rounded(name, ignored, "cuda")
+
+
+def check_rounded(name: str, ignored: bool, device: str) -> None:
+    """In single precision and in autocast's bfloat16, against float64."""
+    hidden, weight, targets = (t.detach().to(device) for t in make(torch.float32, ignored))
+    exact = [t.double().requires_grad_() for t in (hidden, weight)]
+    want = written_out(*exact, targets, TERMS[name])
+    wanted = torch.autograd.grad(want, exact)
+    for is_autocast, tolerance in ((False, 1e-4), (True, 0.02)):
+        with torch.autocast(device, torch.bfloat16, enabled=is_autocast):
+            got = chunked(hidden.requires_grad_(), weight.requires_grad_(), targets, TERMS[name], chunk=16).mean
+        assert (got.double() - want).abs() <= tolerance * want.abs()
+        for ours, plain in zip(torch.autograd.grad(got, (hidden, weight)), wanted, strict=True):
+            assert ours.dtype == torch.float32
+            assert (ours.double() - plain).norm() <= tolerance * plain.norm()
+
+
 def test_logits_loss_is_the_same_loss() -> None:
     hidden, weight, targets = make()
     terms = Terms(label_smoothing=0.1, z_loss=0.02)
