@@ -8,14 +8,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
 from eval.backbone import Backbone
 from eval.models import is_folder, longest
 from recipes import parts
 from recipes.config.load import Recipe
+from recipes.cost.architecture import OURS
 from recipes.ranks import is_first_of_machine
 from recipes.talking.loading import model_of_folder
-from recipes.weights.checkpoint_tensors import verify_file
+from recipes.weights.checkpoint_tensors import plain_name, verify_file
 from recipes.weights.trained import Trained
+
+OF_FP8 = "_extra_state"  # Transformer Engine's factors, which no evaluation computes with
 
 
 class LoadedModel:
@@ -30,13 +37,14 @@ class LoadedModel:
 
         fsdp = settings["fsdp_config"] if dist.get_world_size() > 1 and not is_folder(entry) else None
         path = entry.get("load_path")
-        by_hand = path is not None and fsdp is None and Path(str(path)).is_dir()
+        is_full = path is not None and Path(str(path)).is_file()
+        # of a full checkpoint Composer would read all of it in every process, the optimizer's state too
+        by_hand = is_full and entry["model"]["name"] in OURS
+        by_hand = by_hand or (path is not None and fsdp is None and Path(str(path)).is_dir())
         with parts.reporting(recipe, "models"):
-            if path is not None and Path(str(path)).is_file() and is_first_of_machine():
+            if is_full and is_first_of_machine():
                 verify_file(Path(str(path)))
             model = _build(entry, tokenizer, fsdp)
-            if by_hand:
-                _fill_from_shards(model, Path(str(path)), recipe)
             self.trainer = Trainer(
                 run_name=settings["run_name"] or recipe.path.stem,
                 seed=settings["seed"],
@@ -49,6 +57,8 @@ class LoadedModel:
                 progress_bar=False,
                 dist_timeout=settings["dist_timeout"],
             )
+            if by_hand:
+                _fill(self.trainer.state.model, Path(str(path)), recipe)
         parts.say_the_recipe_once(self.trainer)
         self.model = self.trainer.state.model
         precision = partial(get_precision_context, Precision(settings["precision"]), fp8_autocast_enabled=False)
@@ -71,10 +81,19 @@ def _build(entry: Mapping[str, Any], tokenizer: Any, fsdp: dict[str, Any] | None
     return HuggingFaceModel(model_of_folder(folder), tokenizer, shift_labels=True)
 
 
-def _fill_from_shards(model: Any, folder: Path, recipe: Recipe) -> None:
-    """A sharded checkpoint into a model that is whole on this process."""
-    with Trained(folder, recipe, None).tensors() as files:
-        state = {f"model.{name}": files.rows(name) for name in files.shapes()}
-    absent, unknown = model.load_state_dict(state, strict=False)
-    if absent or unknown:
-        raise ValueError(f"{folder} is of another model: {[*absent, *unknown][0]} does not fit")
+def _fill(model: Any, path: Path, recipe: Recipe) -> None:
+    """A checkpoint, full or sharded, into a model, tensor by tensor; where it is sharded, of each the rows here."""
+    places = {plain_name(n): tensor for n, tensor in model.state_dict().items() if not n.endswith(OF_FP8)}
+    with Trained(path, recipe, None).tensors() as files, torch.no_grad():
+        shapes = {n: shape for n, shape in files.shapes().items() if not n.endswith(OF_FP8)}
+        wrong = [n for n in {**places, **shapes} if n not in places or shapes.get(n) != tuple(places[n].shape)]
+        if wrong:
+            raise ValueError(f"{path} is of another model: {wrong[0]} does not fit")
+        for name, tensor in places.items():
+            if isinstance(tensor, DTensor):  # FSDP2 shards rows
+                (rows, *_), (first, *_) = compute_local_shape_and_global_offset(
+                    tensor.shape, tensor.device_mesh, tensor.placements
+                )
+                tensor.to_local().copy_(files.rows(name, first, rows))
+            else:
+                tensor.copy_(files.rows(name))

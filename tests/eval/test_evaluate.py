@@ -9,6 +9,7 @@ from pathlib import Path
 
 import catalogue
 import pytest
+import torch
 
 from eval import digests, evaluate, harness, results
 from eval.models import run_judged, spell_out_models
@@ -316,6 +317,28 @@ def _flip(path: Path, at: int) -> None:
     content = bytearray(path.read_bytes())
     content[at] ^= 1
     path.write_bytes(content)
+
+
+def test_of_a_full_checkpoint_the_models_tensors_alone_are_read(
+    shards: Path, whole: Path, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each process of a machine reads it: the optimizer's state is twice as large as the model."""
+    from eval.loading import LoadedModel
+
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("all of the checkpoint is read"))
+    recipe = spell_out_models(load(RECIPE, arguments(shards, whole, task)[1:]))
+    entry = recipe["models"][0]
+    settings = evaluate._settings(recipe, entry)
+    tokenizer = evaluate._tokenizer(recipe, entry)
+    loaded = LoadedModel(recipe, settings, entry, tokenizer)
+    loaded.close()
+    with checkpoint_file(Path(entry["load_path"])) as files:
+        found = {name.removeprefix("model."): tensor for name, tensor in loaded.model.state_dict().items()}
+        assert found.keys() == files.shapes().keys()
+        assert all(torch.equal(tensor, files.rows(name)) for name, tensor in found.items())
+    entry["model"]["n_layers"] = 3
+    with pytest.raises(RecipeError, match=r"ep0-ba24-rank0\.pt is of another model: transformer\.blocks\.2"):
+        LoadedModel(recipe, settings, entry, tokenizer)
 
 
 def test_the_summary_of_a_run_has_its_evaluation(evaluated: str, whole: Path, run_command: Command) -> None:

@@ -1,4 +1,4 @@
-"""A checkpoint that two processes wrote in pieces: scored whole by one, and in pieces by two."""
+"""A model that is sharded over two processes, from a checkpoint that they wrote in pieces, and from a full one."""
 
 from __future__ import annotations
 
@@ -40,3 +40,17 @@ def test_one_process_or_a_sharded_model_on_two(
     assert pieces["loss"] == pytest.approx(whole["loss"], abs=1e-6)
     assert [t["score"] for t in pieces["tasks"]] == [t["score"] for t in whole["tasks"]]
     assert pieces["samples"] == whole["samples"]
+
+
+def test_a_full_checkpoint_into_a_sharded_model(
+    whole: Path, shards: Path, run_command: Command, tmp_path: Path
+) -> None:
+    asked = [str(RECIPE), f"models.0.run={whole}", f"eval_loader.dataset.local={shards}", "max_seq_len=32"]
+    asked += ["icl_tasks=null", "contamination=null", "samples=null"]
+    losses = []
+    for number, words in enumerate((("python", "eval/evaluate.py"), ("launch", "-n", "2", "eval/evaluate.py"))):
+        more = [f"results={tmp_path}/{number}.json", *([SHARDED] if number else [])]
+        result = run_command(*words, *asked, *more)
+        assert result.returncode == 0, result.stdout + result.stderr
+        losses.append(json.loads((tmp_path / f"{number}.json").read_text())["models"][0]["loss"])
+    assert losses[1] == pytest.approx(losses[0], abs=1e-6)
