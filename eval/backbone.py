@@ -49,6 +49,14 @@ class Backbone:
         """Whether the weights are spread over processes, which then must all compute at the same time."""
         return self.root is not None
 
+    def most(self, count: int) -> int:
+        """The largest `count` of the processes that must call the output layer equally often; alone, this one's."""
+        if not self.sharded:
+            return count
+        found = torch.tensor(count, device=self.device)
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+        return int(found)
+
     def run(self, work: Callable[[], Any]) -> Any:
         """Call `work`, which uses hidden() and logits(), without gradients and with the root's weights gathered."""
         with torch.no_grad(), self.autocast():

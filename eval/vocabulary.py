@@ -32,12 +32,12 @@ class Answers:
 
 def answers_at(backbone: Backbone, vectors: Tensor, which: Tensor, tokens: Tensor) -> Answers:
     """Token `tokens[a]` in the place that `vectors[which[a]]` predicts. vectors (N, D), which and tokens (A,)."""
-    N = len(vectors)
     logits, rows = BLOCK.get(vectors.device.type, LARGE)
-    rows = max(1, N if backbone.sharded else min(rows, N))  # sharded: all processes call the output layer equally often
+    count = backbone.most(len(vectors))  # a process with fewer goes on with empty blocks
+    rows = max(1, min(rows, count))
     words = logits // rows if backbone.divisible else backbone.vocabulary
     parts = []
-    for start in range(0, max(1, N), rows):
+    for start in range(0, max(1, count), rows):
         asked = ((which >= start) & (which < start + rows)).nonzero()[:, 0]
         found = _rows(backbone, vectors[start : start + rows], which[asked] - start, tokens[asked], words)
         parts.append((asked, *found))

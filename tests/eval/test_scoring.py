@@ -100,7 +100,7 @@ def test_blocks_of_words_and_rows_are_joined_exactly(monkeypatch: pytest.MonkeyP
     def logits_of(hidden: torch.Tensor, part: slice) -> torch.Tensor:
         return hidden @ words[part].T
 
-    head = SimpleNamespace(sharded=False, divisible=True, vocabulary=50, logits=logits_of)
+    head = SimpleNamespace(most=int, divisible=True, vocabulary=50, logits=logits_of)
     monkeypatch.setitem(BLOCK, "cpu", (7 * 8, 8))  # blocks of 8 rows and 7 words
     vectors = torch.randint(-3, 4, (21, 3)).float()
     which, tokens = torch.randint(21, (300,)), torch.randint(50, (300,))
@@ -112,6 +112,24 @@ def test_blocks_of_words_and_rows_are_joined_exactly(monkeypatch: pytest.MonkeyP
     assert found.most == pytest.approx(expected.max(1).values[which].tolist(), abs=1e-6)
     assert found.greedy == (logits.argmax(1)[which] == tokens).tolist()
     assert sum(found.greedy) >= 100
+
+
+def test_all_processes_of_a_sharded_model_have_as_many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(4)
+    words, vectors = torch.randn(50, 3), torch.randn(11, 3)
+    which, tokens = torch.randint(11, (40,)), torch.randint(50, (40,))
+    called: list[int] = []
+
+    def logits_of(hidden: torch.Tensor, _: None) -> torch.Tensor:
+        called.append(len(hidden))
+        return hidden @ words.T
+
+    head = SimpleNamespace(most=lambda _: 27, divisible=False, vocabulary=50, logits=logits_of)
+    monkeypatch.setitem(BLOCK, "cpu", (2**20, 8))
+    found = answers_at(head, vectors, which, tokens)  # type: ignore[arg-type]
+    assert called == [8, 3, 0, 0]  # another process has 27 rows
+    expected = (vectors @ words.T).double().log_softmax(1)
+    assert found.logprobs == pytest.approx(expected[which, tokens].tolist(), abs=1e-6)
 
 
 def test_learned_positions_and_the_plain_kernel(twins: Twins) -> None:

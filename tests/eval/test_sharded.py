@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from eval.vocabulary import BLOCK
+
 from ..conftest import ROOT, Command, recipe_arguments
 
 RECIPE = ROOT / "yamls" / "eval" / "quickstart.yaml"
@@ -47,6 +49,10 @@ def test_a_full_checkpoint_into_a_sharded_model(
 ) -> None:
     asked = [str(RECIPE), f"models.0.run={whole}", f"eval_loader.dataset.local={shards}", "max_seq_len=32"]
     asked += ["icl_tasks=null", "contamination=null", "samples=null"]
+    # two batches, of which one has many blocks of rows and the other a single one
+    samples = sum(shard["samples"] for shard in json.loads((shards / "val" / "index.json").read_text())["shards"])
+    asked.append(f"device_eval_batch_size={samples - 20}")
+    assert (samples - 20) * 31 > 2 * BLOCK["cpu"][1] > 2 * 20 * 31
     losses = []
     for number, words in enumerate((("python", "eval/evaluate.py"), ("launch", "-n", "2", "eval/evaluate.py"))):
         more = [f"results={tmp_path}/{number}.json", *([SHARDED] if number else [])]
