@@ -16,7 +16,7 @@ def chat(
 ) -> None:
     """Read a message a line, write the answer token by token, until the input ends."""
     sampling = sampling.checked()
-    loaded = load_model(path, tokenizer, recipe)
+    loaded = load_model(path, tokenizer, recipe, in_bf16=True)
     chat_ids(loaded, [{"role": "user", "content": "?"}])  # says at once where there is no template
     start = [{"role": "system", "content": system}] if system else []
     messages = list(start)

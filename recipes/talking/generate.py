@@ -1,7 +1,7 @@
 """Text from a trained model: `python -m recipes generate MODEL … --prompts FILE`, and what chat shares with it.
 
 Tokens come one by one with the keys and values of those before them kept, so the work of n new tokens is n forward
-passes of one token each, after one over the prompt.
+passes of one token each, after one over the prompt. On a GPU that has bf16 matrices are in it, as evaluations compute.
 """
 
 from __future__ import annotations
@@ -115,13 +115,15 @@ def complete(loaded: Loaded, ids: Sequence[int], sampling: Sampling, write: Call
     if sampling.seed is not None:
         torch.manual_seed(sampling.seed)
     tokenizer = loaded.tokenizer
-    prompt = torch.tensor([list(ids)], device=next(loaded.model.parameters()).device)  # (1, S)
+    device = next(loaded.model.parameters()).device
+    prompt = torch.tensor([list(ids)], device=device)  # (1, S)
     end = _ends(loaded)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end[0] if end else None
     stop = END_OF_TURN if END_OF_TURN in str(tokenizer.chat_template) else ""
     is_text = stop and stop not in tokenizer.get_vocab()
     stops = {"stop_strings": [stop], "tokenizer": tokenizer} if is_text else {}
-    with _words_for_bad_probabilities(), torch.inference_mode():
+    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=loaded.in_bf16)
+    with _words_for_bad_probabilities(), torch.inference_mode(), autocast:
         out = loaded.model.generate(
             input_ids=prompt,
             attention_mask=torch.ones_like(prompt),
@@ -214,7 +216,7 @@ def generate(
     if out and not can_be_written(out):
         raise ValueError(f"--out: {out} cannot be written")
     rows = []
-    models = [load_model(path, tokenizer, recipe) for path in paths]
+    models = [load_model(path, tokenizer, recipe, in_bf16=True) for path in paths]
     width = max(len(loaded.name) for loaded in models) if len(models) > 1 else 0
 
     def ids_of(loaded: Loaded, prompt: str) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import sys
@@ -21,17 +22,22 @@ from recipes.weights.trained import LENGTHS, RWKV_LENGTH, Trained, find_trained,
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model that generates, its tokenizer, and the tokens that it reads at most."""
+    """A model that generates, its tokenizer, and the tokens that it reads at most.
+
+    in_bf16: its matrices are, and what computes with it does so under autocast.
+    """
 
     name: str
     model: Any
     tokenizer: Any
     max_seq_len: int
+    in_bf16: bool = False
 
 
-def load_model(path: Path, tokenizer: str | None = None, recipe: Path | None = None) -> Loaded:
+def load_model(path: Path, tokenizer: str | None = None, recipe: Path | None = None, in_bf16: bool = False) -> Loaded:
     """Load for generation, on the GPU where there is one.
 
+    in_bf16: where that GPU computes in bf16, with half the memory and time; else as the weights are.
     Raises ValueError for a path that is neither, a folder of another architecture, files that are not whole.
     """
     trained = None if is_hf_folder(path) else find_trained(path, recipe)  # before the seconds that torch takes
@@ -48,8 +54,27 @@ def load_model(path: Path, tokenizer: str | None = None, recipe: Path | None = N
     quiet()
     logging.getLogger("recipes").setLevel(logging.WARNING)
     loaded = _from_checkpoint(trained, path, tokenizer) if trained else _from_folder(path, tokenizer)
+    if in_bf16 and _gpu_has_bf16():
+        _put_matrices_in_bf16(loaded.model)
+        loaded = dataclasses.replace(loaded, in_bf16=True)
     loaded.model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     return loaded
+
+
+def _gpu_has_bf16() -> bool:
+    import torch
+
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def _put_matrices_in_bf16(model: Any) -> None:
+    """What autocast would round for every token anew; all else stays, so that the answers are those of evaluations."""
+    from torch import nn
+
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and id(module.weight) not in embeddings:
+            module.weight.data = module.weight.data.bfloat16()
 
 
 def say_what_is_ignored(newest: Path, recipe: Recipe) -> None:

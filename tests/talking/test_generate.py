@@ -12,12 +12,13 @@ import torch
 from transformers import AutoTokenizer
 
 from data_prep.conversations import DEFAULT_TEMPLATE
+from recipes.talking import loading
 from recipes.talking.generate import Sampling, chat_ids, complete, generate, read_prompts
 from recipes.talking.loading import Loaded, load_model
 from recipes.weights.export import export
 from recipes.weights.folder_files import END_OF_TURN
 
-from ..tiny import MPT, build, with_changes, write_run
+from ..tiny import LLAMA, MPT, RWKV, build, with_changes, write_run
 
 GREEDY = Sampling(max_new_tokens=8, temperature=0)
 
@@ -124,3 +125,35 @@ def test_prompts_are_texts(tmp_path: Path) -> None:
 def test_a_seed_that_has_no_room_is_refused() -> None:
     with pytest.raises(ValueError, match="--seed: got 99999999999999999999, expected a whole number of 64 bits"):
         Sampling(seed=99999999999999999999).checked()
+
+
+@pytest.mark.parametrize(
+    "section", [MPT, LLAMA, {**LLAMA, "tie_word_embeddings": True}, RWKV], ids=["mpt", "llama", "tied", "rwkv"]
+)
+def test_matrices_in_bf16_answer_as_an_evaluation_computes(
+    section: dict[str, Any], shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU; tried on the CPU, where a model otherwise stays as it is."""
+    run = write_run(tmp_path / "run", section, build(section), shards / "tokenizer")
+    paths = [run]
+    if section is not MPT:
+        export(run, tmp_path / "folder", "fp32")
+        paths.append(tmp_path / "folder")
+    plain = load_model(run, in_bf16=True)
+    assert {p.dtype for p in plain.model.parameters()} == {torch.float32}
+    monkeypatch.setattr(loading, "_gpu_has_bf16", lambda: True)
+    ids = torch.arange(5, 25)[None]
+    computed: set[torch.dtype] = set()
+    for path in paths:
+        whole, halved = load_model(path), load_model(path, in_bf16=True)
+        assert not whole.in_bf16
+        types = {name: p.dtype for name, p in halved.model.named_parameters()}
+        assert {types[name] for name in types if "norm" in name or "wte" in name or "embed" in name} == {torch.float32}
+        assert sum(p.element_size() * p.numel() for p in halved.model.parameters()) < 0.8 * sum(
+            p.element_size() * p.numel() for p in whole.model.parameters()
+        )
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(halved.model(ids).logits, whole.model(ids).logits)
+        halved.model.register_forward_hook(lambda *out: computed.add(out[-1].logits.dtype))
+        complete(halved, [5, 6, 7], GREEDY)
+    assert computed == {torch.bfloat16}
