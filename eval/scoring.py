@@ -24,6 +24,10 @@ from eval.vocabulary import answers_at
 # A batch is so many times what goes through the model at once: from more requests come passes of rows more alike in
 # length. A GPU's memory may have no room for the keys and values of more.
 PASSES = {"cpu": 4}
+NO_ROOM = (
+    "this device's memory has no room for a batch of {}: set a smaller device_eval_batch_size "
+    "(of eval.harness: --batch-size)"
+)
 Progress = Callable[[int], None]  # told how many requests a finished batch had
 Model = Callable[[], Backbone]  # built when something has to be computed
 
@@ -61,7 +65,10 @@ def answer_batches(
     cache: AnswerCache | None,
     progress: Progress | None,
 ) -> dict[str, Answer]:
-    """Compute the batches that the cache does not hold, in turns over the processes, and give all of them to each."""
+    """Compute the batches that the cache does not hold, in turns over the processes, and give all of them to each.
+
+    Raises ScoringError, on every process, for what one of them could not compute.
+    """
     rank, world = rank_and_world()
     known: dict[str, Answer] = cache.read() if cache is not None and rank == 0 else {}
     (known,) = _from_first([known])
@@ -85,6 +92,11 @@ def answer_batches(
             if not backbone.sharded:
                 break
             continue
+        except torch.OutOfMemoryError:
+            if backbone.sharded:  # the others wait within the pass that this one has left
+                raise
+            trouble = trouble or NO_ROOM.format(len(keys[index]))
+            break
         if here:
             mine.update(answers)
             if cache is not None:

@@ -10,9 +10,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from composer.core import Precision
 
+from eval.backbone import Backbone
 from eval.harness_index import files_of, folders_of, unknown_names
 from eval.in_loop import TaskEvaluation
 from eval.questions import ScoringError
@@ -161,20 +163,29 @@ def test_a_task_may_be_longer_than_the_others_of_a_run(twins: Twins, tmp_path: P
 
 def test_tasks_that_can_no_longer_be_read_do_not_end_a_run(twins: Twins, tmp_path: Path) -> None:
     evaluation = in_loop(twins, tmp_path, [], None)
-    meter = {"spending": lambda _: contextlib.nullcontext(), "note": lambda *_, **__: None}
-    evaluation.cost = SimpleNamespace(**meter, rate=SimpleNamespace(usd_per_device_hour=None))  # type: ignore[assignment]
     evaluation.harness = {"tasks": ["t"]}
 
     def gone() -> Any:
         raise TaskError("its file is gone")
 
     evaluation._load_harness = gone  # type: ignore[method-assign]
-    done = SimpleNamespace(batch=1, token=9)
-    state: Any = SimpleNamespace(
-        model=twins.composer, precision=Precision.FP32, precision_config=None, callbacks=[], timestamp=done
-    )
-    evaluation._evaluate(state, SimpleNamespace(log_metrics=lambda _: None))  # type: ignore[arg-type]
+    evaluate_once(evaluation, twins)
     assert json.loads((tmp_path / "tasks.jsonl").read_text())["error"] == "its file is gone"
+
+
+def test_a_batch_too_large_for_tasks_does_not_end_a_run(
+    twins: Twins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Backbone, "run", full)
+    write_jsonl(tmp_path / "asked.jsonl", [{"context": "We must", "continuation": "work"}])
+    asked = {"label": "asked", "dataset_uri": f"{tmp_path}/asked.jsonl", "icl_task_type": "language_modeling"}
+    evaluation = in_loop(twins, tmp_path, [{**asked, "num_fewshot": [0]}], None)
+    evaluate_once(evaluation, twins)
+    (line,) = (tmp_path / "tasks.jsonl").read_text().splitlines()
+    assert "no room for a batch of 1: set a smaller device_eval_batch_size" in json.loads(line)["error"]
 
 
 def in_loop(twins: Twins, folder: Path, tasks: list[Any], gauntlet: Any) -> TaskEvaluation:
@@ -184,6 +195,17 @@ def in_loop(twins: Twins, folder: Path, tasks: list[Any], gauntlet: Any) -> Task
     return TaskEvaluation(
         twins.tokenizer, nothing, Stopper(saves=False), folder, icl_tasks=tasks, gauntlet=gauntlet, **lengths, **more
     )  # type: ignore[arg-type]
+
+
+def evaluate_once(evaluation: TaskEvaluation, twins: Twins) -> None:
+    """As at a step of a training run."""
+    meter = {"spending": lambda _: contextlib.nullcontext(), "note": lambda *_, **__: None}
+    evaluation.cost = SimpleNamespace(**meter, rate=SimpleNamespace(usd_per_device_hour=None))  # type: ignore[assignment]
+    done = SimpleNamespace(batch=1, token=9)
+    state: Any = SimpleNamespace(
+        model=twins.composer, precision=Precision.FP32, precision_config=None, callbacks=[], timestamp=done
+    )
+    evaluation._evaluate(state, SimpleNamespace(log_metrics=lambda _: None))  # type: ignore[arg-type]
 
 
 def test_a_run_that_is_stopped_begins_no_evaluation() -> None:

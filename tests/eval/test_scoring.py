@@ -198,6 +198,29 @@ def test_nan_is_an_error_that_names_the_example(twins: Twins) -> None:
         score(lambda: backbone, requests_like_a_task(), 8, CONTEXT)
 
 
+def test_a_batch_that_memory_has_no_room_for_is_an_error_in_words(
+    twins: Twins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone, requests = Backbone(twins.composer, CONTEXT), requests_like_a_task()
+    run, runs = backbone.run, []
+
+    def run_once(work: Any) -> Any:
+        runs.append(work)
+        if len(runs) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(work)
+
+    monkeypatch.setattr(backbone, "run", run_once)
+    cache = AnswerCache(tmp_path, "model", "task")
+    with pytest.raises(ScoringError, match=r"no room for a batch of \d+: set a smaller device_eval_batch_size"):
+        score(lambda: backbone, requests, 2, CONTEXT, cache)
+    assert len(runs) == 2
+    assert cache.read()  # what was computed before
+    monkeypatch.setattr(Backbone, "sharded", True)  # whose other processes wait for this one: a run must end
+    with pytest.raises(torch.OutOfMemoryError):
+        score(lambda: backbone, requests, 2, CONTEXT, cache)
+
+
 def test_our_models_generate_with_what_they_have_read(twins: Twins) -> None:
     widths: list[int] = []
     backbone = Backbone(twins.composer, CONTEXT)
