@@ -37,6 +37,8 @@ from recipes.training.startup import light_imports
 from recipes.weights.trained import find_trained, is_hf_folder
 
 PRECISIONS = ("fp32", "amp_bf16", "amp_fp16")
+# seconds that processes wait for another: for checksums of a large checkpoint, for the slowest batch that generates
+DIST_TIMEOUT = 3600.0
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -207,7 +209,7 @@ def _join_processes() -> int:
         return 0
     from composer.utils import dist, get_device
 
-    dist.initialize_dist(get_device(None))
+    dist.initialize_dist(get_device(None), timeout=DIST_TIMEOUT)
     return dist.get_global_rank()
 
 

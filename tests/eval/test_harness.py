@@ -14,6 +14,7 @@ import torch
 import yaml
 from composer.core import Precision
 
+from eval import harness
 from eval.backbone import Backbone
 from eval.harness_index import files_of, folders_of, unknown_names
 from eval.in_loop import TaskEvaluation
@@ -143,6 +144,16 @@ def test_tasks_in_the_loop_reach_logs_ledger_and_report(
     for words in ("Tasks over the checkpoints", "dates/0-shot", "3 evaluations took", "score against tokens"):
         assert words in page
     assert losses(run) == losses(whole)  # evaluating does not change what is trained
+
+
+def test_processes_wait_longer_than_composer_lets_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    from composer.utils import dist
+
+    asked: dict[str, float] = {}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(dist, "initialize_dist", lambda _, **more: asked.update(more))
+    harness._join_processes()
+    assert asked == {"timeout": 3600}
 
 
 def test_a_length_beyond_the_models_is_refused(whole: Path, own_tasks: Path, run_command: Command) -> None:
