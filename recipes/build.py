@@ -88,7 +88,7 @@ def build(recipe: Recipe) -> Run:
     tensor_parallel = settings["tp_config"] if dist.get_world_size() > 1 else None
     batches = plan_batches(recipe, dist.get_world_size())
     microbatch = _microbatch(recipe, batches, is_split=shards(fsdp) or tensor_parallel is not None)
-    settings["device_eval_batch_size"] = recipe.get("device_eval_batch_size", 1 if microbatch == "auto" else microbatch)
+    settings["device_eval_batch_size"] = _eval_batch(recipe, batches, microbatch)
 
     with parts.reporting(recipe, "tokenizer"):
         tokenizer = builders.build_tokenizer(settings["tokenizer"]["name"], settings["tokenizer"].get("kwargs") or {})
@@ -203,10 +203,22 @@ def _microbatch(recipe: Recipe, batches: Batches, is_split: bool) -> float | str
         return batches.sequences_per_device
     if not is_split:
         return "auto"
-    gpu, memory_gib = gpu_from_device_name(torch.cuda.get_device_name()), torch.cuda.mem_get_info()[1] / 2**30
-    size = microbatch_with_room(recipe, batches.devices, gpu, memory_gib)
+    size = _with_room(recipe, batches)
     log.info("micro-batch: auto → %s of %s, for which memory is counted to suffice", size, batches.sequences_per_device)
     return size
+
+
+def _eval_batch(recipe: Recipe, batches: Batches, microbatch: float | str) -> float:
+    """The recipe's, or that of training; where Composer still searches for that one, what memory is counted for."""
+    if recipe.get("device_eval_batch_size") is not None:
+        return recipe["device_eval_batch_size"]
+    return _with_room(recipe, batches) if isinstance(microbatch, str) else microbatch
+
+
+def _with_room(recipe: Recipe, batches: Batches) -> int:
+    """A micro-batch for which memory is counted to suffice on this process's GPU."""
+    gpu, memory_gib = gpu_from_device_name(torch.cuda.get_device_name()), torch.cuda.mem_get_info()[1] / 2**30
+    return microbatch_with_room(recipe, batches.devices, gpu, memory_gib)
 
 
 def without_needless_mask(batch: Any) -> Any:

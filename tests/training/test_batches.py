@@ -142,6 +142,23 @@ def test_auto_is_composers_search_only_where_it_can_search(monkeypatch: pytest.M
     )
 
 
+def test_evaluations_take_what_memory_has_room_for_while_composer_searches(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {**load("yamls/pretrain/mpt-125m.yaml").values, "device_train_microbatch_size": "auto"}
+    del values["device_eval_batch_size"]
+    automatic = Recipe(Path("x.yaml"), values, {})
+    batches = plan_batches(automatic, devices=1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 79 * 2**30))
+    microbatch = build._microbatch(automatic, batches, is_split=False)
+    assert microbatch == "auto"
+    assert build._eval_batch(automatic, batches, microbatch) == microbatch_with_room(automatic, 1, find_gpu("h100"), 79)
+    assert microbatch_with_room(automatic, 1, find_gpu("h100"), 79) > 1
+    assert build._eval_batch(automatic, batches, 4) == 4
+    values["device_eval_batch_size"] = 2
+    assert build._eval_batch(automatic, batches, microbatch) == 2
+
+
 def test_a_mask_that_masks_nothing_is_left_out_before_it_is_on_the_gpu() -> None:
     ids = torch.ones(2, 3, dtype=torch.long)
     assert list(build.without_needless_mask({"input_ids": ids, "attention_mask": ids})) == ["input_ids"]
