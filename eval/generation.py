@@ -11,7 +11,7 @@ import torch
 from eval.backbone import Backbone
 from eval.cache import Answer, AnswerCache
 from eval.questions import Prompt, ScoringError
-from eval.scoring import Model, Progress, answer_batches
+from eval.scoring import Model, Progress, answer_batches, own_gpu
 
 SEED = 17  # where a task samples
 
@@ -65,7 +65,7 @@ def _batch(backbone: Backbone, prompts: Sequence[Prompt], tokenizer: Any, as_har
     if not settings["do_sample"]:
         settings |= dict.fromkeys(("temperature", "top_p", "top_k"), None)
     stop, ends = prompts[0].stop, _ends(backbone, tokenizer) if as_harness else tokenizer.eos_token_id
-    with torch.random.fork_rng():  # a training run draws its own numbers on
+    with torch.random.fork_rng(own_gpu()):  # a training run draws its own numbers on
         torch.manual_seed(SEED)
         try:
             out = backbone.generate(

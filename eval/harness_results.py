@@ -16,6 +16,7 @@ import torch
 from eval.harness_tasks import FEWSHOT_SEED, check_examples, in_one_line
 from eval.questions import ScoringError
 from eval.results import task_entry
+from eval.scoring import own_gpu
 
 SEED = 0  # the harness's own
 TEMPLATES = 1000  # compiled prompt templates that are kept
@@ -56,7 +57,7 @@ def evaluate(lm: Any, loaded: Any, limit: int | None = None) -> tuple[list[dict[
 def _seeded() -> Iterator[None]:
     """The harness's seeds, and afterwards the numbers that a training run would have drawn without it."""
     python, numbers = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(own_gpu()):
         random.seed(SEED)
         np.random.seed(FEWSHOT_SEED)
         torch.manual_seed(FEWSHOT_SEED)

@@ -134,6 +134,11 @@ def device_type() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def own_gpu() -> list[int]:
+    """The GPU that this process computes on, where there is one: random numbers of the others are not its own."""
+    return [torch.cuda.current_device()] if torch.cuda.is_available() else []
+
+
 def _scored(answer: Answer) -> Scored:
     assert isinstance(answer, Scored)
     return answer

@@ -14,6 +14,7 @@ import torch
 from eval.backbone import Backbone
 from eval.cache import AnswerCache
 from eval.generation import generate
+from eval.harness_results import _seeded
 from eval.questions import Prompt, Request, ScoringError
 from eval.scoring import score
 from eval.vocabulary import BLOCK, answers_at
@@ -235,6 +236,26 @@ def test_our_models_generate_with_what_they_have_read(twins: Twins) -> None:
     assert kept == generate(lambda: backbone, prompts, twins.tokenizer, 2)
     assert widths.count(1) == 0
     handle.remove()
+
+
+def test_random_numbers_are_kept_of_this_process_gpu_alone(
+    twins: Twins, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Of a machine of eight torch would keep those of all, and warn in every process."""
+    states = {3: torch.zeros(8, dtype=torch.uint8)}
+    backbone = Backbone(twins.composer, CONTEXT)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: states[device])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: states.update({device: state}))
+    monkeypatch.setattr(torch.random, "_fork_rng_warned_already", False)
+    prompts = [Prompt(tuple(twins.tokenizer("The Congress")["input_ids"]), 2)]
+    generate(lambda: backbone, prompts, twins.tokenizer, 1)
+    with _seeded():
+        pass
+    assert list(states) == [3]
+    assert not [w for w in recwarn if "CUDA" in str(w.message)]
 
 
 def test_generated_text_is_that_of_transformers(twins: Twins) -> None:
