@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,7 +37,7 @@ def digest_of(
     if local is None or not local.exists():
         configuration["path"] = path  # weights elsewhere are known by their name alone
     if name and not Path(str(name)).exists():
-        configuration["hub"] = [name, _hub_commit(str(name))]
+        configuration["hub"] = [name, _hub_commit("models", str(name))]
     if name and entry.get("load_path") and (Path(str(name)) / "config.json").is_file():
         configuration["folder"] = file_digest(
             Path(str(name)) / "config.json"
@@ -46,10 +47,28 @@ def digest_of(
     return model_digest(local, configuration, tokenizer if tokenizer.is_dir() else None)
 
 
-def _hub_commit(name: str) -> str | None:
-    """The commit of a model of the Hugging Face hub that its cache has; None where it has none."""
+def data_versions(name: str) -> list[str]:
+    """The versions of a data set of the Hugging Face hub that its caches have; none where it is not in them.
+
+    They are the hub's own, which the folder of what `datasets` has made of one is named by.
+    """
+    from huggingface_hub.constants import HF_HOME
+
+    cache = Path(os.environ.get("HF_DATASETS_CACHE") or Path(HF_HOME) / "datasets")
+
+    def plain(text: str) -> str:  # a/CamelCase lies in a___camel_case
+        return text.replace("/", "").replace("_", "").lower()
+
+    folders = cache.iterdir() if cache.is_dir() else []
+    made = [version for folder in folders if plain(folder.name) == plain(name) for version in folder.glob("*/*/*")]
+    found = {version.name for version in made if version.is_dir() and "." not in version.name}  # .incomplete
+    return sorted(found | {commit for commit in [_hub_commit("datasets", name)] if commit})
+
+
+def _hub_commit(kind: str, name: str) -> str | None:
+    """The commit of one of the Hugging Face hub's `models` or `datasets` that its cache has; None where it has none."""
     try:
-        return (cache_folder("models", name) / "refs" / "main").read_text(encoding="utf-8").strip()
+        return (cache_folder(kind, name) / "refs" / "main").read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
         return None
 

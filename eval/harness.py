@@ -17,13 +17,13 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from eval import results
 from eval.cache import SCORING, AnswerCache
-from eval.digests import file_digest, model_digest
+from eval.digests import data_versions, file_digest, model_digest
 from eval.harness_index import YAML, files_of
 from eval.questions import ScoringError
 from eval.tasks.rows import TaskError
@@ -89,7 +89,7 @@ def _run(chosen: argparse.Namespace) -> int:
     digest, out = _identify(chosen)
     asked = _digest_of_question(chosen, digest)
     found = None if chosen.show_prompts else results.finished(out, asked)
-    if found is not None:
+    if found is not None and _is_of_data_here(found):
         if is_first_rank():
             print("evaluated before: same model, same tasks")
             results.show(out, found)
@@ -134,7 +134,8 @@ def _run(chosen: argparse.Namespace) -> int:
             "tasks": tasks,
             "seconds": round(time.monotonic() - start, 3),
         }
-        content = {"digest": asked, "harness": _version(), "models": [entry]}
+        data = {name: data_versions(name) for name in harness_tasks.hub_data(loaded)}
+        content = {"digest": asked, "harness": _version(), "data": data, "models": [entry]}
         results.write(out, content, ({"model": chosen.model.name, **example} for example in examples))
         results.show(out, content)
     return 0
@@ -192,6 +193,12 @@ def _digest_of_question(chosen: argparse.Namespace, model: str) -> str:
     contents = {str(path): file_digest(path) for path in {*files, *named} if path.is_file()}
     options = [chosen.tasks, chosen.num_fewshot, chosen.limit, chosen.batch_size, _version(), SCORING]
     return hashlib.sha256(json.dumps([model, options, contents], sort_keys=True).encode()).hexdigest()
+
+
+def _is_of_data_here(found: Mapping[str, Any]) -> bool:
+    """Whether no other version of the hub's data has come into the cache since these results were made."""
+    known = found.get("data")  # older results have none
+    return isinstance(known, Mapping) and all(set(data_versions(n)) <= set(versions) for n, versions in known.items())
 
 
 def _version() -> str:

@@ -16,6 +16,7 @@ from eval.tasks.rows import TaskError, read_rows
 from recipes.spelling import did_you_mean
 
 FEWSHOT_SEED = 1234  # the harness's own
+FORMATS = ("json", "csv", "parquet", "text")  # data sets that are files of one's own
 SUGGESTED = 5  # names, where one is unknown
 
 
@@ -56,6 +57,12 @@ def prompts(loaded: Any) -> list[tuple[str, str, str]]:
         first = task.instances[0].args
         shown.append((name, str(first[0]), str(first[1]) if len(first) > 1 else ""))
     return shown
+
+
+def hub_data(loaded: Any) -> list[str]:
+    """The data sets of the hub that tasks were loaded with."""
+    names = {getattr(task, "DATASET_PATH", None) for task in loaded["tasks"].values()}
+    return sorted(name for name in names if name and name not in FORMATS and not Path(name).exists())
 
 
 def _check_yaml(folder: Path) -> None:
@@ -165,7 +172,7 @@ def _load_one(manager: Any, name: str) -> Any:
 
 def _unreachable(manager: Any, name: str, error: Exception) -> str:
     words = " ".join(f"{error} {error.__cause__ or ''}".split()) or type(error).__name__
-    missing = [path for path in sorted(_datasets(manager, name)) if path not in ("json", "csv", "parquet", "text")]
+    missing = [path for path in sorted(_datasets(manager, name)) if path not in FORMATS]
     if not missing:
         try:  # datasets does not say which line of which file
             for file in files_of(_yaml_of(manager, name) or Path()):

@@ -19,6 +19,7 @@ from eval.backbone import Backbone
 from eval.harness_index import files_of, folders_of, unknown_names
 from eval.in_loop import TaskEvaluation
 from eval.questions import ScoringError
+from eval.results import examples_path
 from eval.tasks.rows import TaskError
 from recipes.callbacks.stopping import Stop, Stopper
 from recipes.config.check import load_checked
@@ -63,6 +64,54 @@ def test_a_checkpoint_is_scored_directly_and_only_once(
     two = run_command("launch", "-n", "2", "-m", "eval.harness", *asked[:-1], tmp_path / "two.json")
     assert two.returncode == 0, two.stdout + two.stderr
     assert (tmp_path / "two.examples.jsonl").read_text() == (tmp_path / "h.examples.jsonl").read_text()
+
+
+def test_new_data_of_the_hub_is_scored_anew(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("lm_eval")
+    import datasets
+
+    cache, out = tmp_path / "cache", tmp_path / "h.json"
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(cache))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)  # read from there when it was imported
+    task = yaml.safe_load((SHIPPED / "sotu_cloze.yaml").read_text())
+    del task["dataset_kwargs"]
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "t.yaml").write_text(
+        yaml.safe_dump({**task, "task": "t", "dataset_path": "someone/FewWords"})
+    )
+
+    def score() -> tuple[bool, str]:
+        words = [whole, "--tasks", "t", "--include", tmp_path / "tasks", "--out", out]
+        assert harness.main(list(map(str, words))) == 0
+        (example,) = examples_path(out).read_text().splitlines()
+        return "evaluated before" in capsys.readouterr().out, json.loads(example)["prompt"]
+
+    _into_datasets_cache(cache, "0001", [{"query": "My fellow", "choices": [" citizens", " men"], "gold": 0}])
+    assert score() == (False, "My fellow")
+    assert score() == (True, "My fellow")
+    _into_datasets_cache(cache, "0002", [{"query": "The state", "choices": [" of", " men"], "gold": 0}])
+    assert score() == (False, "The state")
+    assert score() == (True, "The state")
+    shutil.rmtree(cache)
+    assert score() == (True, "The state")
+
+
+def _into_datasets_cache(cache: Path, version: str, rows: list[Any]) -> None:
+    """A data set of the hub, someone/FewWords, as `datasets` leaves it in its cache."""
+    import datasets
+
+    folder = cache / "someone___few_words" / "default" / "0.0.0" / version
+    made = datasets.Dataset.from_list(rows)
+    made.save_to_disk(folder.with_name("scratch"))
+    folder.mkdir()
+    next(folder.with_name("scratch").glob("*.arrow")).rename(folder / "few_words-test.arrow")
+    shutil.rmtree(folder.with_name("scratch"))
+    sizes = {"name": "test", "num_bytes": 1, "num_examples": len(rows), "dataset_name": "few_words"}
+    about = {"features": made.features.to_dict(), "splits": {"test": sizes}, "dataset_name": "few_words"}
+    about |= {"builder_name": "json", "config_name": "default"}
+    (folder / "dataset_info.json").write_text(json.dumps(about))
 
 
 def test_prompts_are_shown(whole: Path, own_tasks: Path, suite: Path, run_command: Command) -> None:
