@@ -15,6 +15,7 @@ from recipes.callbacks.cost import CostMonitor
 from recipes.callbacks.stopping import BrokenOff, Stop, Stopper
 from recipes.config.load import Recipe
 from recipes.cost.run_length import read_duration
+from recipes.models.compiling import uncompiled
 from recipes.reports.runs import metrics_by_step, validation_loss
 from recipes.run_files import METRICS
 from recipes.training.processes import as_first_rank_sees
@@ -48,7 +49,8 @@ class Run:
                 self._make_up_for_what_is_missing()
                 return
             if eval_first and state.timestamp.batch == 0 and state.evaluators:
-                self.trainer.eval()
+                with uncompiled(state.model):  # other sizes first would make training's graphs for all
+                    self.trainer.eval()
             self.trainer.fit()
         except BrokenOff:
             if not is_done:

@@ -139,10 +139,10 @@ def _triton_options(q: Tensor) -> dict[str, Any] | None:
         # head: more than 64 of them spill 45 kB of registers a thread
         options["FORCE_USE_FLEX_ATTENTION"] = True
     is_half = q.dtype in (torch.float16, torch.bfloat16)
-    if q.shape[3] == 64 and is_half and _compute_capability(q.device) == 9:
+    if q.shape[3] == 64 and is_half and _compute_capability(q.device) in (9, 10):
         # torch gives 128 x 128 scores to four warps. Compiled for sm_90, the forward kernel then spills 8 bytes of
         # registers a thread without a mask, 568 with documents, 3,856 with padding, 5,272 with both; with eight, none
-        # (at 500 tokens, in fp16 and with both, 24 in place of 5,320)
+        # (at 500 tokens, in fp16 and with both, 24 in place of 5,320); for sm_100 704, 672, 5,376 and 3,384 become 0, 0, 0 and 72
         options["fwd_num_warps"] = 8
     return options or None
 

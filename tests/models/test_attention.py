@@ -257,7 +257,7 @@ def test_kernels_get_the_options_that_their_gpu_wants(capability: int, monkeypat
         q = torch.zeros(B, H, S, dim, dtype=dtype)
         flex(q, q, q, Batch(), PLAIN, 0.0)
     flash4(q, q, q, Batch(), PLAIN, 0.0)
-    more_warps = {"fwd_num_warps": 8} if capability == 9 else {}
+    more_warps = {"fwd_num_warps": 8} if capability in (9, 10) else {}
     few = {"FORCE_USE_FLEX_ATTENTION": True}
     flexible = [more_warps or None, few | more_warps, None, None, few]
     assert asked == [
