@@ -142,7 +142,8 @@ def _triton_options(q: Tensor) -> dict[str, Any] | None:
     if q.shape[3] == 64 and is_half and _compute_capability(q.device) in (9, 10):
         # torch gives 128 x 128 scores to four warps. Compiled for sm_90, the forward kernel then spills 8 bytes of
         # registers a thread without a mask, 568 with documents, 3,856 with padding, 5,272 with both; with eight, none
-        # (at 500 tokens, in fp16 and with both, 24 in place of 5,320); for sm_100 704, 672, 5,376 and 3,384 become 0, 0, 0 and 72
+        # (at 500 tokens, in fp16 and with both, 24 in place of 5,320). For sm_100 it is 704, 672, 5,376 and 3,384 with
+        # four, and 0, 0, 0 and 72 with eight.
         options["fwd_num_warps"] = 8
     return options or None
 

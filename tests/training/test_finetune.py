@@ -76,7 +76,7 @@ def test_lora_leaves_merged_and_unmerged(section: dict[str, Any], shards: Path, 
     assert said.endswith("with peft")
     card = (tmp_path / "adapter" / "README.md").read_text()
     assert f'model = AutoModelForCausalLM.from_pretrained("{tmp_path}/base")' in card
-    assert 'model = PeftModel.from_pretrained(model, "adapter")' in card
+    assert f'model = PeftModel.from_pretrained(model, "{tmp_path}/adapter")' in card
     assert "library_name: peft" in card
     from_a_run = write_run(
         tmp_path / "2", with_lora, module, shards / "tokenizer", pretrained=str(tmp_path / "base-run")
