@@ -177,7 +177,8 @@ if dist.get_global_rank() == 1:
     time.sleep(4)
     stopper._ask()
 stopper._say()
-print(*stopper._settle())
+print(*stopper._settle(), flush=True)
+dist.barrier()  # neither leaves while the other hears
 """
 
 
