@@ -22,7 +22,7 @@ from recipes import parts
 from recipes.callbacks.cost import CostMonitor
 from recipes.callbacks.log_lines import LogLines
 from recipes.callbacks.metrics_file import MetricsFile
-from recipes.callbacks.stopping import Stopper, held_back, keep_workers
+from recipes.callbacks.stopping import Stopper, held_back, keep_workers, start_uploaders
 from recipes.config.load import Recipe
 from recipes.config.sections import loaders
 from recipes.cost.architecture import MPT, OURS
@@ -143,6 +143,7 @@ def build(recipe: Recipe) -> Run:
             # the loss of preferences is a mean over pairs, however long they are
             accumulate_train_batch_on_tokens=settings["accumulate_train_batch_on_tokens"] and not recipe.get("dpo"),
         )
+        start_uploaders(trainer)
     _make_ready(trainer, recipe, settings, found)
     return Run(
         recipe, name, folder, trainer, cost, stopper, str(found) if found is not None else how_it_starts(settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,13 @@ class Run:
         assert self.stopper.stopped is not None
         how = self.stopper.stopped.goes_on
         return f"{how} goes on from here" if self.end()[1] else f"no step is saved: {how} begins anew"
+
+    @property
+    def exit_code(self) -> int:
+        """Of a run that was stopped: for SIGTERM that of having been ended, where no step is saved."""
+        assert self.stopper.stopped is not None
+        code = self.stopper.stopped.exit_code
+        return 128 + signal.SIGTERM if code == os.EX_TEMPFAIL and not self.end()[1] else code
 
     def ended_early(self, before: str | None) -> str | None:
         """What ended the run before its time for good, in words: a callback of the recipe's, not the stopper.

@@ -25,6 +25,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from typing import Any
 
 import torch
@@ -275,11 +276,20 @@ class Stopper(Callback):
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
     """Inside, SIGTERM waits; processes that begin here, as the uploader's of checkpoints, never hear it."""
+    resource_tracker.ensure_running()  # else the first of them begins it, which ends the wait
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def start_uploaders(trainer: Trainer) -> None:
+    """Begin the processes that upload checkpoints, which Composer begins with the first one: to be called held back."""
+    uploader = getattr(trainer._checkpoint_saver, "remote_uploader", None)
+    if uploader is not None:
+        for pool in (uploader.upload_executor, uploader.check_remote_files_exist_executor):
+            pool.submit(int)
 
 
 def keep_workers(loader: Any) -> None:

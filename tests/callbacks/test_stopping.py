@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +26,7 @@ from composer.utils import dist
 from torch.utils.data import DataLoader
 
 from recipes.callbacks.budget import BudgetGuard
-from recipes.callbacks.stopping import BrokenOff, Stopper
+from recipes.callbacks.stopping import BrokenOff, Stopper, held_back, start_uploaders
 from tests.callbacks.test_cost import BATCH, Tiny, Tokens
 from tests.conftest import ROOT, STEPS, Command, losses, recipe_arguments
 
@@ -160,6 +162,21 @@ def test_a_run_that_saves_nothing_ends_at_once(shards: Path, tmp_path: Path) -> 
     process, said = run_and_signal(words, run, lambda p: p.send_signal(signal.SIGTERM), cwd=tmp_path)
     assert process.returncode == 143
     assert said.splitlines()[-1].startswith("stopped; the same command")
+
+
+def test_uploaders_outlive_a_signal_to_all() -> None:
+    pools = [ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) for _ in range(2)]
+    uploader = SimpleNamespace(upload_executor=pools[0], check_remote_files_exist_executor=pools[1])
+    trainer: Any = SimpleNamespace(_checkpoint_saver=SimpleNamespace(remote_uploader=uploader))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with held_back():
+        start_uploaders(trainer)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+    for pool in pools:
+        process = pool.submit(os.getpid).result(timeout=60)
+        os.kill(process, signal.SIGTERM)
+        assert pool.submit(os.getpid).result(timeout=60) == process
+        pool.shutdown()
 
 
 LATE = """
