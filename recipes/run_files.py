@@ -3,7 +3,7 @@
 RUNS = "runs"  # run folders, where a recipe says nothing else
 
 RECIPE = "recipe.yaml"  # the resolved recipe
-METRICS = "metrics.jsonl"  # every metric, a line a batch
+METRICS = "metrics.jsonl"  # every metric, by step
 LEDGER = "ledger.jsonl"  # what was paid for, also across kills
 DATA = "data.json"  # folder of shards: SHA-256 of its manifest, or of its index
 TASKS = "tasks.jsonl"  # evaluations while the run went on, one a line

@@ -43,8 +43,8 @@ def device_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     if is_ours and loss == LIGER and not has_liger:
         text = f"needs a CUDA GPU and the package liger-kernel (`{install('liger-kernel')}`)"
         yield ("model", "loss_fn"), f"{LIGER} {text}; {BEST} takes the best that is here"
-    is_own = not recipe.get("dpo") and loss in (BEST, LIGER) and not recipe.get("model.use_train_metrics", True)
-    for lack in gpu.triton_lacks() if is_ours and has_liger and is_own else ():
+    takes_it = not recipe.get("dpo") and loss in (BEST, LIGER) and not recipe.get("model.use_train_metrics", True)
+    for lack in gpu.triton_lacks() if is_ours and has_liger and takes_it else ():
         yield ("model", "loss_fn"), f"Liger's loss {lack}"
     if recipe.get("compile") and not any(shutil.which(c) for c in (os.environ.get("CXX") or "g++", "clang++")):
         yield ("compile",), "needs a C++ compiler, and this machine has none: install g++, or leave compile out"
