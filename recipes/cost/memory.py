@@ -6,19 +6,23 @@
     gradients      4 N / g (fp32; the optimizer needs them in the type of the weights); with LoRA of the adapters alone
     optimizer      8 N / g for Adam, 4 N / g for Lion; likewise
     gathered       what a sharded step holds in full: two blocks of weights and one of gradients, and the embedding;
-                   all weights with SHARD_GRAD_OP; a low-precision copy of all without sharding
+                   all weights with SHARD_GRAD_OP; a low-precision copy of all without sharding, and on several
+                   devices the buckets in which DDP sends gradients, as large as these
     activations    T L times what the backward pass of a block needs, or T L d with activation checkpointing,
                    plus one block's worth while it is computed again
     logits         T V times 14 bytes with torch's loss (16-bit logits and gradient; fp32 copy, log-softmax and
-                   gradient), 4 with LLM Foundry's fused one; with ours 14 times the scores of a chunk, and what
-                   it keeps: 6 V d (the weight's gradient in fp32, and a chunk's share) and 2 T d
+                   gradient), 4 with LLM Foundry's fused one; with ours 8 times the scores of a chunk (scores and
+                   probabilities in fp32; 12 with soft-capping), and what it keeps: 6 V d (the weight's gradient in
+                   fp32, and a chunk's share) and 4 T d (the gradient of the hidden states, the last norm's input)
     overhead       CUDA context and communication buffers, and 4 % of the rest for what the allocator cannot use
 
 Saved by a block, in numbers a token, with attention that never writes S² scores (Korthikanti et al. 2022, arXiv
 2205.05198, section 4, without dropout): the inputs of two norms and of two projections (4 d), queries, keys and
 values, the attention's output, and up and activated (2 F) or gate, up, activated and product (4 F) of the FFN:
-16 d, or 32 d bytes in 16 bits, for MPT. RWKV's keeps 14 d and 2 F (inputs of norms and of the seven
-projections, gates and what they multiply), and `wkv` four numbers a channel in fp32.
+16 d, or 32 d bytes in 16 bits, for MPT. A norm that is not of the low-precision kind is computed in fp32: its
+input is kept in fp32, and its output once for every product that takes it. RWKV's keeps 14 d and 2 F (inputs of
+norms and of the seven projections, gates and what they multiply), and `wkv` four numbers a channel in fp32.
+bench/memory.py compares all of this with what torch counts in the step itself.
 """
 
 from __future__ import annotations
@@ -37,6 +41,7 @@ FRAGMENTATION = 0.04
 MASTER_BYTES = 4  # weights and gradients stay in fp32
 LOGIT_BYTES_FUSED = 4  # logits and their gradient in 16 bits
 LOGIT_BYTES_TORCH = 14  # 16-bit logits and gradient, and fp32 copy, log-softmax and gradient
+LOGIT_BYTES_OF_A_CHUNK, WITH_SOFTCAP = 8, 12
 SCORES_OF_A_CHUNK = 2**27  # on a GPU, as in recipes/models/loss.py
 MOST_GPUS = 4096
 
@@ -85,10 +90,10 @@ def memory(setup: Setup, gpu: Gpu) -> MemoryEstimate:
     kept = tokens * s.d_model * residual if setup.recompute else block
     activations: float = s.n_layers * kept
     working = block if setup.recompute else 0
-    working += tokens * 2 * (s.ffn_hidden_size + s.d_model) * setup.compute_bytes  # gradients on their way back
+    working += tokens * _on_their_way_back(setup, residual)
     if setup.attn_impl == "torch":
         scores = setup.microbatch_sequences * setup.sequences_per_item * s.n_heads * setup.seq_len**2
-        activations += 0 if setup.recompute else 4 * scores * s.n_layers  # the softmax's output, in fp32
+        activations += 0 if setup.recompute else 6 * scores * s.n_layers  # the softmax's output, in fp32 and 16 bits
         working += 12 * scores  # scores, bias and softmax of the layer at work
     logits = _logits(setup, tokens)
     # The logits are gone when the first block's backward pass begins, so only the larger of the two is held.
@@ -180,7 +185,22 @@ def _saved_numbers_per_token(setup: Setup) -> int:
     numbers = 4 * s.d_model + 2 * s.q_width + 2 * s.kv_width
     numbers += query_key if s.qk_ln or s.qk_gn else 0  # before and after their norms
     numbers += query_key if attn.get("rope") else 0  # before and after rotation
+    if setup.compute_bytes < MASTER_BYTES and not str(setup.model.get("norm_type", "low_precision")).startswith("low_"):
+        products = (1 if attn.get("fused_qkv", True) else 3) + s.ffn_matrices - 1
+        numbers += products * s.d_model  # 2 d for two inputs in twice the bytes, and outputs beyond one each
     return numbers + s.ffn_hidden_size * (2 if s.ffn_matrices == 2 else 4)
+
+
+def _on_their_way_back(setup: Setup, residual_bytes: int) -> int:
+    """Bytes a token of gradients in a block's backward pass, beyond what the block has saved, where they are most."""
+    s = setup.shape
+    stream = 2 * s.d_model * residual_bytes
+    if not s.attends:
+        return (
+            stream + 10 * s.d_model * MASTER_BYTES
+        )  # numbers a channel of `wkv`, whose scan goes back over the tokens
+    # of the FFN: what gradients have passed is let go of, but gate and up part there
+    return stream + (s.ffn_matrices - 1) * s.ffn_hidden_size * setup.compute_bytes
 
 
 def _logits(setup: Setup, tokens: int) -> int:
@@ -191,15 +211,17 @@ def _logits(setup: Setup, tokens: int) -> int:
         return scores * LOGIT_BYTES_TORCH
     if setup.loss == "fused":
         return scores * LOGIT_BYTES_FUSED
-    gradients = s.d_model * (s.vocab_size * (MASTER_BYTES + setup.compute_bytes) + tokens * setup.compute_bytes)
-    return min(scores, SCORES_OF_A_CHUNK) * LOGIT_BYTES_TORCH + gradients
+    gradients = s.d_model * (s.vocab_size * (MASTER_BYTES + setup.compute_bytes) + 2 * tokens * setup.compute_bytes)
+    each = WITH_SOFTCAP if setup.model.get("final_logit_softcapping") else LOGIT_BYTES_OF_A_CHUNK
+    return min(scores, SCORES_OF_A_CHUNK) * each + gradients
 
 
 def _gathered(setup: Setup) -> float:
     """Bytes of weights and gradients held in full by a device while it computes."""
     n, per_number = setup.parameters.total, setup.compute_bytes
     if setup.sharding == "NO_SHARD":
-        return n * per_number if per_number < MASTER_BYTES else 0  # autocast keeps a copy of every weight
+        buckets = MASTER_BYTES * setup.trained_parameters if setup.gpus > 1 else 0
+        return buckets + (n * per_number if per_number < MASTER_BYTES else 0)  # autocast keeps a copy of every weight
     embedding = max(setup.parameters.token_embedding, setup.parameters.head)
     block = setup.parameters.non_embedding / setup.shape.n_layers
     gradients = block * max(per_number, setup.reduce_bytes) * setup.trained_parameters / n

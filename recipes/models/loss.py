@@ -116,8 +116,10 @@ class _Chunked(torch.autograd.Function):
             for begin in range(0, hidden.shape[0], chunk):
                 part = slice(begin, begin + chunk)
                 h = hidden[part].to(dtype)  # (C, D)
-                scores = (h @ W.t()).to(exact)  # (C, V)
-                loss, cross_entropy, hit, gradient = _score(scores, targets[part], terms, count_hits)
+                # no name for the scores here, and none left for the gradient: a chunk's must not outlive it
+                loss, cross_entropy, hit, gradient = _score(
+                    (h @ W.t()).to(exact), targets[part], terms, count_hits
+                )  # gradient (C, V)
                 sums += torch.stack([loss, cross_entropy])
                 hits += hit
                 gradient = gradient.to(dtype)
@@ -127,6 +129,7 @@ class _Chunked(torch.autograd.Function):
                     d_weight.addmm_(gradient.t(), h)
                 elif d_weight is not None:
                     d_weight += gradient.t() @ h
+                del gradient
         d_weight = None if d_weight is None else d_weight.to(weight.dtype)
         ctx.save_for_backward(d_hidden, d_weight)
         loss_sum, cross_entropy_sum = sums[0].clone(), sums[1].clone()
@@ -172,7 +175,7 @@ def _score(
         p -= terms.label_smoothing / p.shape[1]
     p.scatter_add_(1, index, p.new_full(index.shape, -keep))
     if bent is not None:
-        p *= 1.0 - bent.square()
+        p *= bent.square_().neg_().add_(1.0)
     if terms.scale != 1.0:
         p *= terms.scale
     if p.device.type != "cpu" or not bool(counts.all()):  # asking a GPU would make the CPU wait for it

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import transformers
 from composer.utils import dist
+from llmfoundry.models.layers.norm import LPLayerNorm
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.utils.generic import ModelOutput
@@ -96,7 +97,7 @@ class RwkvModel(nn.Module):
         self.attn_uses_sequence_id = bool(config.attn_config["attn_uses_sequence_id"])
         self.embeddings = nn.Embedding(config.vocab_size, config.d_model, device=device)
         self.blocks = nn.ModuleList(RwkvBlock(config, layer) for layer in range(config.n_layers))
-        self.ln_out = nn.LayerNorm(config.d_model, device=device)  # with torch's epsilon, as in transformers
+        self.ln_out = LPLayerNorm(config.d_model, device=device)  # with torch's epsilon, as in transformers
 
     def forward(
         self,

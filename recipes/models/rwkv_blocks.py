@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
+from llmfoundry.models.layers.norm import LPLayerNorm
 from torch import Tensor, nn
 
 from recipes.models.wkv import Seen, wkv
@@ -109,7 +110,8 @@ class ChannelMixing(nn.Module):
 class RwkvBlock(nn.Module):
     def __init__(self, config: RwkvConfig, layer: int) -> None:
         super().__init__()
-        norm = partial(nn.LayerNorm, config.d_model, eps=config.norm_eps, device=config.init_device)
+        # summed in fp32, read and written in 16 bits under autocast, which would have all around it in fp32
+        norm = partial(LPLayerNorm, config.d_model, eps=config.norm_eps, device=config.init_device)
         self.pre_ln = norm() if layer == 0 else None
         self.ln1, self.ln2 = norm(), norm()
         self.attention = TimeMixing(config, layer)

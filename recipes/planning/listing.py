@@ -192,7 +192,7 @@ def table_text() -> str:
 
 
 def _line(row: Row) -> str:
-    plan = _plan(row)
+    plan = plan_of(row)
     context = f"{row.recipe['max_seq_len']:,}"
     start = f"| `{row.name}` | {row.parameters:,} | {context} | {row.attention}, {row.positions} | {row.length}"
     flops = f"{plan.flops_per_token * plan.tokens:.3g}" if plan.tokens else "not known"
@@ -216,7 +216,8 @@ def _figure(value: float) -> str:
     return f"{round(value, -digits):,.0f}"
 
 
-def _plan(row: Row) -> Estimate:
+def plan_of(row: Row) -> Estimate:
+    """The plan of the table: on as few of `GPUS` as divide its batch and hold it."""
     values = _without_own_price(row.recipe.values)
     batch = plan_batches(row.recipe, 1).sequences_per_step
     choices = (1,) if row.parameters < ONE_GPU else tuple(n for n in GPUS if batch % n == 0) or (1,)

@@ -46,7 +46,7 @@ def test_parts_are_the_formulas() -> None:
     assert parts["weights"] == parts["gradients"] == 4 * n / 8 / GIB
     assert parts["optimizer"] == 8 * n / 8 / GIB
     assert parts["activations"] == pytest.approx(4 * 2048 * 32 * 32 * 4096 / GIB, rel=0.01)  # 32 d bytes a layer
-    assert parts["logits"] == (14 * 2**27 + 6 * 50432 * 4096 + 2 * 4 * 2048 * 4096) / GIB  # chunks, and gradients
+    assert parts["logits"] == (8 * 2**27 + 6 * 50432 * 4096 + 4 * 4 * 2048 * 4096) / GIB  # a chunk, and what is kept
     assert sum(parts.values()) == pytest.approx(memory(setup, A100_80).total_gib)
 
 
