@@ -158,6 +158,10 @@ class MPTForCausalLM(foundry.MPTForCausalLM, GenerationMixin):
         super().__init__(config)
         if self.lm_head is not None:
             _become(self.lm_head, losses.Head)
+            # LLM Foundry fills a head of its own by `init_config` where the model is built on meta, and elsewhere
+            # leaves it torch's first weights: one GPU would start from another distribution than eight
+            if config.init_device != "meta":
+                self.param_init_fn(self.lm_head)
         # LLM Foundry marks what FSDP shards on its own beside the blocks by an attribute that Composer has deprecated
         marked = [(name, module) for name, module in self.named_modules() if vars(module).pop("_fsdp_wrap", False)]
         # what has no parameters, such as RoPE's angles, has nothing to shard, and its hooks would split compiled blocks
