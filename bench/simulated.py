@@ -1,10 +1,10 @@
 """The memory of a training step, by torch's own tracker on tensors that have sizes and no numbers: no GPU is needed.
 
-The model that a recipe trains is sharded as a run shards it and goes forward and backward on two micro-batches, the
-second beside the gradients of the first, while `MemTracker` adds up the storage that is alive. What it cannot see:
-CUDA's context, room that the allocator cannot use, temporaries inside a kernel, the buckets in which DDP sends
-gradients, and the next block's weights, which a GPU gathers while it computes. The optimizer's step comes when all else
-is gone; its states are there from the start.
+The model that a recipe trains is sharded as a run shards it and goes forward and backward on a micro-batch, beside the
+gradients of the one before, while `MemTracker` adds up the storage that is alive. What it cannot see: CUDA's context,
+room that the allocator cannot use, temporaries inside a kernel, the buckets in which DDP sends gradients, and the next
+block's weights, which a GPU gathers while it computes. The optimizer's step comes when all else is gone; its states are
+there from the start.
 
 Fake tensors cannot be compiled, so attention is torch's fused kernel without a bias. It keeps for the backward pass
 what FlexAttention keeps: queries, keys, values, output and a number a query and head.
@@ -43,8 +43,7 @@ META = {"sharding_strategy": "FULL_SHARD"}  # what lets a model be built without
 def simulated_bytes(recipe: Recipe, gpus: int, microbatch: int) -> int:
     """Most bytes that one of `gpus` devices holds at a time in a step of `microbatch` sequences (with DPO: pairs).
 
-    Raises ValueError where the model cannot be built. Not for `attn_impl: torch`, whose softmax a GPU keeps in fp32
-    and a CPU's autocast in 16 bits.
+    Raises ValueError where the model cannot be built.
     """
     parts.register_components()
     settings = {**parts.DEFAULTS, **copy.deepcopy(dict(recipe.values))}
@@ -56,17 +55,17 @@ def simulated_bytes(recipe: Recipe, gpus: int, microbatch: int) -> int:
             model.to_empty(device="cpu")
             trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
             states = [torch.empty_like(each) for each in trained for _ in range(setup.optimizer_bytes // FP32_BYTES)]
+            for each in trained:
+                each.grad = torch.empty_like(each)
             batch = _batch(microbatch, setup.seq_len, is_dpo=setup.has_reference)
             tracker = _Tracker()
             tracker.track_external(model, *states)
             is_half = settings["precision"] != "fp32"
             with tracker, _autocast_of_a_gpu(is_half):
-                for _ in range(2):
-                    with torch.autocast("cpu", torch.bfloat16, enabled=is_half):
-                        outputs = model(batch)  # which Composer keeps until there are others
-                        step_loss = model.loss(outputs, batch)
-                    step_loss.backward()
-                    tracker.reset_mod_stats()
+                with torch.autocast("cpu", torch.bfloat16, enabled=is_half):
+                    outputs = model(batch)  # which Composer keeps until there are others
+                    step_loss = model.loss(outputs, batch)
+                step_loss.backward()
     return max(held["Total"] for held in tracker.get_tracker_snapshot("peak").values())
 
 
@@ -149,7 +148,12 @@ def _in_fp32(operation: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Tracker(MemTracker):
-    """torch's, which asks each parameter to call it, and frozen ones cannot."""
+    """torch's, without what it keeps of each module, and what it asks of parameters, which frozen ones refuse."""
+
+    def _update_peak_stats(self, peak_state: Any) -> None:
+        of_modules, self.memory_tracking = self.memory_tracking, {}  # looked through after each operation
+        super()._update_peak_stats(peak_state)
+        self.memory_tracking = of_modules
 
     def _track_module_params_and_buffers(self, module: nn.Module, install_grad_hooks: bool = True) -> tuple[int, int]:
         return super()._track_module_params_and_buffers(module, install_grad_hooks=False)
