@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,12 @@ ALIASES: Mapping[str, str] = {
 }
 
 PRICE_KINDS = ("on_demand", "reserved", "spot")
+
+# Of a row: keys that it must have, and those that may be null or absent.
+TEXTS = ("title", "interconnect")
+NUMBERS = ("memory_gib", "memory_gb_per_s", "interconnect_gb_per_s", "gpus_per_node", "network_gb_per_s")
+NUMBERS_OR_NOTHING = ("visible_memory_gib", "watts")
+FAMILIES = ("ampere", "hopper")  # that were measured, see measured/
 
 
 @dataclass(frozen=True)
@@ -91,11 +98,15 @@ def load_hardware() -> Mapping[str, Gpu]:
     """Every row of hardware.yaml, by name.
 
     Raises:
-        KeyError: a row or a price without one of its keys, or with a source that `price_sources` does not have.
+        ValueError: a row without one of its keys, or with one that cannot be read, in words.
+        KeyError: a price without one of its keys, or with a source that `price_sources` does not have.
     """
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     rows = yaml.load(TABLE_PATH.read_text(encoding="utf-8"), Loader=loader)
     sources = rows.pop("price_sources")
+    wrong = [f"{TABLE_PATH.name}: {name}: {text}" for name, row in rows.items() for text in _wrong(row)]
+    if wrong:
+        raise ValueError("\n".join(wrong))
     return {name: _row(name, row, sources) for name, row in rows.items()}
 
 
@@ -124,8 +135,39 @@ def gpu_from_device_name(device_name: str) -> Gpu | None:
     return None
 
 
+def _wrong(row: Any) -> Iterator[str]:
+    """What keeps a row of the file from being read: rows are also written by hand."""
+    if not isinstance(row, Mapping):
+        yield f"got {row!r}, expected the keys of a GPU, as the other rows have"
+        return
+    if missing := [key for key in (*TEXTS, *NUMBERS, "peak_tflops", "efficiency_like") if row.get(key) is None]:
+        yield f"missing {', '.join(missing)}; see the top of the file, and the other rows"
+    for key in (*NUMBERS, *NUMBERS_OR_NOTHING):
+        if row.get(key) is not None and not _is_above_0(row[key]):
+            yield f"{key}: got {row[key]!r}, expected a number above 0"
+    for key in TEXTS:
+        if row.get(key) is not None and not isinstance(row[key], str):
+            yield f"{key}: got {row[key]!r}, expected text"
+    peaks = row.get("peak_tflops")
+    if peaks is not None and not (isinstance(peaks, Mapping) and peaks and all(map(_is_above_0, peaks.values()))):
+        yield f"peak_tflops: got {peaks!r}, expected 10^12 FLOP/s by precision, such as {{bf16: 312}}"
+    like = row.get("efficiency_like")
+    if like is not None and like not in FAMILIES:
+        yield f"efficiency_like: got {like!r}, expected {' or '.join(FAMILIES)}"
+    for key, kind, words in (
+        ("device_names", list, "a list of regular expressions"),
+        ("usd_per_gpu_hour", Mapping, "lists of prices by kind"),
+    ):
+        if row.get(key) is not None and not isinstance(row[key], kind):
+            yield f"{key}: got {row[key]!r}, expected {words}"
+
+
+def _is_above_0(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+
+
 def _row(name: str, row: Mapping[str, Any], sources: Mapping[str, str]) -> Gpu:
-    visible = row["visible_memory_gib"]
+    visible, prices = row.get("visible_memory_gib"), row.get("usd_per_gpu_hour") or {}
     return Gpu(
         name=name,
         title=row["title"],
@@ -138,12 +180,10 @@ def _row(name: str, row: Mapping[str, Any], sources: Mapping[str, str]) -> Gpu:
         gpus_per_node=row["gpus_per_node"],
         network_bytes_per_s=row["network_gb_per_s"] * 1e9,
         efficiency_like=row["efficiency_like"],
-        watts=row["watts"],
-        source=row["source"],
-        prices={
-            kind: tuple(_price(price, sources) for price in prices) for kind, prices in row["usd_per_gpu_hour"].items()
-        },
-        device_names=tuple(row["device_names"]),
+        watts=row.get("watts"),
+        source=row.get("source") or "",
+        prices={kind: tuple(_price(price, sources) for price in each) for kind, each in prices.items()},
+        device_names=tuple(row.get("device_names") or ()),
     )
 
 

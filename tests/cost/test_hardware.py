@@ -8,17 +8,20 @@ import re
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from recipes.cost import hardware
 from recipes.cost.hardware import ALIASES, PRICE_KINDS, TABLE_PATH, find_gpu, gpu_from_device_name, load_hardware
 from recipes.cost.rate import choose_rate
 
 NAMES = [
     "v100",
+    "v100-32gb",
     "a100-40gb",
     "a100-80gb",
     "a100-pcie-80gb",
@@ -99,8 +102,60 @@ def test_aliases_lead_to_rows(alias: str) -> None:
 
 
 def test_unknown_gpu_lists_the_names() -> None:
-    with pytest.raises(ValueError, match=r"Unknown GPU 'h10'; did you mean h100\? Known: v100, a100-40gb"):
+    with pytest.raises(ValueError, match=r"Unknown GPU 'h10'; did you mean h100\? Known: v100, v100-32gb, a100-40gb"):
         find_gpu("h10")
+
+
+OWN_ROW = """
+rtx-3090:
+  title: NVIDIA GeForce RTX 3090
+  peak_tflops: {bf16: 71}
+  memory_gib: 24
+  memory_gb_per_s: 936
+  interconnect: PCIe 4 x16
+  interconnect_gb_per_s: 64
+  gpus_per_node: 4
+  network_gb_per_s: 3
+  efficiency_like: ampere
+"""
+
+
+@pytest.fixture
+def own_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Writes a table to which somebody added rows."""
+
+    def write(rows: str) -> None:
+        table = tmp_path / "hardware.yaml"
+        table.write_text(TABLE_PATH.read_text(encoding="utf-8") + rows, encoding="utf-8")
+        monkeypatch.setattr(hardware, "TABLE_PATH", table)
+        load_hardware.cache_clear()
+
+    yield write
+    load_hardware.cache_clear()
+
+
+def test_a_row_of_ones_own_needs_no_more_than_its_speed_and_memory(own_row: Callable[[str], None]) -> None:
+    own_row(OWN_ROW)
+    gpu = find_gpu("rtx-3090")
+    assert (gpu.visible_memory_gib, gpu.watts, gpu.prices, gpu.device_names) == (24, None, {}, ())
+    assert choose_rate("rtx-3090").usd_per_device_hour is None
+    assert choose_rate("rtx-3090", usd_per_device_hour=0.3).usd_per_device_hour == 0.3
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("  gpus_per_node: 4\n", "", "missing gpus_per_node; see the top of the file"),
+        ("memory_gib: 24", "memory_gib: 24 GB", "memory_gib: got '24 GB', expected a number above 0"),
+        ("{bf16: 71}", "71", r"peak_tflops: got 71, expected 10\^12 FLOP/s by precision"),
+        ("ampere", "turing", "efficiency_like: got 'turing', expected ampere or hopper"),
+        (OWN_ROW.strip().partition("\n")[2], "", "got None, expected the keys of a GPU"),
+    ],
+)
+def test_an_ill_row_is_named(own_row: Callable[[str], None], before: str, after: str, message: str) -> None:
+    own_row(OWN_ROW.replace(before, after))
+    with pytest.raises(ValueError, match=f"hardware.yaml: rtx-3090: {message}"):
+        find_gpu("h100")
 
 
 @pytest.mark.parametrize(
@@ -121,7 +176,9 @@ def test_unknown_gpu_lists_the_names() -> None:
         ("NVIDIA L4", "l4"),
         ("NVIDIA L40S", "l40s"),
         ("NVIDIA A10G", "a10g"),
-        ("Tesla V100-SXM2-32GB", "v100"),
+        ("Tesla V100-SXM2-16GB", "v100"),
+        ("Tesla V100-SXM2-32GB", "v100-32gb"),
+        ("Tesla V100-SXM3-32GB", "v100-32gb"),
         ("NVIDIA GeForce RTX 4090", "rtx-4090"),
         ("AMD Instinct MI300X", "mi300x"),
         # What is not in the table is not guessed.
