@@ -51,8 +51,7 @@ def main(arguments: list[str]) -> int:
     if is_first_rank():
         screen.print_recipe(recipe)
         screen.print_plan(recipe, plan_batches(recipe), missing)
-        if note:
-            print(f"\nnote: {note}")
+        screen.print_notes(recipe, note)
     if too_dear:
         return screen.print_too_dear(too_dear)
     if recipe.get("dry_run"):

@@ -153,7 +153,7 @@ def _check(chosen: argparse.Namespace) -> int:
     from recipes.planning.budget import verdict
     from recipes.preflight.training import preflight
     from recipes.reports.runs import run_folder
-    from recipes.screen import print_plan, print_problems, print_too_dear
+    from recipes.screen import print_notes, print_plan, print_problems, print_too_dear
     from recipes.training.batches import plan_batches
 
     try:
@@ -163,8 +163,7 @@ def _check(chosen: argparse.Namespace) -> int:
     except RecipeError as error:
         return print_problems("this recipe cannot be trained", error.problems)
     print_plan(recipe, plan_batches(recipe), missing)
-    if note:
-        print(f"\nnote: {note}")
+    print_notes(recipe, note)
     return print_too_dear(too_dear) if too_dear else 0
 
 

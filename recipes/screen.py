@@ -15,6 +15,7 @@ from recipes.cost.parameters import count_parameters
 from recipes.cost.run_length import read_duration
 from recipes.planning.budget import EXIT_BUDGET
 from recipes.preflight.gpu import has_gpu, unusable
+from recipes.preflight.resuming import resume_notes
 from recipes.ranks import end_with_launcher, is_first_of_machine, is_first_rank
 from recipes.reports.runs import run_folder, run_name
 from recipes.training.batches import Batches, longest_sample, sequences_per_epoch
@@ -134,6 +135,12 @@ def print_plan(recipe: Recipe, batches: Batches, missing: Sequence[Problem]) -> 
     elif recipe.get("dry_run"):
         print("\nThe recipe is sound, and this machine has what it needs.")
     sys.stdout.flush()
+
+
+def print_notes(recipe: Recipe, of_budget: str | None) -> None:
+    """What a run of this recipe may do, and somebody may not expect."""
+    for note in (*resume_notes(recipe), *([of_budget] if of_budget else [])):
+        print(f"\nnote: {note}")
 
 
 def _model(recipe: Recipe) -> str:

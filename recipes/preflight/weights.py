@@ -15,6 +15,7 @@ from recipes.config.load import Recipe
 from recipes.cost.architecture import MODEL_DEFAULTS, OURS
 from recipes.preflight.hub import in_hub_cache, not_from_hub
 from recipes.preflight.packages import missing_package, scheme_problems
+from recipes.training.checkpoints import writes_sharded
 
 
 def tokenizer_problems(tokenizer: Mapping[str, Any], own_code: bool = False) -> Iterator[tuple[KeyPath, str]]:
@@ -57,6 +58,15 @@ def _checkpoint_problems(path: Path) -> Iterator[tuple[KeyPath, str]]:
         yield ("load_path",), f"{path} is a folder, and no sharded checkpoint (no .metadata in it): name a file in it"
     elif not path.exists():
         yield ("load_path",), f"no checkpoint: {path} does not exist"
+
+
+def sharded_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
+    """A `load_path` that each process would read its part of, where the processes are not such."""
+    path = Path(str(recipe.get("load_path")))
+    if (path / ".metadata").is_file() and not writes_sharded(recipe):
+        text = f"{path} is a sharded checkpoint, and this start loads a file: `pretrained={path}` reads its weights"
+        how = "or start two processes or more, with fsdp_config.state_dict_type: sharded"
+        yield ("load_path",), f"{text} (without load_path), {how}, to go on with its optimizer"
 
 
 def pretrained_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from recipes.config.load import load
-from recipes.preflight.training import resume_problems
+from recipes.config.keys import COMMAND_LINE
+from recipes.config.load import Recipe, load
+from recipes.preflight.resuming import resume_notes, resume_problems
+from recipes.preflight.weights import sharded_problems
 from recipes.reports.runs import validation_loss
 from recipes.training.checkpoints import (
     as_composer_lists,
@@ -119,12 +121,71 @@ def test_checkpoints_that_a_run_would_pass_over_are_told(
     assert of_the_other_kind(recipe) == folder / "ep0-ba9-rank0.pt"
     ((key, said),) = resume_problems(recipe)
     assert key == ("save_folder",)
+    assert f"where pretrained={folder / 'ep0-ba9-rank0.pt'} starts from its weights" in said
     assert "is a full checkpoint" in said
     anew = load(recipe_file(text + "autoresume: false\n"))
     assert to_go_on_from(anew) is None
     ((_, said),) = resume_problems(anew)
     assert "does not go on from it" in said
     assert not list(resume_problems(load(recipe_file(text + "save_overwrite: true\n"))))
+
+
+GOES_ON = """
+run_name: a
+save_folder: runs/a/checkpoints
+model: {}
+optimizer: {name: decoupled_adamw, lr: 1.0e-3, betas: [0.9, 0.95]}
+scheduler: {name: cosine_with_warmup, t_warmup: 10ba, alpha_f: 0.1}
+max_duration: 60ba
+max_seq_len: 32
+global_train_batch_size: 8
+"""
+
+
+@pytest.fixture
+def goes_on(
+    recipe_file: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Recipe]:
+    """A recipe whose run is at step 60, with what the command line says now."""
+    monkeypatch.chdir(tmp_path)
+    write_full(tmp_path / "runs" / "a" / "checkpoints" / "ep0-ba60-rank0.pt")
+    (tmp_path / "runs" / "a" / "recipe.yaml").write_text(GOES_ON)
+    return lambda *words: load(recipe_file(GOES_ON), words)
+
+
+def test_a_longer_run_says_what_becomes_of_its_learning_rate(goes_on: Callable[..., Recipe]) -> None:
+    assert not list(resume_notes(goes_on()))
+    (note,) = resume_notes(goes_on("max_duration=80ba"))
+    assert note.startswith("max_duration 60ba → 80ba at step 60 of this run: the cosine_with_warmup is stretched")
+    assert note.endswith("the learning rate goes from 0.0001 to 0.000269")
+    assert not list(resume_notes(goes_on("max_duration=80ba", "scheduler.t_max=60ba")))
+    assert not list(resume_notes(goes_on("max_duration=15360tok")))  # as many steps
+
+
+def test_another_batch_is_told(goes_on: Callable[..., Recipe]) -> None:
+    (note,) = resume_notes(goes_on("global_train_batch_size=16"))
+    assert note.startswith("global_train_batch_size 8 → 16 at step 60 of this run")
+    assert "the learning rate does not follow" in note
+
+
+def test_what_a_checkpoint_would_undo_is_refused_at_its_own_place(goes_on: Callable[..., Recipe]) -> None:
+    recipe = goes_on("optimizer.lr=1e-4", "optimizer.betas=[0.9, 0.99]", "max_duration=80ba")
+    found = dict(resume_problems(recipe))
+    assert set(found) == {("optimizer", "lr"), ("optimizer", "betas", 1)}
+    assert {recipe.place(key) for key in found} == {COMMAND_LINE}
+    assert "0.001 → 0.0001 would change nothing" in found["optimizer", "lr"]
+
+
+def test_a_sharded_checkpoint_is_not_for_one_process(
+    recipe_file: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_sharded(tmp_path / "ep0-ba6")
+    recipe = load(recipe_file(f"load_path: {folder}\nfsdp_config: {{state_dict_type: sharded}}\n"))
+    ((key, said),) = sharded_problems(recipe)
+    assert key == ("load_path",)
+    assert f"`pretrained={folder}` reads its weights" in said
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert not list(sharded_problems(recipe))
 
 
 def test_the_validation_loss_of_several_loaders_is_their_mean() -> None:
