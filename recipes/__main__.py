@@ -3,7 +3,7 @@
 python -m recipes check RECIPE [key=value …]     everything wrong with a recipe, and what this machine lacks
 python -m recipes plan RECIPE [key=value …]      what it will take: hours, dollars, energy, memory, the loss to expect
 python -m recipes list [WORD …]                  the recipes, or those that have every word
-python -m recipes keys [KEY]                     what a recipe may say, such as model.attn_config
+python -m recipes keys [KEY] [--eval]            what a recipe may say, such as model.attn_config; --eval: one for eval
 python -m recipes summary RUN_FOLDER             what a finished run came to
 python -m recipes bill RUN_FOLDER …              what was paid for, start by start
 python -m recipes report RUN_FOLDER …            one HTML page of one run, or of several side by side

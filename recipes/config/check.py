@@ -15,7 +15,7 @@ from typing import Any
 
 from recipes.config.contradictions import contradictions
 from recipes.config.keys import KeyPath, Place, Problem, RecipeError, dotted, walk
-from recipes.config.load import Recipe, load
+from recipes.config.load import INCLUDE, Recipe, load
 from recipes.config.named_files import with_named_files
 from recipes.ranks import world_size
 from recipes.spelling import did_you_mean
@@ -24,7 +24,7 @@ from recipes.spelling import did_you_mean
 RETIRED_KEYS = {
     "device_mesh": "Composer 0.24 replaced it by data_parallel_shard_degree and data_parallel_replicate_degree",
     "prefix_lm": "LLM Foundry removed prefix language models",
-    "include": "include: stands at the top of a recipe only",
+    INCLUDE: "include: stands at the top of a recipe only",
 }
 RETIRED_VALUES = {
     ("attn_impl", "triton"): "the Triton kernel was removed; flash is the best kernel on the device, ALiBi included",
@@ -53,6 +53,9 @@ def check(recipe: Recipe, kind: str = "train") -> list[Problem]:
     if impossible:
         return impossible
     holders = _holders(recipe, kind)
+    meant = [key for key in recipe.values if key not in holders and _means_include(key, kind)]
+    if meant:  # all else would be said of what the fragments have
+        return [recipe.problem((key,), f"unknown key; did you mean {INCLUDE}?") for key in meant]
     for error in _validator(kind).iter_errors({k: v for k, v in recipe.values.items() if k not in holders}):
         for key, text in _explain(error, own_code):
             found.setdefault((key, text), recipe.problem(key, text))
@@ -81,6 +84,11 @@ def _beyond_numbers(values: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
             yield key, f"got {value}, expected a finite number"
         elif isinstance(value, int) and value.bit_length() > 63:
             yield key, f"got a whole number of {value.bit_length():,} bits, expected one that has room in 64"
+
+
+def _means_include(key: str, kind: str) -> bool:
+    known = _validator(kind).schema["properties"]
+    return key not in (*known, INCLUDE) and did_you_mean(key, [*known, INCLUDE]) == did_you_mean(INCLUDE, [INCLUDE])
 
 
 def _holders(recipe: Recipe, kind: str) -> set[str]:

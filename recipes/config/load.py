@@ -20,6 +20,8 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from recipes.config.keys import COMMAND_LINE, KeyPath, Place, Problem, RecipeError, walk
 from recipes.config.yaml_files import DEEPEST, Dumper, Layer, Loader, read_layer, refuse_bombs
 
+INCLUDE = "include"  # the key of a recipe's fragments
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -83,29 +85,27 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 def _layers(path: Path) -> tuple[list[Layer], list[Problem]]:
     recipe = read_layer(path)
-    included = recipe.values.pop("include", None) or []
-    where = recipe.places.pop(("include",), Place(str(path), 1))
+    included = recipe.values.pop(INCLUDE, None) or []
+    where = recipe.places.pop((INCLUDE,), Place(str(path), 1))
     layers: list[Layer] = []
     problems: list[Problem] = []
     names = [included] if isinstance(included, str) else included
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        problems.append(Problem(where, ("include",), f"got {included!r}, expected a path or a list of paths"))
+        problems.append(Problem(where, (INCLUDE,), f"got {included!r}, expected a path or a list of paths"))
         names = []
     for name in names:
         fragment = Path(os.path.normpath(path.parent / str(name)))
         if not os.path.isfile(fragment):
-            problems.append(
-                Problem(where, ("include",), f"no such file: {fragment} (paths are relative to the recipe)")
-            )
+            problems.append(Problem(where, (INCLUDE,), f"no such file: {fragment} (paths are relative to the recipe)"))
             continue
         try:
             layer = read_layer(fragment)
         except RecipeError as error:
             problems += error.problems
             continue
-        if "include" in layer.values:
+        if INCLUDE in layer.values:
             text = "a fragment may not include others: include it from the recipe, so that one file shows all of them"
-            problems.append(Problem(layer.places[("include",)], ("include",), text))
+            problems.append(Problem(layer.places[(INCLUDE,)], (INCLUDE,), text))
         layers.append(layer)
     layers.append(recipe)
     return layers, problems

@@ -8,10 +8,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from recipes.config.check import LIMITS, choices_in_words, grammar, types_in_words
+from recipes.config.load import INCLUDE
 from recipes.cost.architecture import MPT
 
 Schema = Mapping[str, Any]
 ANY = "*"  # in the place of a list's numbers, and of names that the recipe gives
+INCLUDED = "a path of a YAML file, relative to the recipe, or a list of them: what the recipe starts from"
 USUAL = (MPT, "text")  # of models and of loaders: what a key without their name is looked up in
 
 
@@ -36,6 +38,10 @@ def print_keys(key: str, kind: str) -> None:
 def keys(key: str, kind: str = "train") -> Iterator[tuple[str, str]]:
     """(dotted key, what it takes) of every key of a section."""
     root = grammar(kind)
+    if not key or key == INCLUDE:  # which is no key any more once the recipe is read
+        yield INCLUDE, INCLUDED
+    if key == INCLUDE:
+        return
     schema, way, which = _section(root, root), "", ""
     for part in key.split(".") if key else ():
         inner = _named(schema).get(part)
@@ -48,6 +54,8 @@ def keys(key: str, kind: str = "train") -> Iterator[tuple[str, str]]:
             near = difflib.get_close_matches(part, known, n=1)
             guess = f"did you mean {way}{near[0]}? " if near else ""
             where = way.removesuffix(".") or "a recipe"
+            if kind == "train" and part in grammar("eval")["properties"] and not way:
+                guess = f"one for eval/evaluate.py has: python -m recipes keys {key} --eval. "
             raise ValueError(f"{key}: {where} has no key {part}; {guess}It has {', '.join(known) or 'none'}.")
         before, schema, way = schema, _section(inner, root), f"{way}{part}."
     while set(_properties(schema)) == {ANY}:  # entries that are all alike: the keys of one
@@ -67,8 +75,12 @@ def keys(key: str, kind: str = "train") -> Iterator[tuple[str, str]]:
 
 def _takes(schema: Schema, root: Schema) -> str:
     section = _section(schema, root)
+    others = [inner for inner in schema.get("anyOf", ()) if not _is_section(_section(inner, root))]
+    if _is_section(section) and any(inner.get("type") != "null" for inner in others):  # null takes any section away
+        return f"{_in_words({'anyOf': others})}, or {_takes(section, root)}"
     if _named(section):
-        return f"a section whose {section['required'][0]} is {choices_in_words(_named(section))}"
+        several = ", or a list of them" if "then" in schema else ""
+        return f"a section whose {section['required'][0]} is {choices_in_words(_named(section))}{several}"
     if ANY in _properties(section):
         return "a list of sections" if section["type"] == "array" else "sections of any name"
     if section.get("properties"):
@@ -108,6 +120,10 @@ def _section(schema: Schema, root: Schema) -> Schema:
             return {"type": "array", "properties": {ANY: schema["items"]}}
         else:
             return schema
+
+
+def _is_section(schema: Schema) -> bool:
+    return bool(_named(schema) or _properties(schema))
 
 
 def _named(schema: Schema) -> dict[str, Schema]:

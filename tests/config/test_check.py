@@ -55,6 +55,8 @@ def test_the_evaluation_recipe_is_sound_once_its_run_is_there(recipe_file: Write
     ("override", "key", "words"),
     [
         ("max_sq_len=8", "max_sq_len", "unknown key; did you mean max_seq_len?"),
+        ("inclde=base/pretrain.yaml", "inclde", "unknown key; did you mean include?"),
+        ("include=base/pretrain.yaml", "include", "stands at the top of a recipe only"),
         ("model.d_modell=8", "model.d_modell", "did you mean d_model?"),
         ("model.attn_config.alibii=true", "model.attn_config.alibii", "did you mean alibi?"),
         ("model.attn_config.rope_hf_config.kind=x", "model.attn_config.rope_hf_config.kind", "Allowed: factor"),

@@ -24,8 +24,16 @@ def test_sections_names_limits_and_what_is_needed() -> None:
     assert dict(keys("model.attn_config.alibi")) == {"model.attn_config.alibi": "true or false"}
     assert dict(keys("dpo")) == {"dpo.beta": "a number, more than 0; needed"}
     assert "train_loader.dataset.streams.NAME.proportion" in dict(keys("train_loader.dataset.streams"))
+    assert top["icl_tasks"] == "text or null, or a list of sections"
+    assert top["eval_loader"].endswith("or a list of them")
+    assert top["include"] == dict(keys("include", "eval"))["include"]
     assert dict(keys("models.0", "eval"))["models.0.run"] == "text"
     assert dict(keys("models", "eval"))["models.0.folder"] == "text"
+
+
+def test_a_key_of_evaluations_alone_is_said_to_be_one() -> None:
+    with pytest.raises(ValueError, match=r"one for eval/evaluate\.py has: python -m recipes keys models\.run --eval"):
+        list(keys("models.run"))
 
 
 @pytest.mark.parametrize("recipe", ["pretrain/mpt-7b-8k", "pretrain/rwkv-169m", "finetune/llama-3-8b-chat-lora"])
