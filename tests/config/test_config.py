@@ -3,19 +3,45 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from data_prep.mixture import fragment, plan_mixture
+from recipes.__main__ import main
 from recipes.config.keys import COMMAND_LINE, RecipeError
 from recipes.config.load import load
+
+from ..conftest import ROOT
 
 Write = Callable[..., Path]
 
 
 def problems(error: pytest.ExceptionInfo[RecipeError]) -> list[str]:
     return [str(problem) for problem in error.value.problems]
+
+
+def test_the_recipe_of_the_readme_is_sound(
+    shards: Path,
+    recipe_file: Write,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    readme = (ROOT / "README.md").read_text()
+    (example,) = re.findall(r"```yaml\n(# mine\.yaml.+?)```", readme, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "yamls").symlink_to(ROOT / "yamls")
+    recipe_file(fragment(plan_mixture([f"{shards}=1"], 2.5e9), "of the README"), "mixture.yaml")
+    recipe_file(example, "mine.yaml")
+    assert main(["check", "mine.yaml"]) == 0
+    assert "The recipe is sound." in capsys.readouterr().out
+    recipe = load("mine.yaml", ["eval_loader=null", "callbacks.budget_guard={budget_usd: 500}"])
+    assert recipe["fsdp_config"] is recipe["eval_loader"] is None
+    assert recipe["callbacks"]["budget_guard"] == {"budget_usd": 500}
+    assert recipe["callbacks"].keys() > {"budget_guard"}
 
 
 def test_precedence_is_fragments_in_order_then_recipe_then_command_line(recipe_file: Write) -> None:
