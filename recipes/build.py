@@ -116,7 +116,7 @@ def build(recipe: Recipe) -> Run:
         keep_workers(data)
     algorithms = [builders.build_algorithm(n, kwargs or {}) for n, kwargs in (settings["algorithms"] or {}).items()]
     found = resume_point(recipe)
-    loggers = [MetricsFile(str(folder / METRICS)), *parts.build_loggers(recipe, settings)]
+    loggers = [MetricsFile(str(folder / METRICS)), *parts.build_loggers(recipe, settings, folder)]
     on_terminal = sys.stderr.isatty()
     if settings["progress_bar"] and not on_terminal:
         loggers.append(LogLines())

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from recipes.config.keys import RecipeError
 from recipes.config.load import Recipe
 from recipes.cost.architecture import MODEL_DEFAULTS, MPT, OURS, RWKV
 from recipes.cost.setup import shards
+from recipes.run_files import TENSORBOARD
 from recipes.training.lora import add_lora
 from recipes.training.preferences import build_preference_loader
 from recipes.training.startup import spare_questions
@@ -121,13 +123,26 @@ def build_model(config: dict[str, Any], tokenizer: Any, fsdp: dict[str, Any] | N
     return model
 
 
-def build_loggers(recipe: Recipe, settings: Mapping[str, Any]) -> list[LoggerDestination]:
-    """The loggers that the recipe names."""
+def build_loggers(recipe: Recipe, settings: Mapping[str, Any], folder: Path | None = None) -> list[LoggerDestination]:
+    """The loggers that the recipe names. folder: of the run, where they write unless they are told otherwise."""
     loggers: list[LoggerDestination] = []
     for name, kwargs in (settings["loggers"] or {}).items():
+        more = {} if folder is None else _inside(folder, name, kwargs or {})
         with reporting(recipe, "loggers"):
-            loggers.append(builders.build_logger(name, kwargs or {}))
+            loggers.append(builders.build_logger(name, {**(kwargs or {}), **more}))
     return loggers
+
+
+def _inside(folder: Path, name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """What keeps a logger's files in the run folder; theirs would be the working directory, whatever the run.
+
+    Not of MLflow, whose store is one for all runs.
+    """
+    if name == "tensorboard" and not kwargs.get("log_dir"):
+        return {"log_dir": str(folder / TENSORBOARD)}
+    if name == "wandb" and not os.environ.get("WANDB_DIR"):
+        return {"init_kwargs": {"dir": str(folder), **(kwargs.get("init_kwargs") or {})}}
+    return {}
 
 
 def say_the_recipe_once(trainer: Trainer) -> None:

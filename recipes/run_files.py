@@ -11,6 +11,7 @@ CHECKPOINTS = "checkpoints"  # a folder, unless save_folder says otherwise
 SUMMARY = "summary.json"  # what the run came to, once it has ended
 EVALUATION = "results.json"  # what eval/evaluate.py found of it
 HARNESS = "harness.json"  # what eval.harness found of it
+TENSORBOARD = "tensorboard"  # a folder of that logger's, unless its log_dir says otherwise
 REPORT = "report.html"  # all of these for a person
 
 LOCK = ".lock"  # held by the process that trains
