@@ -2,7 +2,7 @@
 
     N parameters, g devices that share them, T tokens of a micro-batch, L layers, d width, V vocabulary
 
-    weights        4 N / g (fp32 master copy)
+    weights        4 N / g (fp32 master copy); this and the next two are half as large with master_weights_dtype
     gradients      4 N / g (fp32; the optimizer needs them in the type of the weights); with LoRA of the adapters alone
     optimizer      8 N / g for Adam, 4 N / g for Lion; likewise
     gathered       what a sharded step holds in full: two blocks of weights and one of gradients, and the embedding;
@@ -38,7 +38,7 @@ from recipes.cost.throughput import shards_of
 GIB = 2**30
 CONTEXT_GIB = 1.0  # CUDA context, cuBLAS and NCCL buffers
 FRAGMENTATION = 0.04
-MASTER_BYTES = 4  # weights and gradients stay in fp32
+MASTER_BYTES = 4  # of fp32: the weights, unless master_weights_dtype is set, and what norms and losses compute in
 LOGIT_BYTES_FUSED = 4  # logits and their gradient in 16 bits
 LOGIT_BYTES_TORCH = 14  # 16-bit logits and gradient, and fp32 copy, log-softmax and gradient
 LOGIT_BYTES_OF_A_CHUNK, WITH_SOFTCAP = 8, 12
@@ -85,8 +85,8 @@ def memory(setup: Setup, gpu: Gpu) -> MemoryEstimate:
     shards = shards_of(setup, gpu)
     tokens = setup.microbatch_sequences * setup.tokens_per_item
     block = tokens * _saved_numbers_per_token(setup) * setup.compute_bytes  # what one block's backward pass needs
-    # of every block, until then; without sharding the weights are fp32, and so is what goes from block to block
-    residual = MASTER_BYTES if setup.sharding == "NO_SHARD" else setup.compute_bytes
+    # of every block, until then; without sharding what goes from block to block is of the weights' type
+    residual = setup.master_bytes if setup.sharding == "NO_SHARD" else setup.compute_bytes
     kept = tokens * s.d_model * residual if setup.recompute else block
     activations: float = s.n_layers * kept
     working = block if setup.recompute else 0
@@ -99,8 +99,8 @@ def memory(setup: Setup, gpu: Gpu) -> MemoryEstimate:
     # The logits are gone when the first block's backward pass begins, so only the larger of the two is held.
     activations += max(0, working - logits)
     parts = {
-        "weights": MASTER_BYTES * n / shards,
-        "gradients": MASTER_BYTES * setup.trained_parameters / shards,
+        "weights": setup.master_bytes * n / shards,
+        "gradients": setup.master_bytes * setup.trained_parameters / shards,
         "optimizer": setup.optimizer_bytes * setup.trained_parameters / shards,
         "gathered": _gathered(setup),
         "activations": activations,
@@ -220,8 +220,10 @@ def _gathered(setup: Setup) -> float:
     """Bytes of weights and gradients held in full by a device while it computes."""
     n, per_number = setup.parameters.total, setup.compute_bytes
     if setup.sharding == "NO_SHARD":
-        buckets = MASTER_BYTES * setup.trained_parameters if setup.gpus > 1 else 0
-        return buckets + (n * per_number if per_number < MASTER_BYTES else 0)  # autocast keeps a copy of every weight
+        buckets = setup.master_bytes * setup.trained_parameters if setup.gpus > 1 else 0
+        return buckets + (
+            n * per_number if per_number < setup.master_bytes else 0
+        )  # autocast keeps a copy of every weight
     embedding = max(setup.parameters.token_embedding, setup.parameters.head)
     block = setup.parameters.non_embedding / setup.shape.n_layers
     gradients = block * max(per_number, setup.reduce_bytes) * setup.trained_parameters / n

@@ -42,6 +42,7 @@ class Setup:
     sharding: str
     shard_degree: int | None  # devices of one copy of the model, where fsdp_config states it
     recompute: bool  # activation checkpointing of every block
+    master_bytes: int  # of a number in the weights that the optimizer steps, their gradients and its state
     compute_bytes: int  # of a number in the matrix products
     reduce_bytes: int  # of a gradient on the wire
     optimizer_bytes: int  # of state a parameter
@@ -108,8 +109,6 @@ def read_setup(recipe: Mapping[str, Any], gpus: int) -> Setup:
         notes.append("tp_config is not modelled: every device is taken to hold whole layers")
     if recipe.get("selective_checkpointing"):
         notes.append("selective_checkpointing is not modelled: activations are counted as without it, too many")
-    if model.get("master_weights_dtype"):
-        notes.append("master_weights_dtype is not modelled: weights and optimizer are counted in fp32, too much")
     if lora:
         notes.append("LoRA: gradients and optimizer state of the adapters alone, no products for gradients of the rest")
     overrides = ((model.get("block_overrides") or {}).get("overrides") or {}).values()
@@ -124,6 +123,7 @@ def read_setup(recipe: Mapping[str, Any], gpus: int) -> Setup:
     if microbatch is not None:
         microbatch = min(microbatch, -(-batch // gpus))  # a device cannot take more than its share
     half = precision != "fp32"
+    master_bytes = 2 if model.get("master_weights_dtype") else 4  # it may be a 16-bit type alone
     parameters = count_parameters(model)
     mixed = fsdp.get("mixed_precision", "DEFAULT")
     return Setup(
@@ -141,9 +141,10 @@ def read_setup(recipe: Mapping[str, Any], gpus: int) -> Setup:
         sharding=_sharding(recipe.get("fsdp_config"), gpus),
         shard_degree=shard_degree(fsdp, gpus),
         recompute=bool(fsdp.get("activation_checkpointing", False)),
+        master_bytes=master_bytes,
         compute_bytes=2 if half and _mode(mixed) != "FULL" else 4,
         reduce_bytes=_reduce_bytes(mixed, half),
-        optimizer_bytes=OPTIMIZER_BYTES.get(optimizer, 8),
+        optimizer_bytes=OPTIMIZER_BYTES.get(optimizer, 8) * master_bytes // 4,
         loss="torch" if is_dpo or model.get("loss_fn") == "torch_crossentropy" else "chunked",
         attn_impl=str((model.get("attn_config") or {}).get("attn_impl", "flash")),
         notes=tuple(notes),

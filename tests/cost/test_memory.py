@@ -90,6 +90,22 @@ def test_adapters_take_gradients_and_states_of_their_own_only() -> None:
     assert "LoRA" in read_setup(with_lora(), 1).notes[0]
 
 
+def test_master_weights_in_16_bits_are_half_as_large() -> None:
+    def in_bf16(recipe: dict[str, Any]) -> dict[str, Any]:
+        return {**recipe, "model": {**recipe["model"], "master_weights_dtype": "bf16"}}
+
+    for recipe in (SMALL_BATCH, with_lora()):
+        wide, narrow = (read_setup(each, 1) for each in (recipe, in_bf16(recipe)))
+        before, after = memory(wide, A100_80).by_part(), memory(narrow, A100_80).by_part()
+        for part in ("weights", "gradients", "optimizer"):
+            assert after[part] == before[part] / 2
+        assert after["gathered"] == 0  # autocast has nothing to copy
+        assert not any("master_weights" in note for note in narrow.notes)
+    rtx_4090 = find_gpu("rtx-4090")  # of 24 GB
+    assert not fits(read_setup(with_lora(), 1), rtx_4090)
+    assert fits(read_setup(in_bf16(with_lora()), 1), rtx_4090)
+
+
 def test_adapters_and_pairs_change_the_work() -> None:
     full, lora, dpo = (read_setup(recipe, 8) for recipe in (SMALL_BATCH, with_lora(), with_lora(dpo={"beta": 0.1})))
     steps = {name: step_time(setup, A100_80) for name, setup in (("full", full), ("lora", lora), ("dpo", dpo))}

@@ -18,6 +18,7 @@ CHECKPOINTS = "fsdp_config.activation_checkpointing=true"
         ("mpt-125m", [], 1, 16),
         ("mpt-125m", [CHECKPOINTS], 8, 32),
         ("mpt-125m", [CHECKPOINTS], 1, 32),
+        ("mpt-125m", ["model.master_weights_dtype=bf16"], 1, 16),
         ("mpt-125m", ["model.final_logit_softcapping=30.0"], 8, 16),
         ("llama-7b", ["fsdp_config.activation_checkpointing=false"], 8, 4),
         ("rwkv-169m", [], 8, 32),
