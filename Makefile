@@ -39,7 +39,7 @@ train: data ## the whole story on the embedded corpus: prepare, train, evaluate,
 	$(PYTHON) -m recipes summary runs/mpt-quickstart
 
 finetune: train ## the quickstart model learns to answer questions; its answers before and after
-	$(PYTHON) -m data_prep.sotu.chat_tokenizer $(SHARDS)/tokenizer $(CHAT)/tokenizer
+	$(PYTHON) -m data_prep.chat_tokenizer --tokenizer $(SHARDS)/tokenizer --out $(CHAT)/tokenizer
 	$(PYTHON) -m data_prep.finetune data_prep/sotu/questions.jsonl --out $(CHAT) --tokenizer $(CHAT)/tokenizer --seq-len 128 --holdout 0.05
 	$(PYTHON) -m recipes.launch train.py yamls/finetune/mpt-quickstart-chat.yaml
 	$(PYTHON) -m recipes generate runs/mpt-quickstart runs/mpt-quickstart-chat --prompts data_prep/sotu/questions.txt \

@@ -22,6 +22,7 @@ _ARGUMENTS = (
     "return_assistant_tokens_mask tokenizer_kwargs"
 )
 NOT_VARIABLES = frozenset(_ARGUMENTS.split())
+END_OF_TURN = "<|im_end|>"  # ends a generation too where it is a token
 # ChatML, which LLM Foundry takes for tokenizers without a template of their own
 DEFAULT_TEMPLATE = (
     "{% for message in messages %}"
@@ -74,6 +75,17 @@ class ConversationTokenizer:
                 which = "prompt" if not turn.input_ids else "answer"
                 raise BadExample(f"the {which} of turn {number} has no tokens")
         return turns
+
+    def end_without_a_token(self) -> str | None:
+        """What the template writes behind an answer, where no token of it ends a generation; None: one does."""
+        answer = "Yes."
+        try:
+            text = self._render([{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}], False)
+        except BadExample:  # it wants other conversations than this
+            return None
+        end = text.rpartition(answer)[2]
+        ends = {self._tokenizer.eos_token_id, self._tokenizer.get_vocab().get(END_OF_TURN)}
+        return None if ends.intersection(self._ids(text=end, add_special_tokens=False)) else end
 
     def _prompt_and_response(self, row: dict[str, Any]) -> Turn:
         prompt, response = checked_pair(row)

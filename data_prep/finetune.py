@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -179,11 +179,27 @@ def make(plan: Plan, staging: Path, out: Path, most: int) -> list[Manifest]:
             records.append(SourceRecord(**asdict(source), sha256=reader.sha256))
     _check_rejected(staging, out, counts["rejected"], rows_seen, options)
     built = {name: writer.finish() for name, writer in writers.items()}
+    _tell_of_forms(built.values(), conversations)
     if counts["rejected"]:
         (staging / REJECTED).rename(writers[options["split"]].folder / REJECTED)
     rejected = counts.pop("rejected")
     left_out = {reason: count for reason, count in counts.items() if count}
     return [write_manifest(plan, staging / name, built[name], records, rejected, left_out) for name in plan.splits]
+
+
+def _tell_of_forms(splits: Collection[BuiltSplit], tokenizer: ConversationTokenizer) -> None:
+    """Notes of what a model that learns these samples would do, and is seldom meant."""
+    rows, messages = (sum(getattr(split, name) or 0 for split in splits) for name in ("documents", "conversations"))
+    if 0 < messages < rows:
+        told = f"{messages:,} (messages) went through the chat template, {rows - messages:,} (prompt and response) not"
+        print(f"note: of the rows {told}: the model learns two forms.")
+    end = tokenizer.end_without_a_token() if messages else None
+    if end is not None:
+        print(
+            f"note: the chat template ends an answer with {end!r}, none of which is a token that ends a generation: a "
+            "server goes on behind it. `python -m data_prep.chat_tokenizer` makes a tokenizer with a template that "
+            "ends with EOS."
+        )
 
 
 def _settings_of(folder: Path) -> dict[str, str]:

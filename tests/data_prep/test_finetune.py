@@ -119,6 +119,22 @@ def test_same_bytes_as_llmfoundry_and_read_by_its_loader(
             assert labels == learned
 
 
+def test_what_the_samples_would_teach_is_told(
+    chats: list[dict[str, Any]],
+    pairs: list[dict[str, Any]],
+    with_template: Path,
+    jsonl: Callable[..., Path],
+    finetune: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    mixed = finetune(jsonl([*chats[:3], pairs[0]]), "--out", tmp_path / "mixed", "--holdout", "0.5").stdout
+    assert "note: of the rows 3 (messages) went through the chat template, 1 (prompt and response) not" in mixed
+    assert "ends an answer with '<|im_end|>\\n', none of which is a token" in mixed
+    assert "data_prep.chat_tokenizer" in mixed
+    alone = finetune(jsonl(pairs[:3]), "--out", tmp_path / "pairs")
+    assert (alone.returncode, "note" in alone.stdout) == (0, False)
+
+
 def test_turns_are_text_and_answers(with_template: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(with_template)
     turns = ConversationTokenizer(tokenizer, {}).turns(chat("a", "b", "c", "d", system="s"))

@@ -5,17 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 import sys
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
 
 from data_prep.reading import SourceReader
 from data_prep.rows import Document
 from data_prep.sotu import questions
-from data_prep.sotu.chat_tokenizer import TEMPLATE
 from data_prep.sources import find_sources, sha256_of_file
 from tests.conftest import Command
 from tests.data_prep.conftest import CORPUS
@@ -32,38 +29,6 @@ def test_corpus_is_what_its_readme_says() -> None:
     assert [value["year"] for value in values] == sorted(value["year"] for value in values)
     assert (values[0]["year"], values[-1]["year"]) == (1913, 2021)
     assert 3e6 < CORPUS.stat().st_size < 5e6
-
-
-def test_a_chat_tokenizer_replaces_nothing_else(tokenizer: Path, tmp_path: Path, run_command: Command) -> None:
-    command = ("python", "-m", "data_prep.sotu.chat_tokenizer")
-    for _ in range(2):  # its own it makes again
-        assert run_command(*command, tokenizer, tmp_path / "chat").returncode == 0
-    precious = tmp_path / "precious"
-    precious.mkdir()
-    (precious / "thesis.txt").touch()
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    (broken / "tokenizer_config.json").write_text("[]")
-    for source, out, words in (
-        (tokenizer, precious, "precious is no tokenizer's folder"),
-        (tmp_path / "chat", tokenizer, "is there already, and not made by this command"),
-        (broken, tmp_path / "new", "got list, expected a JSON object"),
-    ):
-        refused = run_command(*command, source, out)
-        assert refused.returncode == 1
-        assert words in refused.stderr
-    assert (precious / "thesis.txt").exists()
-    assert not list(tmp_path.glob(".*"))
-
-
-def test_a_chat_tokenizer_has_its_own_template_alone(tokenizer: Path, tmp_path: Path, run_command: Command) -> None:
-    source = Path(shutil.copytree(tokenizer, tmp_path / "source"))
-    (source / "chat_template.jinja").write_text("{{ 1 }}")
-    made = run_command("python", "-m", "data_prep.sotu.chat_tokenizer", source, tmp_path / "chat")
-    assert made.returncode == 0, made.stderr
-    assert AutoTokenizer.from_pretrained(tmp_path / "chat").chat_template == TEMPLATE
-    files = ["special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"]
-    assert sorted(path.name for path in (tmp_path / "chat").iterdir()) == files
 
 
 def test_make(tmp_path: Path, run_command: Command) -> None:

@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from data_prep.chat_tokenizer import main as chat_tokenizer
 from tests.conftest import Command, recipe_arguments
 
 QUESTION = "Who spoke?"
@@ -18,8 +19,7 @@ QUESTION = "Who spoke?"
 
 def test_a_served_folder_answers_as_the_run_does(shards: Path, tmp_path: Path, run_command: Command) -> None:
     tokenizer = tmp_path / "tokenizer"
-    made = run_command("python", "-m", "data_prep.sotu.chat_tokenizer", shards / "tokenizer", tokenizer)
-    assert made.returncode == 0, made.stderr
+    assert chat_tokenizer(["--tokenizer", str(shards / "tokenizer"), "--out", str(tokenizer)]) == 0
     short = ["max_duration=6ba", "eval_interval=0ba", f"tokenizer.name={tokenizer}"]
     trained = run_command("python", "train.py", *recipe_arguments(shards, tmp_path / "run", *short))
     assert trained.returncode == 0, trained.stderr

@@ -583,7 +583,7 @@ def test_the_quickstart_from_questions_to_answers(shards: Path, tmp_path: Path, 
     asked = ["--prompts", questions.with_suffix(".txt"), "--out", tmp_path / "said.jsonl"]
     asked += ["--chat", "--max-new-tokens", "8"]
     commands = (
-        ["python", "-m", "data_prep.sotu.chat_tokenizer", shards / "tokenizer", chat / "tokenizer"],
+        ["python", "-m", "data_prep.chat_tokenizer", "--tokenizer", shards / "tokenizer", "--out", chat / "tokenizer"],
         ["python", "-m", "data_prep.finetune", questions, "--out", chat, *more, *cut],
         ["launch", "train.py", "yamls/finetune/mpt-quickstart-chat.yaml", *changes],
         ["python", "-m", "recipes", "generate", before, tmp_path / "after", *more, *asked],
@@ -595,7 +595,7 @@ def test_the_quickstart_from_questions_to_answers(shards: Path, tmp_path: Path, 
     said = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
     assert [row["model"] for row in said] == ["before", "after"] * 3
     makefile = (ROOT / "Makefile").read_text()
-    for words in ("data_prep.sotu.chat_tokenizer", "mpt-quickstart-chat.yaml", "recipes generate runs/mpt-quickstart"):
+    for words in ("data_prep.chat_tokenizer", "mpt-quickstart-chat.yaml", "recipes generate runs/mpt-quickstart"):
         assert words in makefile
 
 
