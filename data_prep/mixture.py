@@ -98,14 +98,26 @@ def fragment(streams: Sequence[Stream], command: str) -> str:
         "  drop_last: true",
         "  num_workers: 8",
     ]
-    held_out = [(stream, stream.manifest.splits[0]) for stream in streams if len(stream.manifest.splits) > 1]
-    if held_out:
-        lines += ["", "eval_loader:", "  name: text", "  dataset:", "    streams:"]
-        for stream, split in held_out:
-            lines += [f"      {_quoted(stream.name)}:", f"        local: {_quoted(stream.folder)}"]
-            lines += [f"        split: {_quoted(split)}"]
-        lines += ["    shuffle: false", "    max_seq_len: ${max_seq_len}", "  drop_last: false", "  num_workers: 8"]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_eval_loaders(streams)]) + "\n"
+
+
+def _eval_loaders(streams: Sequence[Stream]) -> list[str]:
+    """A loader for each source that has something held out: of one loader of all, some batches would be the first's."""
+    lines = []
+    for stream in streams:
+        if len(stream.manifest.splits) > 1:
+            lines += [
+                f"  - label: {_quoted(stream.name)}",
+                "    name: text",
+                "    dataset:",
+                f"      local: {_quoted(stream.folder)}",
+                f"      split: {_quoted(stream.manifest.splits[0])}",
+                "      shuffle: false",
+                "      max_seq_len: ${max_seq_len}",
+                "    drop_last: false",
+                "    num_workers: 8",
+            ]
+    return ["", "eval_loader: # metrics/eval/LABEL/… of each", *lines] if lines else []
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -57,7 +57,10 @@ def test_told_and_drawn(sources: dict[str, dict[str, Any]], tmp_path: Path, run_
     assert f"tokens of {sources['code']['tokens']:,}: 2.25 epochs" in result.stdout
     value = yaml.safe_load(out.read_text())
     assert value["tokenizer"]["name"] == str(Path(sources["web"]["tokenizer"]["path"]).parent)
-    assert set(value["eval_loader"]["dataset"]["streams"]) == {"web", "code"}
+    held_out = {loader["label"]: loader["dataset"] for loader in value["eval_loader"]}
+    assert {label: (d["local"], d["split"]) for label, d in held_out.items()} == {
+        name: (str(tmp_path / name), "val") for name in ("web", "code")
+    }
     assert value["train_loader"]["dataset"]["epoch_size"] == round(tokens / 64)
 
     with loaders_lock():
