@@ -8,7 +8,7 @@ from pathlib import Path
 from recipes.talking.generate import Sampling, chat_ids, complete
 from recipes.talking.loading import Loaded, load_model
 
-HELP = "an empty line or /quit ends, /reset forgets the conversation"
+HELP = "an empty line, /quit or /exit ends, /reset forgets the conversation"
 
 
 def chat(
@@ -26,10 +26,13 @@ def chat(
             said = input("\n> ").strip()
         except (EOFError, KeyboardInterrupt):
             break
-        if said in ("", "/quit"):
+        if said in ("", "/quit", "/exit"):
             break
         if said == "/reset":
             messages = list(start)
+            continue
+        if said.startswith("/") and len(said.split()) == 1:
+            print(f"{said} is no command: {HELP}", file=sys.stderr)
             continue
         messages.append({"role": "user", "content": said})
         messages = fitting(loaded, messages, len(start), sampling.max_new_tokens)
