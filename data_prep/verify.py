@@ -1,8 +1,8 @@
 """Check prepared shards against the SHA-256 digests in their manifests.
 
-    python -m data_prep.verify shards/
+    python -m data_prep.verify shards/web shards/code
 
-reads every byte of every split below the folder (or of the one split that it is) and names what is missing, cut short
+reads every byte of every split below each folder (or of the one split that it is) and names what is missing, cut short
 or corrupt.
 """
 
@@ -43,7 +43,7 @@ def find_splits(folder: Path) -> dict[Path, Manifest]:
     return found
 
 
-def run(folder: Path) -> None:
+def run(folders: Sequence[Path]) -> None:
     """Check all splits; print a line for each, and every problem.
 
     Raises:
@@ -51,7 +51,7 @@ def run(folder: Path) -> None:
     """
     start = time.perf_counter()
     problems: list[str] = []
-    splits = find_splits(folder)
+    splits = {split: manifest for folder in folders for split, manifest in find_splits(folder).items()}
     for split, manifest in splits.items():
         found = digest_problems(split, manifest)
         parent = Path(os.path.abspath(split)).parent  # of "." too
@@ -73,9 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m data_prep.verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="what --out was, or one split in it")
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="what --out was, or one split in it")
     arguments = parser.parse_args(argv)
-    return exit_status(lambda: run(Path(os.path.expanduser(arguments.folder))))
+    return exit_status(lambda: run([Path(os.path.expanduser(folder)) for folder in arguments.folders]))
 
 
 if __name__ == "__main__":

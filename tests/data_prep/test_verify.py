@@ -40,15 +40,20 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
-def test_whole(finished: Path, run_command: Command) -> None:
+def test_whole(finished: Path, run_command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = run_command("python", "-m", "data_prep.verify", finished)
     assert (result.returncode, result.stderr) == (0, "")
     assert "2 splits are whole" in result.stdout
     here = run_command("python", "-m", "data_prep.verify", ".", cwd=finished / "train")
     assert (here.returncode, here.stderr) == (0, "")
-    one = run_command("python", "-m", "data_prep.verify", finished / "val")
-    assert one.returncode == 0
-    assert "1 splits are whole" in one.stdout
+    assert verify.main([str(finished / "val")]) == 0
+    assert "1 splits are whole" in capsys.readouterr().out
+    second = shutil.copytree(finished, tmp_path / "second")
+    assert verify.main([str(finished / "val"), str(second)]) == 0
+    assert "3 splits are whole" in capsys.readouterr().out
+    flip(second / "val" / "shard.00000.mds")
+    assert verify.main([str(finished / "val"), str(second)]) == 1
+    assert f"corrupt shard {second / 'val'}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
