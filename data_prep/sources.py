@@ -6,7 +6,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,8 +42,8 @@ class Source:
 def find_sources(inputs: Sequence[str]) -> list[Source]:
     """The files that files, folders (their own files, sorted) and globs (sorted; ** goes deeper) stand for.
 
-    Of folders and globs, what these commands have written into a split is left out. A note tells of it, and of files
-    with other names.
+    Of folders and globs, what these commands have written into a split is left out. A note tells of it, of files with
+    other names, and of what is in a folder's subfolders.
 
     Raises:
         PrepError: an input that is missing, matches nothing, is of another format, or is given twice.
@@ -58,6 +58,8 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
         if real in seen:
             raise PrepError(f"{path} is given twice (as {seen[real]} too): its documents would be counted twice.")
         seen[real] = path
+    for folder in filter(os.path.isdir, map(os.path.expanduser, inputs)):
+        _tell_of_subfolders(folder, seen)
     return [_inspect(path) for path in paths]
 
 
@@ -151,6 +153,21 @@ def _tell_of(given: str, what: str, paths: list[str]) -> None:
         names = [os.path.basename(path) for path in paths[:_NAMES_TOLD]] + ["…"] * (len(paths) > _NAMES_TOLD)
         count = f"{len(paths)} file{'s' * (len(paths) != 1)}"
         print(f"note: {given}: {count} {what}: {', '.join(names)}", file=sys.stderr)
+
+
+def _tell_of_subfolders(given: str, read: Container[str]) -> None:
+    """Say how many files lie in subfolders and are not read; `read`: the identities of those that are."""
+    folders = files = 0
+    for folder, below, names in os.walk(given):
+        below[:] = [name for name in below if not name.startswith(".")]  # where walk goes on
+        if folder == given:
+            continue
+        found = [os.path.join(folder, name) for name in names if name.endswith(SUFFIXES) and not name.startswith(".")]
+        missed = [path for path in found if not _is_output(path) and _identity(path) not in read]
+        folders, files = folders + bool(missed), files + len(missed)
+    if files:
+        count = f"{files} file{'s' * (files != 1)} in {folders} subfolder{'s' * (folders != 1)}"
+        print(f"note: {given}: {count}, not read (they are with '{given.rstrip('/')}/**/*')", file=sys.stderr)
 
 
 def _identity(path: str) -> str:

@@ -58,6 +58,7 @@ def test_good_rows_keep_text_and_bytes() -> None:
     pair = rb'{"text": "\ud83d\ude00 \u0000", "id": 1}'
     assert parse_row(1, pair + b"\r\n", "text") == Document(1, "😀 \0", pair)
     assert parse_row(1, b'{"body": "a"}', "body") == Document(1, "a", b'{"body": "a"}')
+    assert parse_row(1, b'{"text": "  "}', "text") == Document(1, "  ", b'{"text": "  "}')  # as LLM Foundry's
 
 
 @pytest.mark.parametrize("kind", BAD_ROWS)

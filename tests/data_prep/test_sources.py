@@ -58,6 +58,17 @@ def test_files_with_other_names_are_told(folder: Path, capsys: pytest.CaptureFix
         assert capsys.readouterr().err == f"note: {given}: 5 files {told}: B.JSONL, c.json, d.csv, e.zst, …\n"
 
 
+def test_files_in_subfolders_are_told_unless_they_are_read(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "deep" / "er").mkdir()
+    for name in ("deep/f.parquet", "deep/x.md", "deep/er/g.txt", "deep/.h.jsonl"):
+        (folder / name).touch()
+    names([str(folder)], folder)
+    told = f"note: {folder}: 3 files in 2 subfolders, not read (they are with '{folder}/**/*')"
+    assert told in capsys.readouterr().err
+    names([f"{folder}/", f"{folder}/deep/*.*", f"{folder}/deep/er/g.txt"], folder)
+    assert "in 1 subfolder" not in capsys.readouterr().err
+
+
 def test_what_a_run_wrote_is_no_input_of_the_next(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     val = folder / "shards" / "val"
     val.mkdir(parents=True)
