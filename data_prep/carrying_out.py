@@ -32,16 +32,16 @@ def make_splits(
     rejected_rows = list_rejected(staging, staging / PARTS, numbers, facts, options["max_rejected"], out)
     ordered = order(plan, staging, facts)
     names = {MAIN: options["split"], **({HELD: options["holdout_split"]} if options["holdout"] else {})}
-    progress.begin_writing(shard_bytes(names, ordered, plan.dtype))
-    built = build_splits(staging, names, ordered, options["seq_len"], plan.dtype, executor)
-    if rejected_rows is not None:
-        rejected_rows.rename(staging / names[MAIN] / REJECTED)
-    digests = source_digests(staging, facts, len(plan.sources))
-    records = [SourceRecord(**asdict(source), sha256=digests[number]) for number, source in enumerate(plan.sources)]
     left_out: dict[str, int] = dict(ordered.left_out)
     for part in facts:
         for reason, count in part.left_out.items():
             left_out[reason] = left_out.get(reason, 0) + count
+    progress.begin_writing(shard_bytes(names, ordered, plan.dtype))
+    built = build_splits(staging, names, ordered, options["seq_len"], plan.dtype, executor, left_out)
+    if rejected_rows is not None:
+        rejected_rows.rename(staging / names[MAIN] / REJECTED)
+    digests = source_digests(staging, facts, len(plan.sources))
+    records = [SourceRecord(**asdict(source), sha256=digests[number]) for number, source in enumerate(plan.sources)]
     rejected = sum(part.rejected for part in facts)
     manifests = [
         write_manifest(plan, staging / names[split], content, records, rejected, left_out)

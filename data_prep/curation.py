@@ -19,7 +19,7 @@ from data_prep.long_rows import LongDocument
 from data_prep.part_files import SIGNATURES
 from data_prep.rows import Document
 
-TOO_SHORT, TOO_LONG, PREDICATE = "too short", "too long", "predicate"
+TOO_SHORT, TOO_LONG, PREDICATE = "too short", "too long", "refused by --filter"
 EXACT, NEAR = "exact duplicate", "near duplicate"
 _SHINGLE_WORDS = 5
 _WORD_CHARACTERS = 256

@@ -32,6 +32,7 @@ from data_prep.publishing import exclusive, publish
 from data_prep.rejects import REFUSED
 from data_prep.sampling import sample_texts
 from data_prep.sources import find_sources
+from data_prep.splits import told_left_out
 from data_prep.staging import remove_leftovers, resumable_staging
 from data_prep.storage import is_remote, local_output
 from data_prep.tasks import Worker
@@ -157,8 +158,8 @@ def print_summary(out: Path, made: Made, seconds: float, usd_per_hour: float | N
             f"{manifest.dropped_tokens:,} tokens left over at the end"
         )
     main = made.manifests[0]
-    if main.left_out:
-        print("left out: " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(main.left_out.items())))
+    if told := told_left_out(main.left_out):
+        print(told)
     tokens = sum(manifest.tokens + manifest.dropped_tokens for manifest in made.manifests)
     text_bytes = sum(manifest.text_bytes for manifest in made.manifests)
     rejected = f"; {main.rejected:,} rows rejected" if main.rejected else ""

@@ -1,6 +1,7 @@
 """The splits made out of finished parts: their shards, the held-out rows, and what each holds."""
 
 import shutil
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
@@ -19,9 +20,17 @@ _COPY_BYTES = 1 << 20
 
 
 def build_splits(
-    staging: Path, names: dict[str, str], ordered: Ordered, seq_len: int, dtype: str, executor: Executor
+    staging: Path,
+    names: dict[str, str],
+    ordered: Ordered,
+    seq_len: int,
+    dtype: str,
+    executor: Executor,
+    left_out: Mapping[str, int],
 ) -> dict[str, BuiltSplit]:
     """Write the shards and indexes of the splits in `names` (by MAIN and HELD) into `staging/<name>`.
+
+    left_out: of the input's documents, how many for which reason: what a user may not have expected.
 
     Raises:
         PrepError: a split with not one sequence.
@@ -32,7 +41,7 @@ def build_splits(
         content = ordered.splits[split]
         sequences = content.tokens // seq_len
         if not sequences:
-            raise PrepError(_too_little(split, name, content, seq_len))
+            raise PrepError(_too_little(split, name, content, seq_len, left_out))
         (staging / name).mkdir(exist_ok=True)
         each = layout.samples_a_shard
         tasks[split] = [
@@ -92,9 +101,16 @@ def _copy_line(source: BinaryIO, target: BinaryIO | None) -> None:
             target.write(piece)
 
 
-def _too_little(split: str, name: str, content: SplitContent, seq_len: int) -> str:
+def told_left_out(counts: Mapping[str, int]) -> str:
+    """How many documents were left out for which reason; "": none."""
+    told = ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items()) if count)
+    return f"left out: {told}" if told else ""
+
+
+def _too_little(split: str, name: str, content: SplitContent, seq_len: int, left_out: Mapping[str, int]) -> str:
+    told = f" ({told_left_out(left_out)})" if any(left_out.values()) else ""
     larger = "" if split == MAIN else ", or a larger --holdout"
     return (
         f"split {name!r}: {content.documents:,} documents with {content.tokens:,} tokens are fewer than one sequence "
-        f"of {seq_len:,}; give more text, or a shorter --seq-len{larger}."
+        f"of {seq_len:,}{told}; give more text, or a shorter --seq-len{larger}."
     )

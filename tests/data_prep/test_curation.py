@@ -61,12 +61,24 @@ def compare(prepare: Callable[..., Any], jsonl: Callable[..., Path], tmp_path: P
     return check
 
 
-def test_lengths(compare: Callable[..., Any], rows: list[dict[str, Any]]) -> None:
+def test_lengths(
+    compare: Callable[..., Any],
+    prepare: Callable[..., Any],
+    jsonl: Callable[..., Path],
+    rows: list[dict[str, Any]],
+    tmp_path: Path,
+) -> None:
     kept = [row for row in rows if 100 <= len(row["text"]) <= 1500]
     short = sum(len(row["text"]) < 100 for row in rows)
     found = compare(rows, kept, "--min-chars", "100", "--max-chars", "1500")
     assert found["left_out"] == {"too short": short, "too long": len(rows) - len(kept) - short}
     assert f"{short} too short" in found["said"]
+    nothing = prepare(jsonl(rows), "--out", tmp_path / "nothing", "--min-chars", "100000")
+    assert nothing.returncode == 1
+    told = (
+        f"0 documents with 0 tokens are fewer than one sequence of 64 (left out: {len(rows)} too short); give more text"
+    )
+    assert told in nothing.stderr
 
 
 def test_filter(
@@ -77,7 +89,7 @@ def test_filter(
         "def good(row):\n    return row['keep']\n\n\ndef bad(row):\n    return 1 / 0\n\n\ndef odd(row):\n    pass\n"
     )
     found = compare(rows, [row for row in rows if row["keep"]], "--filter", f"{path}:good")
-    assert found["left_out"] == {"predicate": sum(not row["keep"] for row in rows)}
+    assert found["left_out"] == {"refused by --filter": sum(not row["keep"] for row in rows)}
     assert found["options"]["filter_sha256"] == sha256_of_file(path)
     source = tmp_path / "given.jsonl"
     for function, said in (
