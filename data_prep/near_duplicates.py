@@ -8,6 +8,10 @@ document is left out if it is a near duplicate of one before it that is kept.
 So the first of the documents that share a band is kept if that holds in all its bands, and those that are near
 duplicates of it are left out; then the same is asked of those that are left, until none is. Each round reads a file
 from its beginning to its end, so nothing of it has to be in memory.
+
+Documents of one template, alike but below the threshold, share bands with all others, and a round decides about one or
+two of them. So that their time does not grow with the square of their number there are at most 500 rounds; those that
+nothing is decided about then are kept. Other documents are decided about in a few rounds.
 """
 
 from collections.abc import Iterator
@@ -25,12 +29,16 @@ _BLOCKED = 255  # in some band there is one before it; within a round
 _SHARED = np.dtype([("band", ">u8"), ("document", ">u8")])  # band: a hash of which one it is and of what it holds
 _BLOCK_RECORDS = 1 << 16
 _PAIRS = 1 << 13  # compared at once
+_MOST_ROUNDS = 500
 
 States = npt.NDArray[np.uint8]
 
 
-def mark_near_duplicates(tables: DocumentTables, states: States, threshold: float, folder: Path) -> None:
+def mark_near_duplicates(tables: DocumentTables, states: States, threshold: float, folder: Path) -> int:
     """Set the state of near duplicates to DUPLICATE.
+
+    Returns:
+        how many documents are kept because the rounds were over.
 
     Disk: in `folder`, 16 bytes a band of each document for a while, and then of those documents only that share one.
 
@@ -40,7 +48,9 @@ def mark_near_duplicates(tables: DocumentTables, states: States, threshold: floa
     """
     path, following = folder / "shared", folder / "shared.next"
     _write_shared(tables, states, rows_of_a_band(threshold), path)
-    while path.stat().st_size:
+    for _ in range(_MOST_ROUNDS):
+        if not path.stat().st_size:
+            break
         for _, is_first, documents in _bands(path, states):
             states[documents[~is_first]] = _BLOCKED
         for leaders, is_first, documents in _bands(path, states):
@@ -56,7 +66,9 @@ def mark_near_duplicates(tables: DocumentTables, states: States, threshold: floa
         for records in _read(following):
             states[_numbers(records)] = 0
         following.rename(path)
+    undecided = _count(path, states)
     path.unlink()
+    return undecided
 
 
 def rows_of_a_band(threshold: float) -> int:
@@ -125,6 +137,19 @@ def _read(path: Path) -> Iterator[npt.NDArray[Any]]:
     with open(path, "rb") as file:
         while len(records := np.fromfile(file, dtype=_SHARED, count=_BLOCK_RECORDS)):
             yield records
+
+
+def _count(path: Path, states: States) -> int:
+    """How many documents the records are of; their states are 0, before and after."""
+    count = 0
+    for records in _read(path):
+        new = np.unique(_numbers(records))
+        new = new[states[new] == 0]
+        states[new] = _BLOCKED
+        count += len(new)
+    for records in _read(path):
+        states[_numbers(records)] = 0
+    return count
 
 
 def _numbers(records: npt.NDArray[Any]) -> npt.NDArray[np.int64]:

@@ -4,6 +4,7 @@ Documents are numbered in the order of the input. What is asked of all of them a
 memory does not grow with their number.
 """
 
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -70,7 +71,10 @@ def order_by_document(
     if dedup:
         _mark_exact_duplicates(tables, states, folder)
     if similarity is not None:
-        mark_near_duplicates(tables, states, similarity, folder)
+        undecided = mark_near_duplicates(tables, states, similarity, folder)
+        if undecided:
+            what = "of templates with too many alike are kept, not compared with all before them"
+            print(f"note: --near-dedup: {undecided:,} documents {what}", file=sys.stderr)
     wanted = {EXACT: dedup, NEAR: similarity is not None}
     left_out = {name: _count(states, _LEFT_OUT[name]) for name, asked in wanted.items() if asked}
     return Ordered(_write(tables, states, folder, shuffle_seed), left_out)

@@ -183,19 +183,41 @@ def test_near_duplicates_of_kept_documents_only(seed: int, tmp_path: Path, monke
     assert marked(shuffled_signatures, tmp_path).astype(bool).tolist() == expected
 
 
+def test_documents_of_one_template_are_decided_about_in_so_many_rounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    own = rng.integers(0, 1 << 32, (300, 128), dtype=np.uint32)
+    signatures = np.where(rng.random((300, 128)) < 0.2, own, own[0])  # pairs are alike to about 0.65
+    signatures[[1, 299]] = signatures[0]  # whatever is compared with the first
+    undecided, states = counted(signatures, tmp_path / "all")
+    assert (undecided, states[[0, 1, 299]].tolist()) == (0, [0, 1, 1])
+    monkeypatch.setattr(near_duplicates, "_MOST_ROUNDS", 5)
+    undecided, states = counted(signatures, tmp_path / "few")
+    assert 100 < undecided < 200
+    assert states[[0, 1, 299]].tolist() == [0, 1, 1]
+    assert set(states.tolist()) == {0, 1}
+
+
 def marked(signatures: npt.NDArray[np.uint32], folder: Path) -> npt.NDArray[np.uint8]:
-    """The states of documents in two parts."""
+    """The states of documents that are all decided about."""
+    undecided, states = counted(signatures, folder)
+    assert not undecided
+    return states
+
+
+def counted(signatures: npt.NDArray[np.uint32], folder: Path) -> tuple[int, npt.NDArray[np.uint8]]:
+    """How many documents in two parts are undecided, and the states of all."""
     kind = table_type(with_hashes=False, with_signatures=True)
     records = np.zeros(len(signatures), dtype=kind)
     records["signature"] = signatures
     half = len(records) // 3
     for number, part in enumerate((records[:half], records[half:])):
         path = part_folder(folder, number)
-        path.mkdir()
+        path.mkdir(parents=True)
         part.tofile(path / TABLE)
     states = np.zeros(len(signatures), dtype=np.uint8)
-    mark_near_duplicates(DocumentTables(folder, 2, kind), states, 0.8, folder)
-    return states
+    return mark_near_duplicates(DocumentTables(folder, 2, kind), states, 0.8, folder), states
 
 
 def test_shuffling(prepare: Callable[..., Any], jsonl: Callable[..., Path], texts: list[str], tmp_path: Path) -> None:
