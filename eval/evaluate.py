@@ -17,6 +17,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from eval import results
 from eval.baseline import unigram_entropy
 from eval.cache import SCORING, AnswerCache
 from eval.digests import digest_of, files_of, is_elsewhere
-from eval.models import long_loaders, longest, run_judged, spell_out_models
+from eval.models import long_loaders, longest, runs_judged, spell_out_models
 from eval.questions import ScoringError
 from eval.samples import continued, refuse_samples
 from eval.tasks.rows import TaskError
@@ -71,20 +72,16 @@ def main(arguments: list[str]) -> int:
     if missing:
         return print_problems("this machine lacks what the evaluation needs", missing)
 
-    run_name = recipe.get("run_name") or recipe.path.stem
-    code = recipe.get("code_paths") or []
-    models = [digest_of(entry, recipe.get("precision"), run_name, code) for entry in recipe["models"]]
-    path = results.results_path(recipe, run_judged(written))
-    if not can_be_written(path):
-        problem = Problem(recipe.place(("results",)), ("results",), f"results cannot be written to {path}")
-        return print_problems("this evaluation cannot be run", [problem])
-    digest = results.digest(recipe, [*models, str(SCORING)], files_of(recipe))
-    # loggers get the numbers of each call, for which kept answers are counted again
-    found = None if is_elsewhere(recipe) or recipe.get("loggers") else results.finished(path, digest)
-    if found is not None and not only_prompts:
-        if is_first_rank():
+    jobs = [_job(part, path) for path, part in results.by_path(recipe, runs_judged(written)).items()]
+    for job in jobs:
+        if not can_be_written(job.path):
+            problem = Problem(recipe.place(("results",)), ("results",), f"results cannot be written to {job.path}")
+            return print_problems("this evaluation cannot be run", [problem])
+    for job in jobs if is_first_rank() and not only_prompts else []:
+        if job.found is not None:
             print("evaluated before: same checkpoint, same tasks")
-            results.show(path, found)
+            results.show(job.path, job.found)
+    if not only_prompts and all(job.found is not None for job in jobs):
         return 0
 
     with light_imports():
@@ -96,17 +93,43 @@ def main(arguments: list[str]) -> int:
         parts.register_components()
         parts.import_code(recipe)
         if only_prompts:
-            return _show_prompts(recipe, path.parent / "tasks")
-        entries, examples = evaluate(recipe, models, path.parent)
+            return _show_prompts(recipe, jobs[0].path.parent / "tasks")
+        _settings(recipe, recipe["models"][0])  # joins the processes' group, in which tokenizers are built
+        refuse_samples(recipe, functools.partial(_tokenizer, recipe))
+        for job in jobs:
+            if job.found is not None:
+                continue
+            entries, examples = evaluate(job.recipe, job.models, job.path.parent)
+            if is_first_rank():
+                content = {"digest": job.digest, "recipe": str(recipe.path), "models": entries}
+                results.write(job.path, content, examples)
+                results.show(job.path, content)
     except RecipeError as error:
         return print_problems("this evaluation cannot be run", error.problems)
     except (TaskError, ScoringError) as error:
         return print_problems("this evaluation cannot be done", [Problem(Place(str(recipe.path)), (), str(error))])
-    if is_first_rank():
-        content = {"digest": digest, "recipe": str(recipe.path), "models": entries}
-        results.write(path, content, examples)
-        results.show(path, content)
     return 0
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What of a recipe has its results in one file; found: those results, where this was evaluated before."""
+
+    recipe: Recipe
+    path: Path
+    models: list[str]  # their digests
+    digest: str
+    found: dict[str, Any] | None
+
+
+def _job(recipe: Recipe, path: Path) -> _Job:
+    run_name = recipe.get("run_name") or recipe.path.stem
+    code = recipe.get("code_paths") or []
+    models = [digest_of(entry, recipe.get("precision"), run_name, code) for entry in recipe["models"]]
+    digest = results.digest(recipe, [*models, str(SCORING)], files_of(recipe))
+    # loggers get the numbers of each call, for which kept answers are counted again
+    found = None if is_elsewhere(recipe) or recipe.get("loggers") else results.finished(path, digest)
+    return _Job(recipe, path, models, digest, found)
 
 
 def evaluate(recipe: Recipe, digests: list[str], folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -115,8 +138,6 @@ def evaluate(recipe: Recipe, digests: list[str], folder: Path) -> tuple[list[dic
     digests: the models', in their order. folder: that of the results, for answers and task files.
     Raises RecipeError, TaskError, ScoringError.
     """
-    _settings(recipe, recipe["models"][0])  # joins the processes' group, in which tokenizers are built
-    refuse_samples(recipe, functools.partial(_tokenizer, recipe))
     models, examples = [], []
     for entry, digest in zip(recipe["models"], digests, strict=True):
         result, records = _evaluate(recipe, entry, digest, folder)

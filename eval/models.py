@@ -62,12 +62,15 @@ def spell_out_models(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, values=values, places=places)
 
 
-def run_judged(recipe: Recipe) -> str | None:
-    """The run folder that the first model of a recipe, as it is written, is of; None for what is no run's."""
+def runs_judged(recipe: Recipe) -> list[str | None]:
+    """For each model of a recipe, as it is written, the run folder that it is of; None for what is no run's."""
     models = recipe.get("models")
-    if not isinstance(models, list) or not models or not isinstance(models[0], Mapping):
-        return None
-    return _one_source(models[0], recipe.places, 0).get("run")
+    if not isinstance(models, list):  # one, at the top
+        return [None]
+    return [
+        _one_source(model, recipe.places, index).get("run") if isinstance(model, Mapping) else None
+        for index, model in enumerate(models)
+    ]
 
 
 def _refuse_equal_names(models: list[Any], recipe: Recipe) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +26,19 @@ def results_path(recipe: Recipe, run: str | None) -> Path:
     if recipe.get("results"):
         return Path(recipe["results"])
     return (Path(run) if run else Path(RUNS) / f"eval-{recipe.path.stem}") / EVALUATION
+
+
+def by_path(recipe: Recipe, runs: Sequence[str | None]) -> dict[Path, Recipe]:
+    """The recipe taken apart by where its results go: each run's to its own folder, all to `results:` where it has one.
+
+    runs: for each of its models the run folder that it is of, or None.
+    """
+    models: dict[Path, list[Any]] = {}
+    for model, run in zip(recipe["models"], runs, strict=True):
+        models.setdefault(results_path(recipe, run), []).append(model)
+    return {
+        path: dataclasses.replace(recipe, values={**recipe.values, "models": some}) for path, some in models.items()
+    }
 
 
 def examples_path(results: Path) -> Path:

@@ -11,8 +11,8 @@ import catalogue
 import pytest
 import torch
 
-from eval import digests, evaluate, harness, results
-from eval.models import run_judged, spell_out_models
+from eval import compare, digests, evaluate, harness, results
+from eval.models import runs_judged, spell_out_models
 from eval.results import examples_path
 from recipes.config.keys import RecipeError
 from recipes.config.load import Recipe, load
@@ -434,7 +434,32 @@ def test_results_of_a_folder_are_not_those_of_the_run_that_the_recipe_names() ->
         ("models.0.folder=exports/mine", "runs/eval-quickstart/results.json"),
     ):
         recipe = load(RECIPE, [override])
-        assert str(results.results_path(recipe, run_judged(recipe))) == path
+        assert [str(found) for found in results.by_path(recipe, runs_judged(recipe))] == [path]
+
+
+def test_each_runs_part_of_an_evaluation_is_in_its_own_folder(
+    shards: Path, whole: Path, task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [shutil.copytree(whole, tmp_path / name, symlinks=True) for name in ("a", "b")]
+    for run in runs:
+        (run / "results.json").unlink(missing_ok=True)
+    asked = [*arguments(shards, whole, task)[:1], *arguments(shards, whole, task)[2:]]  # without models.0.run
+    asked += ["contamination=null", "samples=null", "eval_loader=null"]
+    both = f"models=[{{run: {runs[0]}}}, {{run: {runs[1]}}}]"
+    assert evaluate.main([*asked, both]) == 0
+    for run in runs:
+        (model,) = json.loads((run / "results.json").read_text())["models"]
+        assert model["name"] == run.name
+        capsys.readouterr()
+        print_summary(run)
+        assert "dates/0-shot" in capsys.readouterr().out
+        assert "cloze/0-shot" in (run / "report.html").read_text()
+    assert compare.main([str(run) for run in runs]) == 0
+    (runs[1] / "results.json").unlink()
+    assert evaluate.main([*asked, both]) == 0
+    assert capsys.readouterr().out.count("evaluated before") == 1
+    assert evaluate.main([*asked, both, f"results={tmp_path}/r.json"]) == 0
+    assert [model["name"] for model in json.loads((tmp_path / "r.json").read_text())["models"]] == ["a", "b"]
 
 
 def test_code_of_ones_own_is_imported(tmp_path: Path) -> None:
