@@ -20,8 +20,8 @@ from typing import Any
 
 from eval.metrics import paired_interval
 from eval.results import examples_path
+from recipes import screen
 from recipes.run_files import EVALUATION, HARNESS
-from recipes.screen import exit_status
 
 SHOWN = 3  # flipped examples a task
 WIDTH = 100  # characters of a prompt that are shown, its end
@@ -182,12 +182,12 @@ def _split(text: str) -> tuple[Path, str | None]:
 
 
 def _show(name_a: str, name_b: str, found: Sequence[Difference], a: Records, b: Records, flipped: int) -> None:
-    from rich.console import Console
     from rich.table import Column, Table
 
-    console = Console(highlight=False)
+    console = screen.console()
     columns = ("A", "B", "B − A", "95 %", "p", "gained", "lost", "examples")
-    table = Table(Column("task", overflow="fold", min_width=16), *columns)
+    numbers = [Column(name, justify="right", no_wrap=True) for name in columns]
+    table = Table(Column("task", overflow="fold"), *numbers, box=None, padding=(0, 1, 0, 0))  # 80 columns have room
     table.title, table.title_justify = f"A: {name_a}, B: {name_b}", "left"
     for d in found:
         if d.p_value is None:  # numbers, not shares of right answers
@@ -209,4 +209,4 @@ def _show(name_a: str, name_b: str, found: Sequence[Difference], a: Records, b: 
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main, "begins anew"))
+    sys.exit(screen.exit_status(main, "begins anew"))

@@ -13,6 +13,7 @@ from typing import Any
 from data_prep.durable import write_whole
 from eval import metrics
 from eval.digests import file_digest
+from recipes import screen
 from recipes.config.load import Recipe
 from recipes.reports.page import write_page
 from recipes.reports.scores import interval, number
@@ -102,11 +103,10 @@ def write(path: Path, content: Mapping[str, Any], examples: Iterable[Mapping[str
 
 def show(path: Path, results: Mapping[str, Any]) -> None:
     """Print a table a model: loss, perplexity, scores with their intervals beside chance, averages, samples."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False)
+    console = screen.console()
     for model in results["models"]:
         table = Table(title=model["name"], title_justify="left")
         table.add_column("task", overflow="fold")

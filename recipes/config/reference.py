@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -23,16 +22,17 @@ def print_keys(key: str, kind: str) -> None:
     key: dotted, such as `model.attn_config`; empty for the whole recipe. kind: `train` or `eval`.
     Raises ValueError for a key that no recipe has.
     """
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from recipes.screen import console  # which imports this package
 
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, text in keys(key, kind):
         table.add_row(name, Text(text))
-    Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(table)
+    console().print(table)
 
 
 def keys(key: str, kind: str = "train") -> Iterator[tuple[str, str]]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recipes import screen
 from recipes.config.load import Recipe, load
 from recipes.cost.architecture import ModelShape, model_shape
 from recipes.cost.estimate import Estimate, estimate
@@ -113,7 +114,6 @@ def print_list(words: Sequence[str], as_json: bool = False) -> None:
 
         print(json.dumps([_as_dict(row) for row in chosen], indent=2))
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 1, 0, 0))
@@ -125,7 +125,7 @@ def print_list(words: Sequence[str], as_json: bool = False) -> None:
         table.add_row(
             row.name.removesuffix(".yaml"), size, context, row.attention, row.positions, row.length, row.tuning
         )
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    console = screen.console()
     console.print(table)
     console.print(f"{len(chosen)} recipe{'s' * (len(chosen) != 1)}, each in yamls/NAME.yaml")
 

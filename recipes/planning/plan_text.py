@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from recipes import screen
 from recipes.cost.duration import in_words
 from recipes.cost.estimate import KG_CO2E_PER_KWH, WHOLE_RUN_HIGH, WHOLE_RUN_LOW, WHOLE_RUN_MID, Range
 from recipes.cost.figures import number, short
@@ -25,7 +24,7 @@ ABOUT_THE_SAME = 0.02  # what norms and learned positions, in which no product i
 
 def print_plan(plan: Plan) -> None:
     """One GPU type in full."""
-    console = _console()
+    console = screen.console()
     e = plan.estimate
     console.print(f"[bold]{escape(plan.recipe)}[/bold] on {e.gpus} × {e.hardware.title}")
     for title, rows in (
@@ -43,7 +42,7 @@ def print_plan(plan: Plan) -> None:
 
 def print_comparison(plans: Sequence[Plan], left_out: Sequence[str]) -> None:
     """A row a GPU type, cheapest first, under what they have in common."""
-    console = _console()
+    console = screen.console()
     first = plans[0]
     with_budget = first.options.budget_usd is not None
     console.print(f"[bold]{escape(first.recipe)}[/bold]")
@@ -79,11 +78,6 @@ def print_comparison(plans: Sequence[Plan], left_out: Sequence[str]) -> None:
         notes["the recipe's own cost.usd_per_device_hour is for one kind of device and is not used here: --rate"] = None
     for text in [*notes, *left_out]:
         console.print(f"  {text}")
-
-
-def _console() -> Console:
-    """As wide as the terminal; a file or a pipe gets lines of 120."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
 def _grid(rows: Sequence[Row]) -> Table:

@@ -78,10 +78,11 @@ def write_summary(
 
 def print_summary(folder: Path) -> None:
     """A screenful for a person: what was learned, how fast, at what price, and where the files are."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
     from rich.text import Text
+
+    from recipes import screen  # which imports this package
 
     summary = read_json(folder / SUMMARY)
     if not summary:
@@ -97,7 +98,7 @@ def print_summary(folder: Path) -> None:
         raise FileNotFoundError(f"{damaged}; the run's {METRICS} has the numbers still") from None
     for name, text in rows:
         table.add_row(name, Text(text))
-    console = Console(highlight=False, soft_wrap=False)
+    console = screen.console()
     console.print(f"\n[bold]{escape(folder.resolve().name)}[/bold] after {steps} steps")
     console.print(table)
 

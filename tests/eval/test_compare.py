@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from eval.compare import main, paired, read
 from eval.contamination import check_shards, hashes
 from eval.metrics import paired_interval
 from eval.tasks.rows import TaskError
+from recipes import screen
 
 from ..conftest import Command, write_jsonl
 
@@ -98,6 +100,19 @@ def test_the_command_shows_what_flipped(tmp_path: Path, run_command: Command) ->
     assert "not compared, as no example of it is judged by itself: w" in mixed.stdout
     listed = run_command("python", "-m", "eval.compare", a, b, "--json")
     assert json.loads(listed.stdout)[0]["gained"] == [1, 2]
+
+
+def test_the_table_has_room_where_there_is_no_terminal_and_on_one_of_80_columns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [str(results(tmp_path / name, name, [1, 0] * 50)) for name in ("one", "two")]
+    for columns in (None, 80):
+        if columns:
+            monkeypatch.setattr(screen, "console", lambda: Console(width=80))
+        assert main(folders) == 0
+        heading, row = capsys.readouterr().out.splitlines()[1:3]
+        assert heading.split()[-3:] == ["gained", "lost", "examples"]
+        assert row.split()[-3:] == ["0", "0", "100"]
 
 
 def test_comparisons_that_mean_nothing_are_refused(tmp_path: Path, run_command: Command) -> None:
