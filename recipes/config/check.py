@@ -71,7 +71,7 @@ def _of_the_other_kind(values: Mapping[str, Any], kind: str) -> str:
         return (
             "this is an evaluation recipe, which eval/evaluate.py takes; a training recipe has model and train_loader"
         )
-    if kind == "eval" and "train_loader" in values and "models" not in values:
+    if kind == "eval" and {"train_loader", "max_duration"} <= values.keys():  # its model may be spelled out by now
         return (
             "this is a training recipe, which train.py takes; an evaluation recipe names its models (models.0.run=RUN)"
         )

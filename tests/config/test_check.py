@@ -276,8 +276,9 @@ def test_a_recipe_of_the_other_kind_is_said_to_be_one() -> None:
         RecipeError, match=r"quickstart\.yaml: this is an evaluation recipe, which eval/evaluate\.py takes"
     ):
         load_checked(evaluation)
-    (problem,) = check(load(QUICKSTART), "eval")
-    assert "this is a training recipe, which train.py takes" in str(problem)
+    for recipe in (load(QUICKSTART), spell_out_models(load(QUICKSTART))):
+        (problem,) = check(recipe, "eval")
+        assert "this is a training recipe, which train.py takes" in str(problem)
 
 
 @pytest.mark.parametrize("name", ["pretrain/mpt-7b", "mpt-7b.yaml", "mpt-7b"])
