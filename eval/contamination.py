@@ -1,6 +1,7 @@
 """Is a task in the training data? Examples that share n tokens in a row with the training shards.
 
     python -m eval.contamination yamls/eval/quickstart.yaml --shards shards/sotu/train --tokenizer shards/sotu/tokenizer
+    python -m eval.contamination yamls/eval/quickstart.yaml --shards my/a/train my/b/train --tokenizer my/tokenizer
 
 An example is its question and its right answer, without the few-shot examples before it. Shards are read as they lie:
 sequences one after the other, so that a text that was cut into several is found as well.
@@ -39,13 +40,16 @@ class OtherTokenizer(TaskError):
     """Shards of another tokenizer's ids, in which nothing would be found."""
 
 
-def contaminated(tasks: Sequence[Task], tokenizer: Any, shards: str, tokens: int = TOKENS) -> list[dict[str, Any]]:
+def contaminated(
+    tasks: Sequence[Task], tokenizer: Any, shards: Sequence[str], tokens: int = TOKENS
+) -> list[dict[str, Any]]:
     """How many examples of each task share `tokens` tokens in a row with the shards, and which; these are read once.
 
-    Examples shorter than that are compared whole; `too_short` says how many. tokenizer: the one of the shards.
-    Raises TaskError where the folder holds no shards of token ids, or those of another tokenizer.
+    Examples shorter than that are compared whole; `too_short` says how many. shards: folders, of one split each, such
+    as those that a mixture is of. tokenizer: the one of the shards.
+    Raises TaskError where a folder holds no shards of token ids, or those of another tokenizer.
     """
-    entries = check_shards(Path(shards), tokenizer)
+    folders = [check_shards(Path(folder), tokenizer) for folder in shards]
     too_short = [0] * len(tasks)
     grams: dict[int, dict[int, set[tuple[int, int]]]] = {}  # length → hash → places: task and example
     for number, task in enumerate(tasks):
@@ -59,7 +63,7 @@ def contaminated(tasks: Sequence[Task], tokenizer: Any, shards: str, tokens: int
                         of_length.setdefault(value, set()).add((number, index))
     wanted = {length: np.array(sorted(of_length), dtype=np.uint64) for length, of_length in grams.items()}
     found: set[tuple[int, int]] = set()
-    for block in _blocks(entries, max(wanted)) if wanted else ():
+    for block in (block for entries in folders for block in _blocks(entries, max(wanted))) if wanted else ():
         for length, seen in hashes(block, set(wanted)):
             places = np.searchsorted(wanted[length], seen)
             hits = np.unique(seen[wanted[length][places.clip(max=len(wanted[length]) - 1)] == seen])
@@ -72,7 +76,7 @@ def contaminated(tasks: Sequence[Task], tokenizer: Any, shards: str, tokens: int
             "contaminated": len(which[number]),
             "tokens": tokens,
             "too_short": too_short[number],
-            "shards": str(shards),
+            "shards": ", ".join(shards),
             "which": which[number],
         }
         for number, task in enumerate(tasks)
@@ -145,7 +149,9 @@ def main(arguments: Sequence[str]) -> int:
         prog="python -m eval.contamination", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("tasks", help="an evaluation recipe, or a YAML file with icl_tasks")
-    parser.add_argument("--shards", required=True, help="the folder of one split, such as shards/sotu/train")
+    parser.add_argument(
+        "--shards", required=True, nargs="+", metavar="FOLDER", help="of one split each, such as shards/sotu/train"
+    )
     parser.add_argument("--tokenizer", required=True, help="the tokenizer that the shards were made with")
     parser.add_argument("--tokens", type=int, default=TOKENS, help=f"in a row (default {TOKENS})")
     chosen = parser.parse_args(arguments)
@@ -166,7 +172,6 @@ def main(arguments: Sequence[str]) -> int:
             raise TaskError(f"{chosen.tasks} has no icl_tasks")
         if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
             raise TaskError(f"{chosen.tasks}: icl_tasks: got {entries!r}, expected a list of tasks")
-        entries = [{**entry, "num_fewshot": [0]} for entry in entries]
         length = recipe.get("max_seq_len") or 2048
         if not isinstance(length, int) or length < 1:
             raise TaskError(f"{chosen.tasks}: max_seq_len: got {length!r}, expected a whole number of at least 1")
@@ -179,7 +184,7 @@ def main(arguments: Sequence[str]) -> int:
         for task, found in zip(tasks, contaminated(tasks, tokenizer, chosen.shards, chosen.tokens), strict=True):
             print(contamination_line(found))
             for index in found["which"][:SHOWN]:
-                print(f"  example {index + 1}: {task.examples[index].shown!r}")
+                print(f"  example {index + 1}: {task.examples[index].question!r}")
     except (RecipeError, TaskError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

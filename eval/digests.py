@@ -14,7 +14,7 @@ from data_prep.manifest import MANIFEST
 from data_prep.sources import sha256_of_file
 from recipes.config.file_names import is_remote
 from recipes.config.load import Recipe
-from recipes.config.sections import loaders
+from recipes.config.sections import contamination_shards, loaders
 from recipes.preflight.data import local_data_files
 from recipes.preflight.hub import cache_folder
 from recipes.training.batches import shard_folders
@@ -112,7 +112,7 @@ def files_of(recipe: Recipe) -> list[Path]:
     files = [Path(path) for path in recipe.get("code_paths") or []]
     for task in recipe.get("icl_tasks") or []:
         files += _files_of_task(task)
-    folders = [Path(recipe["contamination"]["shards"])] if recipe.get("contamination") else []
+    folders = [Path(folder) for folder in contamination_shards(recipe.values)]
     for _, loader in loaders(recipe.values, ["eval_loader"]):
         folders += shard_folders(loader.get("dataset") or {})
         files += local_data_files(loader.get("dataset") or {})

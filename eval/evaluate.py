@@ -36,7 +36,7 @@ from recipes.config.check import check
 from recipes.config.keys import Place, Problem, RecipeError
 from recipes.config.load import Recipe, load
 from recipes.config.named_files import with_named_files
-from recipes.config.sections import loaders
+from recipes.config.sections import contamination_shards, loaders
 from recipes.preflight.evaluation import preflight_evaluation
 from recipes.preflight.machine import can_be_written
 from recipes.ranks import is_first_rank
@@ -152,7 +152,7 @@ def _evaluate(
     from composer.utils import dist
     from llmfoundry.data.dataloader import build_dataloader
 
-    from eval.contamination import OtherTokenizer, check_shards, contaminated
+    from eval.contamination import TOKENS, OtherTokenizer, check_shards, contaminated
     from eval.loading import LoadedModel
     from eval.progress import bar
     from eval.suite import gauntlet_scores, logged, run_tasks, tasks_of
@@ -171,12 +171,13 @@ def _evaluate(
         prompts = min(length, settings.get("icl_seq_len") or length)
         subset = settings["icl_subset_num_batches"]
         tasks = tasks_of(settings["icl_tasks"], tokenizer, prompts, batch, folder / "tasks", subset, length)
-    wanted = dict(recipe.get("contamination") or {})
-    if wanted:
+    shards, tokens = contamination_shards(recipe.values), recipe.get("contamination.tokens", TOKENS)
+    if shards:
         try:
-            check_shards(Path(wanted["shards"]), tokenizer)
+            for path in shards:
+                check_shards(Path(path), tokenizer)
         except OtherTokenizer as error:  # one model's; the others and the scores are not lost for it
-            result["contamination_left_out"], wanted = str(error), {}
+            result["contamination_left_out"], shards = str(error), []
     numbers: dict[str, float] = {}
     for _, loader in loaders(settings, ["eval_loader"]):
         label = loader.pop("label", "")
@@ -196,8 +197,8 @@ def _evaluate(
         with parts.reporting(recipe, "eval_gauntlet"):
             result["gauntlet"] = gauntlet_scores(settings["eval_gauntlet"], judged)
         numbers |= {f"icl/metrics/eval_gauntlet/{name}": value for name, value in result["gauntlet"].items()}
-    if wanted:
-        result["contamination"] = contaminated(tasks, tokenizer, **wanted)
+    if shards:
+        result["contamination"] = contaminated(tasks, tokenizer, shards, tokens)
     result["unigram_entropy"] = _unigram_entropy(recipe)
     if settings.get("samples"):
         result["samples"] = continued(loaded().backbone, tokenizer, settings["samples"])

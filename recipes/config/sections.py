@@ -20,6 +20,12 @@ def is_number(*values: Any) -> bool:
     return all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
 
 
+def contamination_shards(recipe: Mapping[str, Any]) -> list[str]:
+    """The folders of `contamination.shards`, which may be one or a list; none where a recipe has no such section."""
+    shards = section(recipe, "contamination").get("shards") or []
+    return [shards] if isinstance(shards, str) else list(shards)
+
+
 def loaders(recipe: Mapping[str, Any], names: Sequence[str] = LOADERS) -> Iterator[tuple[KeyPath, Any]]:
     """Sections of loaders with their keys, whether a recipe has one under a name, a list of them, or none."""
     for name in names:

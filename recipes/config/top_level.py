@@ -130,7 +130,8 @@ def eval_recipe() -> Schema:
         },
         ["prompts"],
     )
-    contamination = section({"shards": {"type": "string"}, "tokens": {"type": "integer", "minimum": 1}}, ["shards"])
+    folders: Schema = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}
+    contamination = section({"shards": folders, "tokens": {"type": "integer", "minimum": 1}}, ["shards"])
     fields = from_dataclass(EvalConfig, without=FILLED_IN)
     fields.update(
         seed={"type": "integer"},

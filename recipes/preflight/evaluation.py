@@ -9,7 +9,7 @@ from typing import Any
 from recipes.config.file_names import is_remote
 from recipes.config.keys import KeyPath, Problem
 from recipes.config.load import Recipe
-from recipes.config.sections import loaders
+from recipes.config.sections import contamination_shards, loaders
 from recipes.cost.architecture import MPT
 from recipes.preflight.data import data_problems
 from recipes.preflight.gpu import has_gpu, kernel_refusals
@@ -31,10 +31,10 @@ def preflight_evaluation(recipe: Recipe) -> list[Problem]:
         found += data_problems(key, loader, recipe)
     found += task_file_problems(recipe)
     found += package_problems(recipe)
-    shards = recipe.get("contamination.shards")
-    if shards and not (Path(shards) / "index.json").is_file():
-        text = f"{shards} holds no shards: it has no index.json; name a folder that data_prep.pretrain made"
-        found.append((("contamination", "shards"), text))
+    for folder in contamination_shards(recipe.values):
+        if not (Path(folder) / "index.json").is_file():
+            text = f"{folder} holds no shards: it has no index.json; name a folder that data_prep.pretrain made"
+            found.append((("contamination", "shards"), text))
     if not has_gpu() and recipe.get("precision") in ("amp_fp16", "amp_fp8"):
         found.append((("precision",), f"no GPU here, and {recipe.get('precision')} needs one: use fp32 or amp_bf16"))
     results = recipe.get("results")

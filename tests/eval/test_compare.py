@@ -192,14 +192,14 @@ def test_contamination_finds_what_is_in_the_shards(
         "icl_tasks:\n"
         + "".join(
             f"  - label: {name}\n    dataset_uri: {tmp_path}/{name}.jsonl\n    icl_task_type: multiple_choice\n"
-            "    num_fewshot: [0]\n"
-            for name in ("mixed", "short")
+            f"    num_fewshot: [{shots}]\n"
+            for name, shots in (("mixed", 1), ("short", 0))
         )
     )
-    options = ["--shards", shards / "train", "--tokenizer", shards / "tokenizer"]
+    options = ["--shards", shards / "val", shards / "train", "--tokenizer", shards / "tokenizer"]
     found = run_command("python", "-m", "eval.contamination", tmp_path / "tasks.yaml", *options)
     assert found.returncode == 0, found.stderr
-    assert "mixed/0-shot: 1 of 2 examples share 13 tokens in a row" in found.stdout
+    assert f"mixed/1-shot: 1 of 2 examples share 13 tokens in a row with {shards}/val, {shards}/train" in found.stdout
     assert "short/0-shot: 1 of 2 examples share" in found.stdout
     assert "(2 shorter, compared whole)" in found.stdout
     assert found.stdout.count("  example 1:") == 2

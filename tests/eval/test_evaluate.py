@@ -244,6 +244,8 @@ DATES = "{name: dates, num_fewshot: 0, random_baseline: 0.25}"
             "models.0.load_path: is missing, and without a checkpoint",
         ),
         ("contamination.shards=nothing", "nothing holds no shards"),
+        ("contamination.shards=[nothing]", "nothing holds no shards"),
+        ("contamination.shards=[]", "contamination.shards: got an empty list, expected at least one"),
         ("results=/proc/nothing/r.json", "results cannot be written to"),
     ],
 )
