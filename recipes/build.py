@@ -20,6 +20,7 @@ from llmfoundry.utils import builders
 
 from recipes import parts
 from recipes.callbacks.cost import CostMonitor
+from recipes.callbacks.divergence import DivergenceGuard
 from recipes.callbacks.log_lines import LogLines
 from recipes.callbacks.metrics_file import MetricsFile
 from recipes.callbacks.stopping import Stopper, held_back, keep_workers, start_uploaders
@@ -110,7 +111,7 @@ def build(recipe: Recipe) -> Run:
         evaluators = builders.add_metrics_to_eval_loaders(evaluators, loss_metrics(model))
 
     stopper = Stopper(saves=bool(settings["save_folder"]))
-    callbacks = [cost, *_callbacks(recipe, settings, batches), stopper]
+    callbacks = [cost, *_callbacks(recipe, settings, batches), DivergenceGuard(), stopper]
     callbacks += _tasks_in_the_loop(recipe, settings, tokenizer, folder, cost, stopper)
     for data in (train_loader, *(evaluator.dataloader for evaluator in evaluators)):
         keep_workers(data)

@@ -13,7 +13,8 @@ from composer.utils import dist, format_name_with_dist_and_time
 from llmfoundry.callbacks import HuggingFaceCheckpointer
 
 from recipes.callbacks.cost import CostMonitor
-from recipes.callbacks.stopping import BrokenOff, Stop, Stopper
+from recipes.callbacks.stop import BrokenOff, Stop
+from recipes.callbacks.stopping import Stopper
 from recipes.config.load import Recipe
 from recipes.cost.run_length import read_duration
 from recipes.models.compiling import uncompiled
@@ -86,15 +87,14 @@ class Run:
 
     @property
     def stopped(self) -> Stop | None:
-        """Why a signal or the budget guard ended the run early; None where neither did."""
+        """Why a signal, the budget guard or divergence ended the run early; None where none did."""
         return self.stopper.stopped
 
     @property
     def goes_on(self) -> str:
         """How the run that was stopped goes on, in words."""
         assert self.stopper.stopped is not None
-        how = self.stopper.stopped.goes_on
-        return f"{how} goes on from here" if self.end()[1] else f"no step is saved: {how} begins anew"
+        return self.stopper.stopped.ahead(self.end()[1])
 
     @property
     def exit_code(self) -> int:

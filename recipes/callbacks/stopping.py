@@ -1,4 +1,5 @@
-"""Ends a run before its time, at the same step on every rank: at a limit of the budget guard's, or at SIGTERM.
+"""Ends a run before its time, at the same step on every rank: at a limit of the budget guard's, at SIGTERM, or where it
+has diverged (recipes/callbacks/divergence.py), which every rank knows by itself.
 
 SIGTERM is how a machine is taken back: by Slurm and Kubernetes, or from a spot instance. It may reach any of the ranks,
 and as often as it likes. The step that is going on is finished and Composer saves its usual last checkpoint; nothing
@@ -24,7 +25,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from typing import Any
 
@@ -39,6 +39,8 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from recipes.callbacks.budget import LIMITS, BudgetGuard
 from recipes.callbacks.cost import CostMonitor
+from recipes.callbacks.divergence import DivergenceGuard
+from recipes.callbacks.stop import BrokenOff, Diverged, Stop
 from recipes.planning.budget import EXIT_BUDGET
 from recipes.ranks import is_first_of_machine
 
@@ -53,21 +55,8 @@ LEAVE_WITHIN = datetime.timedelta(seconds=20)
 RECENT_CALLS = 20  # of which the longest is taken for a step
 
 
-@dataclass(frozen=True)
-class Stop:
-    """Why a run ended before its time, in words, and what a program says of it to its caller."""
-
-    words: str
-    exit_code: int
-    goes_on: str
-
-
-class BrokenOff(Exception):
-    """Training or an evaluation is left at once: whoever started the trainer saves and ends the run."""
-
-
 class Stopper(Callback):
-    """Stops the trainer, on all ranks together. Comes after the budget guard, where there is one.
+    """Stops the trainer, on all ranks together. Comes after the divergence guard and the budget guard.
 
     saves: whether the run has checkpoints. Without, SIGTERM ends it at once, as there is nothing to finish.
     """
@@ -76,6 +65,7 @@ class Stopper(Callback):
         self.stopped: Stop | None = None  # the same on every rank
         self._saves = saves
         self._guard: BudgetGuard | None = None
+        self._divergence: DivergenceGuard | None = None
         self._is_asked = False  # by a signal, to this rank
         self._is_first = True
         self._group: Any = None
@@ -103,6 +93,7 @@ class Stopper(Callback):
 
     def init(self, state: State, logger: Logger) -> None:
         self._guard = next((c for c in state.callbacks if isinstance(c, BudgetGuard)), None)
+        self._divergence = next((c for c in state.callbacks if isinstance(c, DivergenceGuard)), None)
         self._is_first = dist.get_global_rank() == 0
         if dist.get_world_size() > 1 and (self._saves or self._guard):
             self._group = self._cpu_group(state)
@@ -142,18 +133,15 @@ class Stopper(Callback):
         self._stop_for(self._agree(), state)
 
     def _stop_for(self, reason: str, state: State) -> None:
+        diverged = self._divergence.found(state) if self._divergence else None
         done = state.max_duration is not None and state.timestamp >= state.max_duration
-        if not reason or done:
+        if diverged is None and (not reason or done):
             return
-        self.stopped = self._stop(reason)
+        self.stopped = diverged or self._stop(reason)
         if state.timestamp.batch == 0:
             raise BrokenOff(self.stopped.words)  # there is no step to end at
         state.stop_training()  # Composer saves its last checkpoint now
-        for evaluator in state.evaluators:
-            evaluator.eval_interval = _never
-        for callback in state.callbacks:
-            if isinstance(callback, HuggingFaceCheckpointer):
-                callback.check_interval = _never
+        _evaluate_and_export_no_more(state)
 
     def _stop(self, reason: str) -> Stop:
         if reason == SIGTERM:
@@ -184,6 +172,10 @@ class Stopper(Callback):
 
     def fit_end(self, state: State, logger: Logger) -> None:
         self._leave()
+        diverged = self._divergence.found_at_end(state) if self._divergence else None
+        if diverged is not None and not isinstance(self.stopped, Diverged):  # the last step is not one to end with
+            self.stopped = diverged
+            _evaluate_and_export_no_more(state)
 
     def save_broken_off(self, trainer: Trainer) -> None:
         """After BrokenOff: the checkpoint of the last finished step, as if the evaluation had not begun."""
@@ -194,6 +186,8 @@ class Stopper(Callback):
             state.set_dataloader(dataloader, label)
             if length is not None:
                 state.dataloader_len = length
+        if self._divergence is not None and not self._divergence.may_save(state):
+            return
         if saver is not None and state.timestamp.batch > 0 and saver.last_checkpoint_batch != state.timestamp.batch:
             for callback in state.callbacks:
                 if isinstance(callback, CostMonitor):
@@ -314,6 +308,14 @@ def _end_with_parent() -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)
+
+
+def _evaluate_and_export_no_more(state: State) -> None:
+    for evaluator in state.evaluators:
+        evaluator.eval_interval = _never
+    for callback in state.callbacks:
+        if isinstance(callback, HuggingFaceCheckpointer):
+            callback.check_interval = _never
 
 
 def _never(state: State, event: Event) -> bool:

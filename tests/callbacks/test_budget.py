@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader
 
 from recipes.callbacks.budget import BudgetGuard, usd_per_hundredth_loss
 from recipes.callbacks.cost import CostMonitor
-from recipes.callbacks.stopping import BrokenOff, Stopper
+from recipes.callbacks.stop import BrokenOff
+from recipes.callbacks.stopping import Stopper
 from recipes.config.keys import RecipeError
 from recipes.config.load import load
 from recipes.planning.budget import deadline_unix_s, refusal

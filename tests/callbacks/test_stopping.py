@@ -26,7 +26,8 @@ from composer.utils import dist
 from torch.utils.data import DataLoader
 
 from recipes.callbacks.budget import BudgetGuard
-from recipes.callbacks.stopping import BrokenOff, Stopper, held_back, start_uploaders
+from recipes.callbacks.stop import BrokenOff
+from recipes.callbacks.stopping import Stopper, held_back, start_uploaders
 from tests.callbacks.test_cost import BATCH, Tiny, Tokens
 from tests.conftest import ROOT, STEPS, Command, losses, recipe_arguments
 

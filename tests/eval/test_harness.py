@@ -21,7 +21,8 @@ from eval.in_loop import TaskEvaluation
 from eval.questions import ScoringError
 from eval.results import examples_path
 from eval.tasks.rows import TaskError
-from recipes.callbacks.stopping import Stop, Stopper
+from recipes.callbacks.stop import Stop
+from recipes.callbacks.stopping import Stopper
 from recipes.config.check import load_checked
 from recipes.preflight.machine import can_be_written
 from recipes.preflight.training import preflight
