@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,14 @@ class MetricsFile(LoggerDestination):
     """Append `{"step": batches, "unix_s": seconds, metric: value, …}` lines to a file, from rank 0 only.
 
     A line is written whole at the end of each batch and evaluation, so that a kill costs the last line at most; a
-    resumed run appends, and where a batch stands twice the later line counts.
+    resumed run appends, and where a batch stands twice the later line counts. What is not finite is null: JSON has no
+    NaN, and readers other than Python's refuse it.
     """
 
     def __init__(self, path: str) -> None:
         self._path = Path(path)
         self._writes = False
-        self._pending: dict[str, float] = {}
+        self._pending: dict[str, float | None] = {}
         self._step = 0
 
     def init(self, state: State, logger: Logger) -> None:
@@ -43,7 +45,8 @@ class MetricsFile(LoggerDestination):
             self._step = step
         for name, value in metrics.items():
             try:
-                self._pending[name] = float(value)
+                number = float(value)
+                self._pending[name] = number if math.isfinite(number) else None
             except (TypeError, ValueError):
                 continue
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def page(runs: Sequence[RunRecord]) -> str:
         names=names,
         several=len(runs) > 1,
         title=names[0] if len(runs) == 1 else f"{len(runs)} runs: {', '.join(names)}",
-        key_figures={name: [column[name] for column in columns] for name in columns[0]},
+        key_figures={name: [column.get(name, "") for column in columns] for name in dict.fromkeys(chain(*columns))},
         loss_charts={x_label: _loss_chart(runs, x_label) for x_label in ("tokens", "dollars")},
         bars=[share_bar((name, part, _share(run, part)) for part, name in PARTS.items()) for run in runs],
         parts=_parts(runs),
@@ -86,6 +87,9 @@ def _key_figures(run: RunRecord) -> dict[str, str]:
     loss = run.validation[-1].loss if run.validation else None
     speed = paid.tokens_per_s
     return {
+        **(
+            {} if run.not_finite_since is None else {"training loss": f"not finite since step {run.not_finite_since:,}"}
+        ),
         "validation loss": UNKNOWN if loss is None else f"{loss:.3f}",
         "dollars": _usd(paid.usd),
         "a million tokens": _usd(paid.usd_per_million_tokens),

@@ -18,8 +18,8 @@ from recipes.cost.rate import cost_section
 from recipes.cost.scaling import is_extrapolated, predicted_loss
 from recipes.cost.setup import PADDED, sequences_per_item, tokens_of_run
 from recipes.reports.bill import Bill, read_bill
-from recipes.reports.runs import metrics_by_step, validation_loss
-from recipes.reports.summary import TRAIN_LOSS, read_json
+from recipes.reports.runs import TRAIN_LOSS, metrics_by_step, not_finite_since, validation_loss
+from recipes.reports.summary import read_json
 from recipes.run_files import EVALUATION, METRICS, RECIPE, SUMMARY, TASKS
 from recipes.training.batches import dataset_tokens
 
@@ -44,6 +44,7 @@ class RunRecord:
     recipe_text: str
     training: tuple[Point, ...]
     validation: tuple[Point, ...]
+    not_finite_since: int | None  # the step from which on the training loss is none, counted from 1
     plan: Estimate | None
     no_plan: str  # why there is none
     padding: float  # tokens of its batches for each one that was counted
@@ -89,7 +90,8 @@ def read_run(folder: Path) -> RunRecord:
     tokens_per_step = _positive(recipe, "global_train_batch_size") * _positive(recipe, "max_seq_len")
     tokens_per_step *= sequences_per_item(recipe)
     summary = read_json(folder / SUMMARY)
-    training, validation = _curves(folder, tokens_per_step)
+    by_step = metrics_by_step(folder / METRICS)
+    training, validation = _curves(by_step, tokens_per_step)
     plan, no_plan = _plan(recipe, bill)
     parameters, tokens = _without_hardware(recipe)
     return RunRecord(
@@ -102,6 +104,7 @@ def read_run(folder: Path) -> RunRecord:
         recipe_text=text,
         training=tuple(training),
         validation=tuple(validation),
+        not_finite_since=not_finite_since(by_step),
         plan=plan,
         no_plan=no_plan,
         padding=_padding(recipe, summary, tokens_per_step, bill),
@@ -129,9 +132,8 @@ def _predicted_loss(recipe: Mapping[str, Any], parameters: int | None, tokens: i
     return predicted_loss(parameters, tokens, vocabulary if isinstance(vocabulary, int) else None)
 
 
-def _curves(folder: Path, tokens_per_step: int) -> tuple[list[Point], list[Point]]:
+def _curves(steps: Mapping[int, Mapping[str, float]], tokens_per_step: int) -> tuple[list[Point], list[Point]]:
     """Losses by step: that of step s was logged at s, when s steps were paid for, and is known after s + 1."""
-    steps = metrics_by_step(folder / METRICS)
     counted = {step: values["time/token"] for step, values in steps.items() if is_number(values.get("time/token"))}
     last = max(counted, default=0)
     each = counted[last] / last if last else tokens_per_step  # behind the last step that was logged
@@ -139,7 +141,8 @@ def _curves(folder: Path, tokens_per_step: int) -> tuple[list[Point], list[Point
     def tokens_at(step: int) -> int:
         return round(counted[step] if step in counted else counted.get(last, 0) + (step - last) * each)
 
-    usd = {step: values.get("cost/usd") for step, values in steps.items()}
+    found = {step: values.get("cost/usd") for step, values in steps.items()}
+    usd = {step: value if is_number(value) else None for step, value in found.items()}
     training, validation = [], []
     for step, values in steps.items():
         if is_number(values.get(TRAIN_LOSS)):

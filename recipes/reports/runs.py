@@ -15,6 +15,7 @@ from recipes.config.file_names import is_remote
 from recipes.config.load import Recipe
 from recipes.run_files import CHECKPOINTS, RUNS
 
+TRAIN_LOSS = "loss/train/total"
 _TAIL_BYTES = 1 << 16  # in which there is a whole line
 
 
@@ -53,6 +54,16 @@ def validation_loss(metrics: Mapping[str, Any]) -> float | None:
     return math.fsum(float(metrics[name]) for name in names) / len(names) if names else None
 
 
+def not_finite_since(by_step: Mapping[int, Mapping[str, float]]) -> int | None:
+    """The step, counted from 1, from which on the training loss is NaN or infinite to the end; None where it is not."""
+    since = None
+    for step, values in by_step.items():
+        if TRAIN_LOSS in values:
+            is_finite = math.isfinite(values[TRAIN_LOSS])
+            since = None if is_finite else since or step + 1  # the loss of the first step stands at 0
+    return since
+
+
 def perplexity(loss: float) -> float:
     try:
         return math.exp(loss)
@@ -78,7 +89,8 @@ def last_step(path: Path) -> int:
 
 
 def read_metrics(path: Path) -> Iterator[Mapping[str, float]]:
-    """The lines of a metrics file in the order written. A line torn by a kill is left out."""
+    """The lines of a metrics file in the order written; NaN for null. A line torn by a kill is left out."""
     for record in json_lines.read(path):
         if record and isinstance(record.get("step"), int):
-            yield {name: value for name, value in record.items() if isinstance(value, (int, float))}
+            known = {name: math.nan if value is None else value for name, value in record.items()}
+            yield {name: value for name, value in known.items() if isinstance(value, (int, float))}

@@ -15,15 +15,13 @@ from recipes.config.file_names import is_remote
 from recipes.config.load import Recipe
 from recipes.cost.duration import in_words
 from recipes.cost.figures import number
-from recipes.reports.runs import metrics_by_step, perplexity, validation_loss
+from recipes.reports.runs import TRAIN_LOSS, metrics_by_step, not_finite_since, perplexity, validation_loss
 from recipes.reports.scores import score_with_interval
 from recipes.run_files import CHECKPOINTS, EVALUATION, METRICS, RECIPE, REPORT, SUMMARY
 from recipes.training.checkpoints import is_of
 
 # Keys that change what is printed or where, not what is trained.
 COSMETIC = {"progress_bar", "log_to_console", "console_log_interval", "loggers", "python_log_level", "dry_run", "cost"}
-
-TRAIN_LOSS = "loss/train/total"
 
 
 def recipe_digest(recipe: Recipe) -> str:
@@ -67,6 +65,7 @@ def write_summary(
         "ended_early": ended,
         "train_loss_start": _at(train, 0),
         "train_loss_end": _at(train, -1),
+        "train_loss_not_finite_since": not_finite_since(by_step),
         "eval_loss_start": _at(losses, 0),
         "eval_loss_end": _at(losses, -1),
         **dataclasses.asdict(cost),
@@ -115,8 +114,13 @@ def _learned(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("validation loss", f"{before}{end:.3f} nats a token"))
         before = f"{perplexity(start):,.1f} → " if start is not None and start != end else ""
         rows.append(("validation perplexity", f"{before}{perplexity(end):,.1f}"))
+    elif start is not None:
+        rows.append(("validation loss", f"{start:.3f} → not finite"))
     start, end = summary.get("train_loss_start"), summary.get("train_loss_end")
-    if start is not None and end is not None:
+    if summary.get("train_loss_not_finite_since") is not None:
+        before = f"{start:.3f} → " if start is not None else ""
+        rows.append(("training loss", f"{before}not finite since step {summary['train_loss_not_finite_since']:,}"))
+    elif start is not None and end is not None:
         rows.append(("training loss", f"{start:.3f} → {end:.3f}"))
     return rows
 

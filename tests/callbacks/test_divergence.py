@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from recipes.callbacks.divergence import DivergenceGuard
 from recipes.callbacks.stop import EXIT_DIVERGED, BrokenOff
 from recipes.callbacks.stopping import Stopper
 from tests.callbacks.test_cost import BATCH, Tiny, Tokens
+from tests.conftest import Command, recipe_arguments
 
 
 class Diverges(Tiny):
@@ -126,3 +128,19 @@ def test_a_checkpoint_that_is_not_finite_is_not_gone_on_from(tmp_path: Path) -> 
     made, stopper = trainer(tmp_path / "anew", model)
     with pytest.raises(BrokenOff, match="begins with"):
         made.fit()
+
+
+def test_all_ranks_of_a_run_end_together(shards: Path, tmp_path: Path, run_command: Command) -> None:
+    arguments = recipe_arguments(shards, tmp_path, "optimizer.lr=1e6", "save_num_checkpoints_to_keep=2")
+    result = run_command("launch", "-n", "2", "train.py", *arguments)
+    assert result.returncode == EXIT_DIVERGED, result.stderr
+    assert "Traceback" not in result.stderr
+    (said,) = [line for line in result.stderr.splitlines() if line.startswith("stopped early: ")]
+    since = int(said.split("not finite since step ")[1].split(":")[0])
+    assert f"not finite since step {since}" in result.stdout.split("training loss")[1]
+    (kept,) = (tmp_path / "checkpoints").glob("ep*-ba*")
+    assert int(kept.name.split("-ba")[1].split("-")[0]) == 3 < since
+    assert f"the last checkpoint before that is {kept}" in said
+    content = json.loads((tmp_path / "summary.json").read_text())
+    assert content["train_loss_not_finite_since"] == since
+    assert content["steps"] == since + 2

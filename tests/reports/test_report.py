@@ -131,6 +131,31 @@ def test_a_run_that_left_almost_nothing_still_has_a_page(tmp_path: Path) -> None
         assert words in html
 
 
+def test_a_run_that_has_diverged_has_a_page_that_says_so(tmp_path: Path) -> None:
+    run = crashed_run(tmp_path / "run")
+    lines = [{"step": 4801, "loss/train/total": None, "cost/usd": math.nan, "time/token": None}]
+    lines += [{"step": 4802, "loss/train/total": math.nan, "cost/usd": None, "metrics/eval/LanguageCrossEntropy": None}]
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write("".join(json.dumps(line) + "\n" for line in lines))  # NaN as older runs wrote it
+    record = read_run(run)
+    assert record.not_finite_since == 4802
+    html = write_page([run, crashed_run(tmp_path / "other")]).read_text()
+    assert "not finite since step 4,802" in html
+    assert "NaN" not in html
+    assert "nan" not in html.partition("<body")[2]
+
+
+def test_the_summary_says_since_when_the_loss_is_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = crashed_run(tmp_path / "run")
+    said = {"train_loss_start": 9.5, "train_loss_end": None, "train_loss_not_finite_since": 5, "eval_loss_start": 9.6}
+    summary = {"recipe": "recipe.yaml", "steps": 7, "eval_loss_end": None, **said}
+    (run / "summary.json").write_text(json.dumps(summary))
+    print_summary(run)
+    out = capsys.readouterr().out
+    assert "9.500 → not finite since step 5" in out
+    assert "9.600 → not finite" in out
+
+
 def test_a_killed_run_has_its_speed_and_energy_from_the_ledger(tmp_path: Path) -> None:
     run = crashed_run(tmp_path / "run")
     (run / "summary.json").unlink()

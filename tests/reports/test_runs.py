@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
-from recipes.reports.runs import metrics_by_step
+import pytest
+
+from recipes.callbacks.metrics_file import MetricsFile
+from recipes.reports.runs import TRAIN_LOSS, metrics_by_step, not_finite_since
 
 
 def write(path: Path, *records: dict[str, float]) -> None:
@@ -31,3 +36,25 @@ def test_lines_without_a_step_are_left_out(tmp_path: Path) -> None:
     path.write_text(path.read_text() + '{"step": 1, "lo')
     assert metrics_by_step(path) == {0: {"step": 0, "loss": 2.0}}
     assert metrics_by_step(tmp_path / "none.jsonl") == {}
+
+
+@pytest.mark.parametrize(
+    ("losses", "since"),
+    [([3, 2], None), ([3, math.nan, 2], None), ([3, math.nan, 2, math.inf, math.nan], 4), ([], None)],
+)
+def test_what_is_not_finite_is_null_in_the_file_and_none_of_a_loss(
+    losses: list[float], since: int | None, tmp_path: Path
+) -> None:
+    file = MetricsFile(str(tmp_path / "metrics.jsonl"))
+    anything: Any = None
+    file.init(anything, anything)
+    for step, loss in enumerate(losses):
+        file.log_metrics({TRAIN_LOSS: loss}, step)
+    file.close(anything, anything)
+    if losses:
+        text = (tmp_path / "metrics.jsonl").read_text()
+        assert "NaN" not in text
+        assert "Infinity" not in text
+    found = metrics_by_step(tmp_path / "metrics.jsonl")
+    assert len(found) == len(losses)
+    assert not_finite_since(found) == since
