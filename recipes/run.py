@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from composer import Trainer
-from composer.utils import dist, format_name_with_dist_and_time
+from composer.utils import dist, format_name_with_dist_and_time, parse_uri
 from llmfoundry.callbacks import HuggingFaceCheckpointer
 
 from recipes.callbacks.cost import CostMonitor
@@ -119,11 +119,34 @@ class Run:
 
     def end(self) -> tuple[int, str | None]:
         """Steps taken, and the path or URI of the last checkpoint (None without a save folder)."""
-        saved = self.trainer.saved_checkpoints
-        last = saved[-1] if saved else None
-        if last is not None and last.endswith(".distcp"):
-            last = os.path.dirname(last)  # a sharded checkpoint is a folder
-        return int(self.trainer.state.timestamp.batch), last
+        return int(self.trainer.state.timestamp.batch), last_checkpoint(self.trainer)
+
+
+def last_checkpoint(trainer: Any) -> str | None:
+    """The path or URI of the last checkpoint of a run; None where none was saved."""
+    saver, state = trainer._checkpoint_saver, trainer.state
+    if getattr(saver, "remote_uploader", None) is not None:
+        return _last_remote(saver, state)
+    last = trainer.saved_checkpoints[-1] if trainer.saved_checkpoints else None
+    if last is not None and last.endswith(".distcp"):
+        last = os.path.dirname(last)  # a sharded checkpoint is a folder
+    return last
+
+
+def _last_remote(saver: Any, state: Any) -> str | None:
+    """Its URI: what the saver lists is a file of a temporary folder, which the upload and the end of the run remove.
+
+    That of an earlier start is known as well, by what the checkpoint that the run went on from says of itself.
+    """
+    saved = list(saver.all_saved_checkpoints_to_timestamp.values())
+    if not saved:
+        return None
+    name = saver.remote_file_name.filename  # with the folders below the bucket
+    if state.fsdp_sharded_state_dict_enabled:
+        name = os.path.join(os.path.dirname(name), state.fsdp_config.sharded_ckpt_prefix_dir)
+    folder = saver.remote_uploader.remote_folder
+    store = folder.removesuffix(parse_uri(folder)[2]).rstrip("/")  # s3://BUCKET
+    return f"{store}/{format_name_with_dist_and_time(name, state.run_name, saved[-1]).lstrip('/')}"
 
 
 def _has_exported(saver: HuggingFaceCheckpointer, state: Any) -> bool:

@@ -1,0 +1,49 @@
+"""What a run says of itself at its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from composer.core import Timestamp
+from composer.utils.checkpoint import PartialFilePath
+
+from recipes.run import last_checkpoint
+
+
+@pytest.mark.parametrize(
+    ("folder", "prefix", "expected"),
+    [
+        ("s3://bucket/some/{run_name}", None, "s3://bucket/some/mine/ep1-ba40-rank0.pt"),
+        ("s3://bucket/some/{run_name}/", "ep{epoch}-ba{batch}", "s3://bucket/some/mine/ep1-ba40"),
+        ("gs://bucket", None, "gs://bucket/ep1-ba40-rank0.pt"),
+        ("dbfs:/Volumes/a/b", None, "dbfs:/Volumes/a/b/ep1-ba40-rank0.pt"),
+    ],
+)
+def test_a_checkpoint_in_an_object_store_has_its_uri(folder: str, prefix: str | None, expected: str) -> None:
+    path = folder.partition("bucket")[2].strip("/") if "bucket" in folder else folder.removeprefix("dbfs:/")
+    saver = SimpleNamespace(
+        remote_uploader=SimpleNamespace(remote_folder=folder),
+        remote_file_name=PartialFilePath(
+            str(Path(path) / "ep{epoch}-ba{batch}-rank{rank}.pt")
+        ),  # as the trainer has it
+        all_saved_checkpoints_to_timestamp={"/tmp/a": Timestamp(batch=20), "/tmp/b": Timestamp(epoch=1, batch=40)},
+    )
+    state = SimpleNamespace(
+        run_name="mine",
+        fsdp_sharded_state_dict_enabled=prefix is not None,
+        fsdp_config=SimpleNamespace(sharded_ckpt_prefix_dir=prefix),
+    )
+    trainer: Any = SimpleNamespace(_checkpoint_saver=saver, state=state, saved_checkpoints=["/tmp/b"])
+    assert last_checkpoint(trainer) == expected
+    saver.all_saved_checkpoints_to_timestamp = {}
+    assert last_checkpoint(trainer) is None
+
+
+def test_a_checkpoint_on_this_machine_has_its_path() -> None:
+    trainer = SimpleNamespace(_checkpoint_saver=SimpleNamespace(remote_uploader=None), state=None, saved_checkpoints=[])
+    assert last_checkpoint(trainer) is None
+    trainer.saved_checkpoints += ["a/ep0-ba1-rank0.pt", "a/ep0-ba2/__0_0.distcp"]
+    assert last_checkpoint(trainer) == "a/ep0-ba2"
