@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from eval.harness_tasks import FEWSHOT_SEED, check_examples, in_one_line
+from eval.progress import harness_bars_on_terminals_alone
 from eval.questions import ScoringError
 from eval.results import task_entry
 from eval.scoring import own_gpu
@@ -28,7 +29,7 @@ def evaluate(lm: Any, loaded: Any, limit: int | None = None) -> tuple[list[dict[
     """Entries for results.json, groups included, and one record an example. Raises ScoringError."""
     from lm_eval.evaluator import evaluate as run
 
-    with _seeded(), _templates_compiled_once():
+    with _seeded(), _templates_compiled_once(), harness_bars_on_terminals_alone():
         for name, task in loaded["tasks"].items():
             check_examples(name, task, limit)
         with _run_in_words():

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from eval.harness_index import files_of, index_of
+from eval.progress import harness_bars_on_terminals_alone
 from eval.questions import ScoringError
 from eval.tasks.rows import TaskError, read_rows
 from recipes.spelling import did_you_mean
@@ -53,7 +54,8 @@ def prompts(loaded: Any) -> list[tuple[str, str, str]]:
     shown = []
     for name, task in loaded["tasks"].items():
         check_examples(name, task, limit=1)
-        task.build_all_requests(limit=1, rank=0, world_size=1)
+        with harness_bars_on_terminals_alone():
+            task.build_all_requests(limit=1, rank=0, world_size=1)
         first = task.instances[0].args
         shown.append((name, str(first[0]), str(first[1]) if len(first) > 1 else ""))
     return shown

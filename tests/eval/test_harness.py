@@ -49,6 +49,7 @@ def test_a_checkpoint_is_scored_directly_and_only_once(
     asked = [whole, "--tasks", "sotu_cloze", "sotu_dates", "--include", own_tasks, "--out", tmp_path / "h.json"]
     first = run_command("python", "-m", "eval.harness", *asked)
     assert first.returncode == 0, first.stderr
+    assert "%|" not in first.stderr  # a progress bar, where there is no terminal
     content = json.loads((tmp_path / "h.json").read_text())
     assert content["harness"] == "lm_eval 0.4.13"
     (model,) = content["models"]
