@@ -14,7 +14,6 @@ import argparse
 import functools
 import hashlib
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -30,7 +29,7 @@ from eval.tasks.rows import TaskError
 from recipes.config.keys import RecipeError
 from recipes.preflight.gpu import has_gpu
 from recipes.preflight.machine import can_be_written
-from recipes.ranks import is_first_rank
+from recipes.ranks import is_first_rank, local_world_size, world_size
 from recipes.run_files import HARNESS, RUNS
 from recipes.screen import exit_status
 from recipes.training.startup import light_imports
@@ -89,8 +88,8 @@ def _run(chosen: argparse.Namespace) -> int:
     digest, out = _identify(chosen)
     asked = _digest_of_question(chosen, digest)
     found = None if chosen.show_prompts else results.finished(out, asked)
-    if found is not None and _is_of_data_here(found):
-        if is_first_rank():
+    if not chosen.show_prompts and _is_done(found):
+        if found is not None and is_first_rank():
             print("evaluated before: same model, same tasks")
             results.show(out, found)
         return 0
@@ -195,6 +194,17 @@ def _digest_of_question(chosen: argparse.Namespace, model: str) -> str:
     return hashlib.sha256(json.dumps([model, options, contents], sort_keys=True).encode()).hexdigest()
 
 
+def _is_done(found: Mapping[str, Any] | None) -> bool:
+    """Whether these results, if there are any, still hold, as rank 0 sees it: its data is what was scored."""
+    is_done = found is not None and _is_of_data_here(found)
+    if world_size() == local_world_size():
+        return is_done
+    with light_imports():
+        from recipes.training.processes import as_first_rank_sees
+    _join_processes()
+    return as_first_rank_sees(is_done)
+
+
 def _is_of_data_here(found: Mapping[str, Any]) -> bool:
     """Whether no other version of the hub's data has come into the cache since these results were made."""
     known = found.get("data")  # older results have none
@@ -212,7 +222,7 @@ def _version() -> str:
 
 def _join_processes() -> int:
     """Join the group that a launcher started, if one did; this process's number."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if world_size() < 2:
         return 0
     from composer.utils import dist, get_device
 

@@ -100,6 +100,19 @@ def test_new_data_of_the_hub_is_scored_anew(
     assert score() == (True, "The state")
 
 
+def test_the_first_rank_decides_whether_results_are_of_the_data_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other machines may have another version of it in their caches, and would score what rank 0 has already."""
+    monkeypatch.setattr(harness, "data_versions", lambda _: ["0002"])
+    monkeypatch.setattr(harness, "_join_processes", lambda: 1)
+    monkeypatch.setattr("recipes.training.processes.as_first_rank_sees", lambda value: not value)
+    old, new = ({"data": {"a/b": [version]}} for version in ("0001", "0002"))
+    for machines, seen in (("2", [False, True]), ("1", [True, False])):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "1" if machines == "2" else "2")
+        assert [harness._is_done(found) for found in (new, old)] == seen
+    assert not harness._is_done(None)
+
+
 def _into_datasets_cache(cache: Path, version: str, rows: list[Any]) -> None:
     """A data set of the hub, someone/FewWords, as `datasets` leaves it in its cache."""
     import datasets
