@@ -30,6 +30,8 @@ from recipes.cost.throughput import StepTime, shards_of, step_time
 WHOLE_RUN_LOW, WHOLE_RUN_MID, WHOLE_RUN_HIGH = 0.55, 0.8, 1.05
 
 MEASURED_GPUS = ("a100-40gb", "a100-80gb", "h100-sxm")  # what the coefficients of throughput.py were fitted to
+SMALLEST_MEASURED = 12 * 12 * 768**2  # parameters of MPT-125M's blocks, the smallest model that they were fitted to
+NOT_ON_TPUS = "nothing in this repository runs on TPUs, and the figures are for comparison"
 
 # Energy as the LLaMA paper counts it (Touvron et al. 2023, arXiv 2302.13971, section 6): the board's power limit for
 # every GPU-hour, times the data centre's overhead, times the US average of kg CO2e a kWh.
@@ -219,7 +221,14 @@ def _notes(setup: Setup, gpu: Gpu) -> list[str]:
     if setup.global_batch_sequences % setup.gpus:
         notes.append(
             f"global_train_batch_size {setup.global_batch_sequences} does not divide by {setup.gpus} GPUs: some wait "
-            "for others, and LLM Foundry refuses to start"
+            "for others, and train.py refuses to start"
+        )
+    if gpu.is_tpu:
+        notes.append(f"{gpu.name}: {NOT_ON_TPUS}")
+    if setup.parameters.non_embedding < SMALLEST_MEASURED:
+        notes.append(
+            "no model so small was measured: what a step takes however little it computes, as starting each kernel, is "
+            "not counted, so that speed, hours and dollars are better than they will be"
         )
     if gpu.name not in MEASURED_GPUS:
         like = gpu.efficiency_like

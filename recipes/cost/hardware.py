@@ -87,6 +87,10 @@ class Gpu:
             kind = "tf32"
         return self.peak_flops_per_s.get(kind)
 
+    @property
+    def is_tpu(self) -> bool:
+        return self.name.startswith("tpu-")
+
     def price_range_usd_per_hour(self, kind: str = "on_demand") -> tuple[float, float] | None:
         """Lowest and highest list price of that kind, or None when the table has none."""
         prices = [price.usd_per_gpu_hour for price in self.prices.get(kind, ())]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.markup import escape
 from rich.table import Table
 
 from recipes import screen
 from recipes.cost.duration import in_words
-from recipes.cost.estimate import KG_CO2E_PER_KWH, WHOLE_RUN_HIGH, WHOLE_RUN_LOW, WHOLE_RUN_MID, Range
+from recipes.cost.estimate import KG_CO2E_PER_KWH, NOT_ON_TPUS, WHOLE_RUN_HIGH, WHOLE_RUN_LOW, WHOLE_RUN_MID, Range
 from recipes.cost.figures import number, short
 from recipes.cost.memory import parts_gib
 from recipes.cost.scaling import FITTED_PARAMETERS, FITTED_TOKENS, SCALING_LAWS, is_extrapolated, scaling_law
@@ -56,7 +57,7 @@ def print_comparison(plans: Sequence[Plan], left_out: Sequence[str]) -> None:
         table.add_column("best for the budget")
     for plan in sorted(plans, key=_price_order):
         e = plan.estimate
-        row = [e.gpu, "yes" if e.fits else "[red]no[/red]", f"{e.gpus}"]
+        row = [e.gpu, "TPU" if e.hardware.is_tpu else "yes" if e.fits else "[red]no[/red]", f"{e.gpus}"]
         row += [f"{e.microbatch_sequences}/{e.max_microbatch_sequences}", f"{e.mfu:.0%}"]
         row += [f"{e.tokens_per_s_per_gpu:,.0f}", _mid(e.hours), _mid(e.gpu_hours), _mid(e.usd)]
         rate = e.rate.usd_per_device_hour
@@ -76,6 +77,8 @@ def print_comparison(plans: Sequence[Plan], left_out: Sequence[str]) -> None:
     notes = dict.fromkeys([n for plan in plans for n in plan.assumed if "--rate for" not in n])
     if any("--rate for" in n for plan in plans for n in plan.assumed):
         notes["the recipe's own cost.usd_per_device_hour is for one kind of device and is not used here: --rate"] = None
+    if tpus := [plan.estimate.gpu for plan in plans if plan.estimate.hardware.is_tpu]:
+        notes[f"{', '.join(tpus)}: {NOT_ON_TPUS}"] = None
     for text in [*notes, *left_out]:
         console.print(f"  {text}")
 
@@ -122,13 +125,15 @@ def _model(plan: Plan) -> list[Row]:
 def _time(plan: Plan) -> list[Row]:
     e = plan.estimate
     done = []
+    precision = f"{e.setup.precision}, dense"
+    if e.setup.precision == "fp32" and "tf32" in e.hardware.peak_flops_per_s:
+        precision = "fp32, whose products Composer lets the GPU take in TF32, dense"
     if abs(e.step.hfu / e.mfu - 1) > ABOUT_THE_SAME:
         done = [("  done", f"{e.step.hfu:.1%} with the products that are done: MFU is {MFU_COUNTS}")]
     rows = [
         (
             "MFU",
-            f"{e.mfu:.1%} in the steady state of {e.step.peak_flops_per_s / 1e12:g} TFLOP/s ({e.setup.precision}, "
-            "dense); "
+            f"{e.mfu:.1%} in the steady state of {e.step.peak_flops_per_s / 1e12:g} TFLOP/s ({precision}); "
             f"a whole run {e.mfu_low:.1%} to {e.mfu_high:.1%}",
         ),
         *done,
@@ -247,6 +252,7 @@ def _bought(name: str, bought: Purchase | None, plan: Plan) -> list[Row]:
             f"training{serving}; the {bought.limited_by} is the limit",
         ),
         ("", f"{_launcher(plan.estimate.gpus)} train.py {plan.recipe} {_overridden(plan, bought)}"),
+        ("", f"its learning rate and warm-up are those of {escape(plan.recipe)}: smaller models take a higher rate"),
     ]
 
 
@@ -257,10 +263,16 @@ def _launcher(gpus: int) -> str:
 
 
 def _overridden(plan: Plan, bought: Purchase) -> str:
-    """What the plan was asked for with, and over it what the budget has chosen."""
+    """What was asked for, over it what the budget has chosen, and a name that is not that of the recipe's own run."""
     chosen = {text.partition("=")[0] for text in bought.overrides}
     asked = [text for text in plan.options.overrides if text.partition("=")[0] not in chosen]
-    return escape(shlex.join([*asked, *bought.overrides]))
+    named = [] if any(text.startswith("run_name=") for text in asked) else [f"run_name={_name(plan, bought)}"]
+    return escape(shlex.join([*asked, *bought.overrides, *named]))
+
+
+def _name(plan: Plan, bought: Purchase) -> str:
+    size = short(bought.params_total).replace(" ", "").lower()
+    return f"{Path(plan.recipe).stem}-as-{size}"
 
 
 def _span(value: Range) -> str:

@@ -20,10 +20,10 @@ class Reason:
     """One factor of actual over planned dollars; above 1 it made the run dearer."""
 
     name: str
-    planned: float | None
-    actual: float | None
+    planned: float
+    actual: float
     unit: str
-    factor: float | None
+    factor: float
 
 
 def reasons(run: RunRecord) -> list[Reason]:

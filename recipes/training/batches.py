@@ -37,9 +37,10 @@ class Batches:
     def __str__(self) -> str:
         micro = "auto" if self.microbatch is None else f"{self.microbatch:g}"
         times = "auto" if self.gradient_accumulation is None else str(self.gradient_accumulation)
+        divides = self.microbatch is None or self.sequences_per_device % self.microbatch == 0
         return (
             f"{self.sequences_per_step} {self.items} = {self.devices} device{'s' * (self.devices > 1)} × "
-            f"{times} micro-batches × {micro}"
+            f"{times} micro-batches {'×' if divides else 'of at most'} {micro}"
         )
 
 

@@ -16,6 +16,8 @@ from recipes.cost.duration import hours_of, in_words
 from recipes.cost.hardware import find_gpu
 from recipes.cost.scaling import scaling_law
 from recipes.cost.spend import best_for
+from recipes.planning.plan import Options, make_plans
+from recipes.planning.plan_text import print_comparison, print_plan
 
 from ..conftest import ROOT, Command
 
@@ -207,6 +209,36 @@ def test_what_a_budget_buys_keeps_what_was_asked_for(run_command: Command) -> No
     words = [SEVEN_B, *asked, "--gpu", "h100", "--gpus", "8", "--budget", "20000"]
     printed = " ".join(run_command("python", "-m", "recipes", "plan", *words).stdout.split())
     assert f"composer -n 8 train.py {SEVEN_B} global_train_batch_size=256 precision=amp_fp16 'run_name=a b'" in printed
+
+
+def text_of(capsys: pytest.CaptureFixture[str], recipe: str, *overrides: str, **options: Any) -> str:
+    """What a plan says, without its line breaks."""
+    plans, left_out = make_plans(load(ROOT / recipe, overrides), Options(overrides=overrides, **options))
+    print_plan(plans[0]) if len(plans) == 1 else print_comparison(plans, left_out)
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_what_a_budget_buys_is_another_run(capsys: pytest.CaptureFixture[str]) -> None:
+    said = text_of(capsys, SEVEN_B, gpu="h100", gpus=8, budget_usd=2e4)
+    assert re.search(r"max_duration=\d+ba run_name=mpt-7b-as-[\d.]+b ", said)
+    assert re.search(r"its learning rate and warm-up are those of \S*mpt-7b\.yaml", said)
+
+
+def test_what_no_measurement_stands_behind_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    small = "no model so small was measured"
+    assert small in text_of(capsys, "yamls/pretrain/mpt-quickstart.yaml", gpu="h100", gpus=1)
+    assert small not in text_of(capsys, "yamls/pretrain/mpt-125m.yaml", gpu="h100", gpus=8)
+    compared = text_of(capsys, SEVEN_B)
+    assert "tpu-v4, tpu-v5p: nothing in this repository runs on TPUs" in compared
+    assert "tpu-v5p TPU 8" in compared  # in the place of whether it fits
+    assert "nothing in this repository runs on TPUs" in text_of(capsys, SEVEN_B, gpu="tpu-v4")
+
+
+def test_a_peak_is_said_to_be_that_of_tf32(capsys: pytest.CaptureFixture[str]) -> None:
+    said = text_of(capsys, "yamls/pretrain/mpt-125m.yaml", "precision=fp32", gpu="h100", gpus=8)
+    assert "TFLOP/s (fp32, whose products Composer lets the GPU take in TF32, dense)" in said
+    said = text_of(capsys, "yamls/pretrain/mpt-125m.yaml", "precision=fp32", gpu="v100", gpus=8)
+    assert "TFLOP/s (fp32, dense)" in said
 
 
 def test_a_stated_shard_degree_is_no_hindrance_to_a_deadline(run_command: Command) -> None:

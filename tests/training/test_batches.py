@@ -118,6 +118,14 @@ def test_a_pair_is_two_sequences(tmp_path: Path) -> None:
     assert str(batches).startswith("8 pairs = 1 device")
 
 
+def test_micro_batches_that_do_not_divide_the_batch_are_said_to(tmp_path: Path) -> None:
+    made = recipe(tmp_path / "data", "30ba")
+    made.values["device_train_microbatch_size"] = 3
+    assert str(plan_batches(made, 1)) == "8 sequences = 1 device × 3 micro-batches of at most 3"
+    made.values["device_train_microbatch_size"] = 4
+    assert str(plan_batches(made, 1)) == "8 sequences = 1 device × 2 micro-batches × 4"
+
+
 def test_a_microbatch_that_memory_has_room_for() -> None:
     seven_b, h100 = load("yamls/pretrain/mpt-7b-8k.yaml"), find_gpu("h100")
     sizes = [microbatch_with_room(seven_b, 8, h100, memory_gib) for memory_gib in (20, 40, 79, 500)]
