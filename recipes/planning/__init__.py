@@ -1,1 +1,3 @@
-"""Before a run: what it will take (plan, plan_text, plan_json), may it start (budget), which are there (listing)."""
+"""Before a run: what it will take (plan, plan_text, purchase_text, plan_json), may it start (budget), which are there
+(listing).
+"""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.markup import escape
 from rich.table import Table
@@ -15,10 +13,8 @@ from recipes.cost.estimate import KG_CO2E_PER_KWH, NOT_ON_TPUS, WHOLE_RUN_HIGH, 
 from recipes.cost.figures import number, short
 from recipes.cost.memory import parts_gib
 from recipes.cost.scaling import FITTED_PARAMETERS, FITTED_TOKENS, SCALING_LAWS, is_extrapolated, scaling_law
-from recipes.cost.spend import Purchase
-from recipes.planning.plan import GPUS, MFU_COUNTS, Plan
-
-Row = tuple[str, str]
+from recipes.planning.plan import MFU_COUNTS, Plan
+from recipes.planning.purchase_text import Row, bought_briefly, bought_rows
 
 ABOUT_THE_SAME = 0.02  # what norms and learned positions, in which no product is done, are of LLM Foundry's FLOPs
 
@@ -231,48 +227,14 @@ def _budget(plan: Plan) -> list[Row]:
     rows.append(("budget", f"{text} of this model"))
     if plan.model_is_given:
         return rows
-    rows += _bought("best", plan.best, plan)
+    rows += bought_rows("best", plan.best, plan)
     if options.inference_tokens:
-        rows += _bought(f"serving {short(options.inference_tokens)}", plan.best_serving, plan)
+        rows += bought_rows(f"serving {short(options.inference_tokens)}", plan.best_serving, plan)
     return rows
 
 
 def _guard(plan: Plan) -> list[Row]:
     return [] if plan.guard is None else [("budget guard", escape(plan.guard))]
-
-
-def _bought(name: str, bought: Purchase | None, plan: Plan) -> list[Row]:
-    if bought is None:
-        return [(name, f"no model that fits {plan.estimate.gpus} × {plan.estimate.gpu} can be had for the money")]
-    serving = f" and ${number(bought.usd_serving)} of serving at the same rate" if bought.usd_serving else ""
-    return [
-        (
-            name,
-            f"{_bought_briefly(bought)}: {in_words(bought.hours * 3600)}, ${number(bought.usd_training)} of "
-            f"training{serving}; the {bought.limited_by} is the limit",
-        ),
-        ("", f"{_launcher(plan.estimate.gpus)} train.py {plan.recipe} {_overridden(plan, bought)}"),
-        ("", f"its learning rate and warm-up are those of {escape(plan.recipe)}: smaller models take a higher rate"),
-    ]
-
-
-def _launcher(gpus: int) -> str:
-    if gpus <= GPUS:
-        return f"composer -n {gpus}"
-    return f"composer -n {GPUS} --world_size {gpus} --node_rank RANK --master_addr FIRST --master_port 7501"
-
-
-def _overridden(plan: Plan, bought: Purchase) -> str:
-    """What was asked for, over it what the budget has chosen, and a name that is not that of the recipe's own run."""
-    chosen = {text.partition("=")[0] for text in bought.overrides}
-    asked = [text for text in plan.options.overrides if text.partition("=")[0] not in chosen]
-    named = [] if any(text.startswith("run_name=") for text in asked) else [f"run_name={_name(plan, bought)}"]
-    return escape(shlex.join([*asked, *bought.overrides, *named]))
-
-
-def _name(plan: Plan, bought: Purchase) -> str:
-    size = short(bought.params_total).replace(" ", "").lower()
-    return f"{Path(plan.recipe).stem}-as-{size}"
 
 
 def _span(value: Range) -> str:
@@ -288,11 +250,7 @@ def _for_the_budget(plan: Plan) -> str:
         return "?" if plan.tokens_for_budget is None else f"{short(plan.tokens_for_budget)} tokens"
     if plan.tokens_for_budget is None:  # no rate
         return "?"
-    return "nothing" if plan.best is None else _bought_briefly(plan.best)
-
-
-def _bought_briefly(bought: Purchase) -> str:
-    return f"{short(bought.params_total)} parameters × {short(bought.tokens)} tokens, loss {bought.loss:.3f}"
+    return "nothing" if plan.best is None else bought_briefly(plan.best)
 
 
 def _price_order(plan: Plan) -> tuple[bool, bool, float]:
