@@ -41,6 +41,7 @@ DEFAULTS["autoresume"] = None  # LLM Foundry's off becomes: on wherever there is
 def register_components() -> None:
     """Put this project's models, callbacks and loggers into LLM Foundry's registries."""
     spare_questions()
+    find_backbones()
     from recipes.callbacks.recompiles import RecompileCounter
     from recipes.models.mpt import ComposerMPTCausalLM
     from recipes.models.rwkv import ComposerRwkvCausalLM
@@ -54,6 +55,22 @@ def register_components() -> None:
     registry.callbacks.register("budget_guard", func=BudgetGuard)
     registry.callbacks.register("recompile_counter", func=RecompileCounter)
     registry.loggers.register("metrics_file", func=MetricsFile)
+
+
+def find_backbones() -> None:
+    """Let LLM Foundry find the blocks of GPT-2, GPT-NeoX, BLOOM and others among transformers' models.
+
+    It asks a model for its decoder; where a class has named none, transformers 4.57 answers with the model itself.
+    """
+    from llmfoundry.models.hf import hf_fsdp
+
+    attributes = ("transformer", "model.decoder", "gpt_neox")  # as LLM Foundry has them for models that cannot be asked
+
+    def backbone(model: Any) -> Any:
+        named = model.get_decoder() if hasattr(model, "get_decoder") else model
+        return named if named is not model else hf_fsdp.findattr(model, attributes) or model
+
+    hf_fsdp.hf_get_causal_base_model = backbone
 
 
 def import_code(recipe: Recipe) -> None:

@@ -23,7 +23,11 @@ def refusals(model: Mapping[str, Any]) -> list[tuple[str, str]]:
     ffn_type = get(model, "ffn_config.ffn_type", "mptmlp")
     if ffn_type not in ("mptmlp", "mptglu"):
         return [*found, ("model.ffn_config.ffn_type", f"got {ffn_type!r}, which {said} does not have")]
-    shape = model_shape(model)
+    try:
+        shape = model_shape(model)
+    except ValueError as error:  # a layer that the user's own code registers
+        key, _, why = str(error).partition(": ")
+        return [*found, (key, why)]
     if shape.kv_dim != shape.d_model:
         found.append(("model.attn_config.kv_dim", f"got {shape.kv_dim}, but {said} reads keys from d_model"))
     found += _mpt_refusals(model, shape) if family == "mpt" else _llama_refusals(model, shape)
