@@ -22,10 +22,12 @@ from eval.questions import ScoringError
 from eval.suite import gauntlet_scores, logged, run_tasks, tasks_of
 from eval.tasks.rows import TaskError
 from recipes.callbacks.cost import CostMonitor
+from recipes.callbacks.log_lines import say_scores
 from recipes.callbacks.stopping import Stopper
 from recipes.json_lines import append
 from recipes.models.compiling import uncompiled
-from recipes.reports.run_record import read_tasks
+from recipes.reports.runs import read_tasks
+from recipes.reports.scores import score_with_interval
 from recipes.run_files import TASKS
 from recipes.training.processes import as_first_rank_sees
 
@@ -114,6 +116,7 @@ class TaskEvaluation(Callback):
         usd = None if rate is None else seconds / 3600 * rate * dist.get_world_size()
         spent = {"evaluation/seconds": seconds} | ({} if usd is None else {"evaluation/usd": usd})
         logger.log_metrics({**numbers, **spent})
+        say_scores(state, {str(result["label"]): score_with_interval(result) for result in results})
         if dist.get_global_rank() == 0:
             kept = {"step": step, "tokens": int(state.timestamp.token), "seconds": round(seconds, 3), "usd": usd}
             scores = {r["label"]: r["score"] for r in results}

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from composer.core import State, Time
 from composer.loggers import Logger, LoggerDestination
 from composer.utils import dist
+from tqdm import tqdm
 
 from recipes.callbacks.readings import progress
 from recipes.cost.duration import in_words
-from recipes.reports.runs import validation_loss
+from recipes.reports.runs import validation_scores
 
 INTERVAL_S = 30.0
 
@@ -47,9 +49,7 @@ class LogLines(LoggerDestination):
     eval_standalone_start = eval_before_all
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
-        loss = validation_loss(self._metrics)
-        if loss is not None:
-            _write(f"step {state.timestamp.batch.value:,}: validation loss {loss:.4f}")
+        say_scores(state, {name: f"{value:.4f}" for name, value in validation_scores(self._metrics).items()})
 
     eval_standalone_end = eval_after_all
 
@@ -82,6 +82,15 @@ def _shown(metrics: dict[str, Any]) -> list[str]:
     return shown
 
 
+def say_scores(state: State, scores: Mapping[str, str]) -> None:
+    """A line of what an evaluation at this step found, by name, where it found something; from rank 0 only."""
+    if scores:
+        found = ", ".join(f"{name} {score}" for name, score in scores.items())
+        _write(f"step {int(state.timestamp.batch):,}: {found}")
+
+
 def _write(line: str) -> None:
+    """On a line of its own above a progress bar, too."""
     if dist.get_global_rank() == 0:
-        print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
+        tqdm.write(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr)
+        sys.stderr.flush()

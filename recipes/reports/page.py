@@ -91,6 +91,7 @@ def _key_figures(run: RunRecord) -> dict[str, str]:
             {} if run.not_finite_since is None else {"training loss": f"not finite since step {run.not_finite_since:,}"}
         ),
         "validation loss": UNKNOWN if loss is None else f"{loss:.3f}",
+        **{name: f"{points[-1].loss:.3f}" for name, points in run.by_name.items() if name != "validation loss"},
         "dollars": _usd(paid.usd),
         "a million tokens": _usd(paid.usd_per_million_tokens),
         "tokens": short(paid.tokens, 4),

@@ -10,7 +10,6 @@ from typing import Any, TypeGuard
 
 import yaml
 
-from recipes import json_lines
 from recipes.config.load import Recipe
 from recipes.cost.estimate import KG_CO2E_PER_KWH, POWER_USAGE_EFFECTIVENESS, Estimate, estimate
 from recipes.cost.parameters import count_parameters
@@ -18,7 +17,14 @@ from recipes.cost.rate import cost_section
 from recipes.cost.scaling import is_extrapolated, predicted_loss
 from recipes.cost.setup import PADDED, sequences_per_item, tokens_of_run
 from recipes.reports.bill import Bill, read_bill
-from recipes.reports.runs import TRAIN_LOSS, metrics_by_step, not_finite_since, validation_loss
+from recipes.reports.runs import (
+    TRAIN_LOSS,
+    metrics_by_step,
+    not_finite_since,
+    read_tasks,
+    validation_loss,
+    validation_scores,
+)
 from recipes.reports.summary import read_json
 from recipes.run_files import EVALUATION, METRICS, RECIPE, SUMMARY, TASKS
 from recipes.training.batches import dataset_tokens
@@ -44,6 +50,7 @@ class RunRecord:
     recipe_text: str
     training: tuple[Point, ...]
     validation: tuple[Point, ...]
+    by_name: Mapping[str, tuple[Point, ...]]  # of evaluations, loader by loader; loss stands for any score here
     not_finite_since: int | None  # the step from which on the training loss is none, counted from 1
     plan: Estimate | None
     no_plan: str  # why there is none
@@ -91,7 +98,7 @@ def read_run(folder: Path) -> RunRecord:
     tokens_per_step *= sequences_per_item(recipe)
     summary = read_json(folder / SUMMARY)
     by_step = metrics_by_step(folder / METRICS)
-    training, validation = _curves(by_step, tokens_per_step)
+    training, validation, by_name = _curves(by_step, tokens_per_step)
     plan, no_plan = _plan(recipe, bill)
     parameters, tokens = _without_hardware(recipe)
     return RunRecord(
@@ -104,6 +111,7 @@ def read_run(folder: Path) -> RunRecord:
         recipe_text=text,
         training=tuple(training),
         validation=tuple(validation),
+        by_name={name: tuple(points) for name, points in by_name.items()},
         not_finite_since=not_finite_since(by_step),
         plan=plan,
         no_plan=no_plan,
@@ -132,7 +140,9 @@ def _predicted_loss(recipe: Mapping[str, Any], parameters: int | None, tokens: i
     return predicted_loss(parameters, tokens, vocabulary if isinstance(vocabulary, int) else None)
 
 
-def _curves(steps: Mapping[int, Mapping[str, float]], tokens_per_step: int) -> tuple[list[Point], list[Point]]:
+def _curves(
+    steps: Mapping[int, Mapping[str, float]], tokens_per_step: int
+) -> tuple[list[Point], list[Point], dict[str, list[Point]]]:
     """Losses by step: that of step s was logged at s, when s steps were paid for, and is known after s + 1."""
     counted = {step: values["time/token"] for step, values in steps.items() if is_number(values.get("time/token"))}
     last = max(counted, default=0)
@@ -144,28 +154,17 @@ def _curves(steps: Mapping[int, Mapping[str, float]], tokens_per_step: int) -> t
     found = {step: values.get("cost/usd") for step, values in steps.items()}
     usd = {step: value if is_number(value) else None for step, value in found.items()}
     training, validation = [], []
+    by_name: dict[str, list[Point]] = {}
     for step, values in steps.items():
         if is_number(values.get(TRAIN_LOSS)):
             training.append(Point(tokens_at(step + 1), usd.get(step + 1, usd[step]), values[TRAIN_LOSS]))
         loss = validation_loss(values)
         if loss is not None and is_number(loss):
             validation.append(Point(tokens_at(step), usd.get(step), loss))
-    return training, validation
-
-
-def read_tasks(path: Path) -> tuple[Mapping[str, Any], ...]:
-    """One record a step, the last one written, with what all of that step cost; a line torn by a kill is left out."""
-    by_step: dict[int, Mapping[str, Any]] = {}
-    for record in json_lines.read(path):
-        try:
-            if record is None:
-                continue
-            before = by_step.get(int(record["step"]), {})
-            paid = {key: before[key] + record[key] for key in ("seconds", "usd") if before.get(key) and record.get(key)}
-            by_step[int(record["step"])] = {**record, **paid, "tasks": list(record["tasks"])}
-        except (ValueError, KeyError, TypeError):
-            continue
-    return tuple(record for _, record in sorted(by_step.items()))
+        for name, value in validation_scores(values).items():
+            if is_number(value):
+                by_name.setdefault(name, []).append(Point(tokens_at(step), usd.get(step), value))
+    return training, validation, by_name
 
 
 def _stated(recipe: Mapping[str, Any], key: str, default: float) -> float:

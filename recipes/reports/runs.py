@@ -16,6 +16,11 @@ from recipes.config.load import Recipe
 from recipes.run_files import CHECKPOINTS, RUNS
 
 TRAIN_LOSS = "loss/train/total"
+SCORES = {
+    "LanguageCrossEntropy": "validation loss",
+    "PairLoss": "validation loss of pairs",
+    "PairAccuracy": "pair accuracy",
+}
 _TAIL_BYTES = 1 << 16  # in which there is a whole line
 
 
@@ -52,6 +57,20 @@ def validation_loss(metrics: Mapping[str, Any]) -> float | None:
     """The cross entropy of an evaluation; of several `eval_loader`s their mean. None where there is none."""
     names = [name for name in metrics if re.fullmatch(r"metrics/eval/(.+/)?LanguageCrossEntropy", name)]
     return math.fsum(float(metrics[name]) for name in names) / len(names) if names else None
+
+
+def validation_scores(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """What evaluations measured, by name: losses, and of preferences how often the right answer gained more.
+
+    With several `eval_loader`s each has its label in the name, as in `validation loss (books)`.
+    """
+    found: dict[str, float] = {}
+    for name, words in SCORES.items():
+        for metric, value in metrics.items():
+            label = re.fullmatch(rf"metrics/eval/(?:(.+)/)?{name}", metric)
+            if label:
+                found[words + (f" ({label[1]})" if label[1] else "")] = float(value)
+    return found
 
 
 def not_finite_since(by_step: Mapping[int, Mapping[str, float]]) -> int | None:
@@ -94,3 +113,18 @@ def read_metrics(path: Path) -> Iterator[Mapping[str, float]]:
         if record and isinstance(record.get("step"), int):
             known = {name: math.nan if value is None else value for name, value in record.items()}
             yield {name: value for name, value in known.items() if isinstance(value, (int, float))}
+
+
+def read_tasks(path: Path) -> tuple[Mapping[str, Any], ...]:
+    """One record a step, the last one written, with what all of that step cost; a line torn by a kill is left out."""
+    by_step: dict[int, Mapping[str, Any]] = {}
+    for record in json_lines.read(path):
+        try:
+            if record is None:
+                continue
+            before = by_step.get(int(record["step"]), {})
+            paid = {key: before[key] + record[key] for key in ("seconds", "usd") if before.get(key) and record.get(key)}
+            by_step[int(record["step"])] = {**record, **paid, "tasks": list(record["tasks"])}
+        except (ValueError, KeyError, TypeError):
+            continue
+    return tuple(record for _, record in sorted(by_step.items()))

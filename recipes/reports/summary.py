@@ -15,9 +15,17 @@ from recipes.config.file_names import is_remote
 from recipes.config.load import Recipe
 from recipes.cost.duration import in_words
 from recipes.cost.figures import number
-from recipes.reports.runs import TRAIN_LOSS, metrics_by_step, not_finite_since, perplexity, validation_loss
+from recipes.reports.runs import (
+    TRAIN_LOSS,
+    metrics_by_step,
+    not_finite_since,
+    perplexity,
+    read_tasks,
+    validation_loss,
+    validation_scores,
+)
 from recipes.reports.scores import score_with_interval
-from recipes.run_files import CHECKPOINTS, EVALUATION, METRICS, RECIPE, REPORT, SUMMARY
+from recipes.run_files import CHECKPOINTS, EVALUATION, METRICS, RECIPE, REPORT, SUMMARY, TASKS
 from recipes.training.checkpoints import is_of
 
 # Keys that change what is printed or where, not what is trained.
@@ -68,11 +76,25 @@ def write_summary(
         "train_loss_not_finite_since": not_finite_since(by_step),
         "eval_loss_start": _at(losses, 0),
         "eval_loss_end": _at(losses, -1),
+        "validation": _first_and_last(by_step),
         **dataclasses.asdict(cost),
     }
     # JSON has no NaN
-    known = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in summary.items()}
+    known = {k: _finite(v) for k, v in summary.items()}
     write_whole(folder / SUMMARY, json.dumps(known, indent=2, default=str) + "\n")
+
+
+def _first_and_last(by_step: Mapping[int, Mapping[str, float]]) -> dict[str, tuple[float | None, float | None]]:
+    """Each thing that evaluations measured, as the first and the last of them found it."""
+    found: dict[str, tuple[float | None, float | None]] = {}
+    for metrics in by_step.values():
+        for name, value in validation_scores(metrics).items():
+            found[name] = (found[name][0] if name in found else _finite(value), _finite(value))
+    return found
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_summary(folder: Path) -> None:
@@ -90,7 +112,8 @@ def print_summary(folder: Path) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     try:
-        rows = [*_learned(summary), *_paid(summary), *_evaluated(folder, summary), *_files(folder, summary)]
+        rows = [*_learned(summary), *_in_the_loop(folder), *_paid(summary)]
+        rows += [*_evaluated(folder, summary), *_files(folder, summary)]
         steps = f"{summary['steps']:,}"
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
         damaged = f"{folder / SUMMARY} or {EVALUATION} beside it is damaged ({type(error).__name__}: {error})"
@@ -116,6 +139,10 @@ def _learned(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("validation perplexity", f"{before}{perplexity(end):,.1f}"))
     elif start is not None:
         rows.append(("validation loss", f"{start:.3f} → not finite"))
+    for name, (start, end) in (summary.get("validation") or {}).items():
+        if name != "validation loss":  # of several loaders, of which that is the mean, and of preferences
+            before = f"{start:.3f} → " if start is not None and start != end else ""
+            rows.append((name, before + ("not finite" if end is None else f"{end:.3f}")))
     start, end = summary.get("train_loss_start"), summary.get("train_loss_end")
     if summary.get("train_loss_not_finite_since") is not None:
         before = f"{start:.3f} → " if start is not None else ""
@@ -160,11 +187,26 @@ def _evaluated(folder: Path, summary: Mapping[str, Any]) -> list[tuple[str, str]
         if model.get("unigram_entropy") is not None:
             rows.append(("unigram entropy", f"{model['unigram_entropy']:.3f}: the loss of knowing frequencies alone"))
         for task in model.get("tasks", []):
-            chance = f" (chance {task['chance']:.0%})" if task.get("chance") is not None else ""
-            rows.append((task["label"], f"{score_with_interval(task)}{chance}, {task['examples']} examples"))
+            rows.append((task["label"], _task(task)))
         for sample in model.get("samples", []):
             rows.append(("sample", f"{sample['prompt']} …{sample['text']}"))
     return rows
+
+
+def _in_the_loop(folder: Path) -> list[tuple[str, str]]:
+    """The last scores of tasks while the run went on."""
+    evaluations = [record for record in read_tasks(folder / TASKS) if record["tasks"]]
+    if not evaluations:
+        return []
+    last = evaluations[-1]
+    scored = [task for task in last["tasks"] if isinstance(task.get("score"), (int, float))]
+    return [(str(task.get("label", "?")), f"{_task(task)}, at step {int(last['step']):,}") for task in scored]
+
+
+def _task(task: Mapping[str, Any]) -> str:
+    chance = f" (chance {task['chance']:.0%})" if task.get("chance") is not None else ""
+    examples = f", {task['examples']} examples" if task.get("examples") is not None else ""
+    return f"{score_with_interval(task)}{chance}{examples}"
 
 
 def is_of_run(model: Mapping[str, Any], folder: Path, summary: Mapping[str, Any]) -> bool:

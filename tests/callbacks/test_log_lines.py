@@ -35,7 +35,10 @@ def test_the_first_step_the_last_and_some_between(
     t.close()
     lines = [line for line in capsys.readouterr().err.splitlines() if re.match(r"\d\d:\d\d:\d\d step ", line)]
     losses = [line for line in lines if "validation loss" in line]
-    assert [line.split("step ")[1] for line in losses] == ["2: validation loss 2.5000", "4: validation loss 1.2500"]
+    assert [line.split("step ")[1] for line in losses] == [
+        f"{step}: validation loss (a) {loss}, validation loss (b) {loss}"
+        for step, loss in ((2, "2.5000"), (4, "1.2500"))
+    ]
     lines = [line for line in lines if line not in losses]
     assert [int(line.split()[2]) for line in lines] == steps
     last = r"step 6 \(100%\): loss \d+\.\d{4}, [\d,]+ tokens/s, \$\d.* of about \$\d.*, 0 s left, goodput \d+%"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -186,6 +187,9 @@ def test_tasks_in_the_loop_reach_logs_ledger_and_report(
     more = [icl, harness, "task_interval=12ba"]
     result = run_command("python", "train.py", *recipe_arguments(shards, tmp_path / "run", *more))
     assert result.returncode == 0, result.stdout + result.stderr
+    for step in (0, 12, 24):
+        assert re.search(rf"step {step}: dates/0-shot \d.*%\), sotu_cloze/0-shot \d", result.stderr), result.stderr
+    assert len(re.findall(r"sotu_cloze/0-shot .*at step 24", " ".join(result.stdout.split()))) == 1
     run = tmp_path / "run"
     lines = [json.loads(line) for line in (run / "tasks.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 12, 24]
