@@ -1,0 +1,45 @@
+"""The learning rate by a recipe alone, against Composer's schedulers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from composer.core import Time, Timestamp
+from llmfoundry.utils import builders
+
+from recipes.config.load import load
+from recipes.training.learning_rate import SHAPES, learning_rate
+
+TOKENS = 8 * 32  # of a step
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize(
+    ("duration", "lengths"),
+    [
+        ("60ba", {"t_warmup": "10ba"}),
+        ("60ba", {"t_warmup": "0.25dur"}),
+        ("90ba", {"t_warmup": "10ba", "t_max": "100ba"}),
+        (f"{60 * TOKENS}tok", {"t_warmup": f"{10 * TOKENS}tok"}),
+    ],
+)
+def test_it_is_composers(name: str, duration: str, lengths: dict[str, str], recipe_file: Callable[[str], Path]) -> None:
+    more: dict[str, float] = {"constant_with_warmup": {"alpha": 0.5}}.get(name, {"alpha_f": 0.1})
+    keys = "".join(f", {key}: {value}" for key, value in {**lengths, **more}.items())
+    text = f"scheduler: {{name: {name}{keys}}}\noptimizer: {{lr: 2.0e-3}}\nmax_duration: {duration}\n"
+    recipe = load(recipe_file(f"{text}max_seq_len: 32\nglobal_train_batch_size: 8\n"))
+    scheduler: Any = builders.build_scheduler(name, {**lengths, **more})
+    for step in (0, 5, 10, 15, 40, 60):
+        timestamp = Timestamp(batch=step, token=step * TOKENS)
+        state = SimpleNamespace(max_duration=Time.from_timestring(duration), timestamp=timestamp, dataloader_len=None)
+        assert learning_rate(recipe, step) == pytest.approx(2e-3 * scheduler(state))
+
+
+def test_of_other_schedulers_nothing_is_said(recipe_file: Callable[[str], Path]) -> None:
+    text = "scheduler: {name: inv_sqrt_with_warmup, t_warmup: 10ba, t_scale: 10ba}\noptimizer: {lr: 1.0e-3}\n"
+    recipe = load(recipe_file(f"{text}max_duration: 60ba\nmax_seq_len: 32\nglobal_train_batch_size: 8\n"))
+    assert learning_rate(recipe, 5) is None
