@@ -112,6 +112,8 @@ def test_numbers_of_the_config_are_of_the_types_that_transformers_5_takes() -> N
 
 def test_llama_with_what_it_lacks_is_refused() -> None:
     assert not refusals(LLAMA)
+    own = refusals(with_changes(LLAMA, norm_type="my_rms"))  # that code_paths registers
+    assert [key for key, _ in own] == ["model.norm_type"]
     keys = [k for k, _ in refusals(with_changes(LLAMA, attention_bias=True, attn_config__clip_qkv=6))]
     assert keys == ["model.attention_bias", "model.attn_config.clip_qkv"]
 
