@@ -29,7 +29,7 @@ def main() -> None:
             out_root=f"{root}/theirs/{name}",
             local=None,
             compression=None,
-            num_workers=None,
+            num_workers=1,
             tokenizer=job["tokenizer"],
             tokenizer_kwargs={},
             max_seq_len=4000,
