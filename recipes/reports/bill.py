@@ -149,14 +149,13 @@ def to_json(bill: Bill) -> dict[str, Any]:
 
 def print_bills(bills: Sequence[Bill]) -> None:
     """A table a run, and under several their sum."""
-    import sys
-
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    from recipes import screen
+
+    console = screen.console()
     for bill in bills:
         title = Text(str(bill.folder), style="italic")
         table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
