@@ -155,7 +155,7 @@ def _evaluate(
     from eval.contamination import TOKENS, OtherTokenizer, check_shards, contaminated
     from eval.loading import LoadedModel
     from eval.progress import bar
-    from eval.suite import gauntlet_scores, logged, run_tasks, tasks_of
+    from eval.suite import gauntlet_scores, logged, run_tasks, subsets, tasks_of
     from eval.validation import validation_loss
     from recipes import parts
     from recipes.training.loaders_lock import holding_loaders_lock
@@ -169,8 +169,9 @@ def _evaluate(
     tasks = []
     if settings["icl_tasks"]:
         prompts = min(length, settings.get("icl_seq_len") or length)
-        subset = settings["icl_subset_num_batches"]
-        tasks = tasks_of(settings["icl_tasks"], tokenizer, prompts, batch, folder / "tasks", subset, length)
+        subset = subsets(settings, trains=False)
+        entries, scratch = settings["icl_tasks"], folder / "tasks"
+        tasks = tasks_of(entries, tokenizer, prompts, batch, scratch, reads=length, **subset)
     shards, tokens = contamination_shards(recipe.values), recipe.get("contamination.tokens", TOKENS)
     if shards:
         try:

@@ -58,6 +58,7 @@ class TaskEvaluation(Callback):
         reads: int,
         batch_size: int,
         subset_batches: int | None = None,
+        subset_of_category: int | None = None,
     ) -> None:
         self.tokenizer, self.cost, self.stopper, self.folder = tokenizer, cost, stopper, folder
         self.max_seq_len, self.batch_size, self.gauntlet, self.at_start = max_seq_len, batch_size, gauntlet, at_start
@@ -65,7 +66,8 @@ class TaskEvaluation(Callback):
         scratch = folder / "tasks"
         self.tasks = []
         if icl_tasks:
-            self.tasks = tasks_of(icl_tasks, tokenizer, max_seq_len, batch_size, scratch, subset_batches, reads)
+            subset = (subset_batches, reads, subset_of_category)
+            self.tasks = tasks_of(icl_tasks, tokenizer, max_seq_len, batch_size, scratch, *subset)
         self.harness = dict(harness_tasks) if harness_tasks else None
         if self.harness is not None:
             self._load_harness()  # what is missing is said now, not after the first interval

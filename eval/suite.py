@@ -74,22 +74,35 @@ def tasks_of(
     scratch: Path,
     subset_batches: int | None,
     reads: int | None = None,
+    subset_of_category: int | None = None,
 ) -> list[Task]:
     """The tasks of a recipe's `icl_tasks`.
 
     max_len, reads: tokens that a prompt and its answer may have, and that the model reads, whatever a task wants.
-    subset_batches: LLM Foundry's `icl_subset_num_batches`; a batch has as many examples as `batch_size` has choices.
+    subset_batches, subset_of_category: batches of a task, and of a category of one, that are taken, from the first;
+    None or -1 for all. A batch has as many examples as `batch_size` has choices.
     Raises TaskError.
     """
     tokens = Tokens(tokenizer)
     tasks = []
     for entry in entries:
-        most = None
-        if subset_batches is not None and subset_batches > 0 and not entry.get("has_categories"):
+        most, batches = None, subset_of_category if entry.get("has_categories") else subset_batches
+        if batches is not None and batches > 0:
             choices = _choices(entry, scratch)
-            most = subset_batches * max(1, int(entry.get("batch_size") or batch_size) // choices)
+            most = batches * max(1, int(entry.get("batch_size") or batch_size) // choices)
         tasks += build_tasks(entry, tokens, max_len, lambda uri: fetch(uri, scratch), most, reads)
     return tasks
+
+
+def subsets(settings: Mapping[str, Any], trains: bool) -> dict[str, int | None]:
+    """For `tasks_of`: how much of the tasks LLM Foundry and Composer take by a recipe's settings.
+
+    While a model is trained a task's own `icl_subset_num_batches` comes before `eval_subset_num_batches`, in an
+    evaluation by itself after it; of categories only the latter is known.
+    """
+    own, of_all = settings["icl_subset_num_batches"], settings["eval_subset_num_batches"]
+    own_first = own is not None and (trains or of_all in (None, -1))
+    return {"subset_batches": own if own_first else of_all, "subset_of_category": of_all}
 
 
 def run_tasks(

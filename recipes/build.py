@@ -52,7 +52,6 @@ AS_WRITTEN = (
     "max_duration",
     "train_subset_num_batches",
     "eval_interval",
-    "eval_subset_num_batches",
     "log_to_console",
     "console_log_interval",
     "save_folder",
@@ -128,6 +127,8 @@ def build(recipe: Recipe) -> Run:
             model=model,
             train_dataloader=train_loader,
             eval_dataloader=evaluators,
+            # of tasks alone too, which are not Composer's: without a loader it would refuse the key
+            eval_subset_num_batches=settings["eval_subset_num_batches"] if evaluators else -1,
             optimizers=optimizer,
             schedulers=scheduler,
             progress_bar=settings["progress_bar"] and on_terminal,
@@ -247,6 +248,7 @@ def _tasks_in_the_loop(
     if not settings["icl_tasks"] and not recipe.get("harness_tasks"):
         return []
     from eval.in_loop import TaskEvaluation
+    from eval.suite import subsets
 
     with parts.reporting(recipe, "icl_tasks" if settings["icl_tasks"] else "harness_tasks"):
         return [
@@ -263,7 +265,7 @@ def _tasks_in_the_loop(
                 max_seq_len=min(settings.get("icl_seq_len") or settings["max_seq_len"], settings["max_seq_len"]),
                 reads=settings["max_seq_len"],
                 batch_size=max(1, int(settings["device_eval_batch_size"])),
-                subset_batches=settings["icl_subset_num_batches"],
+                **subsets(settings, trains=True),
             )
         ]
 

@@ -13,7 +13,7 @@ import torch
 from eval.backbone import Backbone
 from eval.generation import generate
 from eval.questions import Prompt
-from eval.suite import gauntlet_scores, run_tasks, tasks_of
+from eval.suite import gauntlet_scores, logged, run_tasks, subsets, tasks_of
 
 from .twins import CONTEXT, Twins
 
@@ -123,6 +123,43 @@ def test_llm_foundry_has_the_same_scores_and_averages(
     ours = gauntlet_scores(copy.deepcopy(GAUNTLET), judged)
     assert ours == pytest.approx({name.rpartition("/")[2]: value for name, value in expected.items()}, abs=1e-6)
     assert set(ours) == {"reading", "words", "all"}
+
+
+@pytest.mark.parametrize(("of_all", "own", "taken"), [(1, 2, [2, 4, 4]), (-1, 2, [4, 6, 6])])
+def test_llm_foundry_takes_as_many_batches(
+    of_all: int, own: int, taken: list[int], twins: Twins, entries: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    from composer import Trainer
+    from llmfoundry.utils import builders
+
+    cloze, _, words, _ = ({**entry, "num_fewshot": [0], "batch_size": 8} for entry in entries)
+    words["batch_size"] = 4
+    evaluators, _ = builders.build_icl_evaluators(
+        copy.deepcopy([cloze, words]),
+        twins.tokenizer,
+        LENGTH,
+        BATCH,
+        destination_dir=str(tmp_path),
+        icl_subset_num_batches=own,
+    )
+    trainer = Trainer(model=twins.composer, progress_bar=False)
+    trainer.eval(eval_dataloader=evaluators, subset_num_batches=of_all)
+    reference = {
+        f"metrics/{label}/{name}": float(metric.compute())
+        for label, metrics in trainer.state.eval_metrics.items()
+        for name, metric in metrics.items()
+    }
+    settings = {"eval_subset_num_batches": of_all, "icl_subset_num_batches": own}
+    tasks = tasks_of([cloze, words], twins.tokenizer, LENGTH, BATCH, tmp_path, **subsets(settings, trains=False))
+    assert [len(task.examples) for task in tasks] == taken
+    judged = run_tasks(tasks, lambda: Backbone(twins.composer, CONTEXT), twins.tokenizer, CONTEXT, BATCH)
+    assert logged(judged) == pytest.approx(reference, abs=1e-6)
+
+
+def test_while_it_trains_a_tasks_own_number_of_batches_comes_first() -> None:
+    for of_all, own, wanted in ((1, 2, 2), (1, -1, -1), (1, None, 1), (-1, 2, 2)):
+        settings = {"eval_subset_num_batches": of_all, "icl_subset_num_batches": own}
+        assert subsets(settings, trains=True) == {"subset_batches": wanted, "subset_of_category": of_all}
 
 
 def test_the_harness_has_the_same_log_likelihoods(twins: Twins, suite: Path, tmp_path: Path) -> None:

@@ -194,11 +194,13 @@ def test_what_was_not_done_behind_the_last_checkpoint_is_made_up_for(
     saver = f"callbacks.hf_checkpointer={{save_folder: {exports}, save_interval: 1dur}}"
     # tasks alone are evaluated first too
     words = ["max_duration=4ba", f"icl_tasks=[{{{task}}}]", "eval_first=true", "eval_loader=null", "eval_interval=2ba"]
-    command = ["python", "train.py", *recipe_arguments(shards, run, *words, saver, "eval_subset_num_batches=-1")]
+    words += ["eval_subset_num_batches=2", "device_eval_batch_size=2"]  # of two choices: one example a batch
+    command = ["python", "train.py", *recipe_arguments(shards, run, *words, saver)]
     first = run_command(*command)
     assert first.returncode == 0, first.stderr
-    steps = [json.loads(line)["step"] for line in (run / "tasks.jsonl").read_text().splitlines()]
-    assert steps == [0, 2, 4]
+    records = [json.loads(line) for line in (run / "tasks.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [0, 2, 4]
+    assert records[0]["tasks"][0]["examples"] == 2
     exported = exports / "huggingface" / "ba4"
     assert (exported / "config.json").is_file()
 
