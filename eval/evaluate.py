@@ -33,6 +33,7 @@ from eval.questions import ScoringError
 from eval.samples import continued, refuse_samples
 from eval.tasks.rows import TaskError
 from recipes.config.check import check
+from recipes.config.evaluation_rules import evaluation_notes
 from recipes.config.keys import Place, Problem, RecipeError
 from recipes.config.load import Recipe, load
 from recipes.config.named_files import with_named_files
@@ -61,6 +62,8 @@ def main(arguments: list[str]) -> int:
             raise RecipeError(problems)
     except RecipeError as error:
         return print_problems("this evaluation cannot be run", error.problems)
+    for note in evaluation_notes(recipe.values) if is_first_rank() else ():
+        print(f"note: {note}")
     missing = preflight_evaluation(recipe)
     if recipe.get("dry_run"):
         if is_first_rank():

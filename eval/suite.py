@@ -16,6 +16,7 @@ from eval.results import task_entry
 from eval.scoring import Model, Progress, score
 from eval.tasks.icl import Outcome, Task, Tokens, build_tasks, judge
 from eval.tasks.rows import TaskError
+from recipes.config.evaluation_rules import scored_part
 from recipes.config.file_names import is_remote
 
 
@@ -143,10 +144,12 @@ def logged(judged: Sequence[Judged]) -> dict[str, float]:
 def gauntlet_scores(gauntlet: Mapping[str, Any], judged: Sequence[Judged]) -> dict[str, float]:
     """LLM Foundry's own averages, by its EvalGauntlet: category and average → score.
 
-    gauntlet: `eval_gauntlet` of a recipe.
+    gauntlet: `eval_gauntlet` of a recipe. Categories of which a benchmark is not judged are left out.
     """
     from llmfoundry.callbacks import EvalGauntlet
 
+    scored = {"/".join(j.task.label.split("/")[:2]) for j in judged if any("Accuracy" in n for n in j.outcome.scores)}
+    gauntlet, _ = scored_part(gauntlet, scored)
     sizes = {j.task.label: len(j.task.examples) for j in judged}
     averages = EvalGauntlet(
         **copy.deepcopy(gauntlet),  # into which it writes

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from recipes.config.evaluation_rules import evaluation_notes
 from recipes.config.keys import Problem, RecipeError
 from recipes.config.load import Recipe
 from recipes.cost.architecture import OURS
@@ -146,7 +147,7 @@ def print_plan(recipe: Recipe, batches: Batches, missing: Sequence[Problem]) -> 
 
 def print_notes(recipe: Recipe, of_budget: str | None) -> None:
     """What a run of this recipe may do, and somebody may not expect."""
-    for note in (*resume_notes(recipe), *([of_budget] if of_budget else [])):
+    for note in (*resume_notes(recipe), *evaluation_notes(recipe.values), *([of_budget] if of_budget else [])):
         print(f"\nnote: {note}")
 
 

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from recipes.config.keys import KeyPath
 from recipes.config.sections import Finding, loaders, section
 from recipes.cost.architecture import OURS
 from recipes.cost.run_length import read_duration
+
+# LLM Foundry's models that are asked over the network.
+OF_AN_API = ("openai_causal_lm", "openai_chat", "fmapi_causal_lm", "fmapi_chat")
+
+
+def _apis(recipe: Mapping[str, Any]) -> Iterator[Finding]:
+    models: dict[KeyPath, Any] = {("model",): section(recipe, "model")}
+    models |= {("models", index, "model"): entry.get("model") for index, entry in _sections(recipe.get("models"))}
+    for key, model in models.items():
+        if section({"model": model}, "model").get("name") in OF_AN_API:
+            text = f"{model['name']} is asked over the network, and what runs here computes its model itself"
+            yield (*key, "name"), f"{text}: name another, such as hf_causal_lm, or evaluate it with LLM Foundry"
 
 
 def _of_training(recipe: Mapping[str, Any]) -> Iterator[Finding]:
@@ -113,7 +125,8 @@ def _gauntlet(recipe: Mapping[str, Any]) -> Iterator[Finding]:
     subtracts = gauntlet.get("subtract_random_baseline", True)
     if gauntlet.get("rescale_accuracy", True) and not subtracts:
         yield (*key, "rescale_accuracy"), "needs subtract_random_baseline: set it to false, or that to true"
-    scored = {f"{t['label']}/{n}-shot" for t in tasks if _has_accuracy(t) for n in t["num_fewshot"]}
+    scored = _scored(tasks)
+    _, missing = scored_part(gauntlet, scored)
     names = []
     for index, category in _sections(gauntlet.get("categories")):
         where = (*key, "categories", index)
@@ -124,8 +137,8 @@ def _gauntlet(recipe: Mapping[str, Any]) -> Iterator[Finding]:
         if not benchmarks:
             yield (*where, "benchmarks"), f"got {category.get('benchmarks')!r}, expected a list of sections"
         for number, benchmark in benchmarks:
-            wanted = f"{benchmark.get('name')}/{benchmark.get('num_fewshot')}-shot"
-            if wanted not in scored:
+            wanted = _label(benchmark)
+            if wanted not in scored and len(missing) == len(gauntlet["categories"]):  # no category is left
                 text = f"icl_tasks scores no accuracy of {wanted}, only of {', '.join(sorted(scored)) or 'nothing'}"
                 yield (*where, "benchmarks", number), text
             chance = benchmark.get("random_baseline")
@@ -148,6 +161,43 @@ def _gauntlet(recipe: Mapping[str, Any]) -> Iterator[Finding]:
             yield (*key, "averages", name), text
 
 
+def scored_part(gauntlet: Mapping[str, Any], scored: Collection[str]) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """The gauntlet without categories of which a benchmark is missing, as LLM Foundry leaves them out.
+
+    scored: tasks with an accuracy, such as piqa/0-shot. The second is each of those categories, with what it lacks.
+    Averages of which no category is left go with them: LLM Foundry would call them 0.
+    """
+    categories = [category for _, category in _sections(gauntlet.get("categories"))]
+    lacks = {
+        str(category.get("name")): [
+            label for _, b in _sections(category.get("benchmarks")) if (label := _label(b)) not in scored
+        ]
+        for category in categories
+    }
+    missing = {name: labels for name, labels in lacks.items() if labels}
+    part = {**gauntlet, "categories": [c for c in categories if str(c.get("name")) not in missing]}
+    if isinstance(gauntlet.get("averages"), Mapping):
+        part["averages"] = {n: names for n, names in gauntlet["averages"].items() if not missing.keys() >= set(names)}
+    return part, missing
+
+
+def evaluation_notes(recipe: Mapping[str, Any]) -> Iterator[str]:
+    """What of its evaluation a checked recipe asks for, and does not get."""
+    gauntlet, tasks = recipe.get("eval_gauntlet"), recipe.get("icl_tasks")
+    if isinstance(gauntlet, Mapping) and isinstance(tasks, list):
+        for name, labels in scored_part(gauntlet, _scored(tasks))[1].items():
+            lacking = f"icl_tasks scores no accuracy of {', '.join(labels)}"
+            yield f"eval_gauntlet: the category {name} is left out, and of every average: {lacking}"
+
+
+def _scored(tasks: Sequence[Mapping[str, Any]]) -> set[str]:
+    return {f"{t['label']}/{n}-shot" for t in tasks if _has_accuracy(t) for n in t["num_fewshot"]}
+
+
+def _label(benchmark: Mapping[str, Any]) -> str:
+    return f"{benchmark.get('name')}/{benchmark.get('num_fewshot')}-shot"
+
+
 def _sections(value: Any) -> list[tuple[int, Mapping[str, Any]]]:
     """The sections of a list, with their numbers; none where one of them, or the list, is something else."""
     whole = isinstance(value, list) and all(isinstance(inner, Mapping) for inner in value)
@@ -168,6 +218,6 @@ def _with_slashes(gauntlet: Mapping[str, Any]) -> Iterator[str]:
     return (str(name) for name in names if "/" in str(name))
 
 
-EVALUATION_RULES = (_shots, _gauntlet)
+EVALUATION_RULES = (_apis, _shots, _gauntlet)
 RULES_OF_TRAINING = (_of_training, _tasks_in_the_loop, _stoppers)
 RULES_OF_ITS_OWN = (_of_its_own,)

@@ -13,6 +13,7 @@ import yaml
 
 from eval.models import spell_out_models
 from recipes.config.check import check, load_checked
+from recipes.config.contradictions import contradictions
 from recipes.config.keys import RecipeError, dotted
 from recipes.config.load import load
 from recipes.preflight.training import preflight
@@ -512,6 +513,11 @@ def test_tasks_that_would_never_be_evaluated(overrides: list[str], key: str, wor
     with pytest.raises(RecipeError) as raised:
         load_checked(QUICKSTART, [task, *overrides])
     assert [(dotted(p.key), words in p.text) for p in raised.value.problems] == [(key, True)]
+
+
+def test_models_of_an_api_are_not_trained() -> None:
+    ((_, text),) = (f for f in contradictions({"model": {"name": "fmapi_chat"}}) if f[0] == ("model", "name"))
+    assert "fmapi_chat is asked over the network" in text
 
 
 def test_validation_loaders_have_the_names_that_llm_foundry_gives_them() -> None:

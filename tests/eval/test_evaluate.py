@@ -243,6 +243,10 @@ DATES = "{name: dates, num_fewshot: 0, random_baseline: 0.25}"
             "models=[{model_name: m, model: MPT, tokenizer: {name: x/y}}]",
             "models.0.load_path: is missing, and without a checkpoint",
         ),
+        (
+            "models=[{model: {name: openai_chat}, tokenizer: {name: x}}]",
+            "models.0.model.name: openai_chat is asked over",
+        ),
         ("contamination.shards=nothing", "nothing holds no shards"),
         ("contamination.shards=[nothing]", "nothing holds no shards"),
         ("contamination.shards=[]", "contamination.shards: got an empty list, expected at least one"),
@@ -377,13 +381,18 @@ def test_task_and_gauntlet_files_of_llm_foundry(
         "  subtract_random_baseline: true\n"
         "  rescale_accuracy: true\n"
         "  averages:\n"
-        "    core_average: [language_understanding]\n"
+        "    core_average: [language_understanding, world_knowledge]\n"
+        "    world_average: [world_knowledge]\n"
         "  categories:\n"
         "  - name: language_understanding\n"
         "    benchmarks:\n"
         "    - name: cloze\n"
         "      num_fewshot: 1\n"
         "      random_baseline: 0.25\n"
+        "  - name: world_knowledge\n"
+        "    benchmarks:\n"
+        "    - {name: cloze, num_fewshot: 1, random_baseline: 0.25}\n"
+        "    - {name: arc_easy, num_fewshot: 3, random_baseline: 0.25}\n"
     )
     files = [f"icl_tasks={tmp_path}/tasks.yaml", f"eval_gauntlet={tmp_path}/gauntlet.yaml"]
     more = [f"results={tmp_path}/r.json", "samples=null", "contamination=null", "eval_loader=null"]
@@ -396,6 +405,8 @@ def test_task_and_gauntlet_files_of_llm_foundry(
     expected = (one["score"] - 0.25) / 0.75
     assert model["gauntlet"] == pytest.approx({"language_understanding": expected, "core_average": expected})
     assert "gauntlet: core_average" in result.stdout
+    left_out = "the category world_knowledge is left out, and of every average: icl_tasks scores no accuracy of arc"
+    assert left_out in result.stdout
 
 
 def test_files_of_hugging_faces_loaders_count(tmp_path: Path) -> None:
