@@ -39,7 +39,8 @@ class LoadedModel:
         path = entry.get("load_path")
         is_full = path is not None and Path(str(path)).is_file()
         # of a full checkpoint Composer would read all of it in every process, the optimizer's state too
-        by_hand = is_full and entry["model"]["name"] in OURS
+        # and of adapters alone, which peft's models save and Composer's loading finds to be no whole model
+        by_hand = is_full and (entry["model"]["name"] in OURS or bool(entry["model"].get("peft_config")))
         by_hand = by_hand or (path is not None and fsdp is None and Path(str(path)).is_dir())
         with parts.reporting(recipe, "models"):
             if is_full and is_first_of_machine():

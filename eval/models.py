@@ -28,9 +28,8 @@ from recipes.config.sections import loaders, section
 from recipes.run_files import CHECKPOINTS, RECIPE
 from recipes.talking.loading import say_what_is_ignored
 from recipes.training.checkpoints import newest_in
-from recipes.weights.trained import LENGTHS, folder_config_of
+from recipes.weights.trained import HF_MODEL, LENGTHS, folder_config_of
 
-HF_MODEL = "hf_causal_lm"  # LLM Foundry's name for any causal model of transformers
 CHANGING = {"config_overrides", "peft_config", "load_in_8bit"}  # keys of it with which a folder is another model
 
 

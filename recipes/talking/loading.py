@@ -17,7 +17,15 @@ from recipes.ranks import is_first_of_machine, is_first_rank
 from recipes.training.checkpoints import FILENAME, SHARDED, find_checkpoints
 from recipes.training.startup import light_imports
 from recipes.weights.merged import merged
-from recipes.weights.trained import LENGTHS, RWKV_LENGTH, Trained, find_trained, folder_config_of, is_hf_folder
+from recipes.weights.trained import (
+    HF_MODEL,
+    LENGTHS,
+    RWKV_LENGTH,
+    Trained,
+    find_trained,
+    folder_config_of,
+    is_hf_folder,
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,9 @@ def load_model(path: Path, tokenizer: str | None = None, recipe: Path | None = N
     Raises ValueError for a path that is neither, a folder of another architecture, files that are not whole.
     """
     trained = None if is_hf_folder(path) else find_trained(path, recipe)  # before the seconds that torch takes
+    if trained and trained.model["name"] == HF_MODEL:
+        text = f"give the folder that `python -m recipes export {path} FOLDER` makes of it"
+        raise ValueError(f"{path} is of {HF_MODEL}: {text}")
     if trained and path.is_dir() and trained.checkpoint != path.resolve():
         say_what_is_ignored(trained.checkpoint, trained.recipe)
     with light_imports():

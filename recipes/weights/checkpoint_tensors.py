@@ -76,8 +76,36 @@ def verify_file(path: Path) -> None:
                     raise ValueError(f"{path} is damaged: {text}, expected {member.CRC:08x}); take another copy of it")
 
 
+def hf_config_in(path: Path) -> dict[str, Any] | None:
+    """config.json of transformers that Composer keeps in a checkpoint file; None where there is none.
+
+    `architectures` is the class of the model that was saved, without its module.
+    """
+    held: Any = _contents(path)[0]
+    for key in ("integrations", "huggingface", "model", "config"):
+        held = held.get(key) if isinstance(held, Mapping) else None
+    content = held.get("content") if isinstance(held, Mapping) else None
+    if not isinstance(content, Mapping):
+        return None
+    return {**content, "architectures": [str(held.get("class")).rpartition(".")[2]]}
+
+
 def _model_tensors(path: Path) -> Iterator[tuple[str, _Tensor, zipfile.ZipInfo]]:
     """The model's tensors with their names in the checkpoint, and the member of the file that each lies in."""
+    state, places, prefix = _contents(path)
+    model = state.get("model")
+    if not isinstance(model, Mapping):
+        raise ValueError(f"{path} is no Composer checkpoint: it has no state.model")
+    for name, tensor in model.items():
+        if isinstance(tensor, _Tensor):
+            member = places.get(f"{prefix}data/{tensor.storage.key}")
+            if member is None:
+                raise ValueError(f"{path} is no whole checkpoint: the bytes of {name} are not in it")
+            yield str(name), tensor, member
+
+
+def _contents(path: Path) -> tuple[Mapping[Any, Any], dict[str, zipfile.ZipInfo], str]:
+    """What stands under `state` in a checkpoint file, its members by their names, and what their names begin with."""
     try:
         with zipfile.ZipFile(path) as archive:
             pickled = next((n for n in archive.namelist() if n.endswith("/data.pkl")), None)
@@ -92,15 +120,7 @@ def _model_tensors(path: Path) -> Iterator[tuple[str, _Tensor, zipfile.ZipInfo]]
     except (pickle.UnpicklingError, EOFError, AttributeError, TypeError, IndexError, KeyError) as error:
         raise ValueError(f"{path} cannot be read as a checkpoint: {type(error).__name__}: {error}") from None
     state = content.get("state", content) if isinstance(content, Mapping) else {}
-    model = state.get("model") if isinstance(state, Mapping) else None
-    if not isinstance(model, Mapping):
-        raise ValueError(f"{path} is no Composer checkpoint: it has no state.model")
-    for name, tensor in model.items():
-        if isinstance(tensor, _Tensor):
-            member = places.get(f"{prefix}data/{tensor.storage.key}")
-            if member is None:
-                raise ValueError(f"{path} is no whole checkpoint: the bytes of {name} are not in it")
-            yield str(name), tensor, member
+    return (state if isinstance(state, Mapping) else {}), places, prefix
 
 
 def plain_name(name: str) -> str:

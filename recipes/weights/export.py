@@ -16,17 +16,19 @@ from typing import Any
 
 import numpy as np
 
+from recipes.cost.architecture import OURS
 from recipes.weights.atomic_folder import atomic_folder
 from recipes.weights.export_adapter import write_adapter
 from recipes.weights.folder_files import save_tokenizer, write_configs
 from recipes.weights.hf_architecture import folder_config
 from recipes.weights.hf_names import Link, links, own_shapes
-from recipes.weights.hf_refusals import refusals
+from recipes.weights.hf_refusals import THROUGH_LLM_FOUNDRY, refusals
+from recipes.weights.hf_trained import config_of, targets_of
 from recipes.weights.merged import merged
 from recipes.weights.model_card import model_card
 from recipes.weights.shards import Target, write_shards
 from recipes.weights.tensor_files import Buffers, TensorFiles
-from recipes.weights.trained import Trained, find_trained
+from recipes.weights.trained import HF_MODEL, Trained, find_trained
 
 DTYPES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 SHARD_GB = 5.0  # as transformers splits them
@@ -69,30 +71,37 @@ def export(
             with atomic_folder(out) as folder:
                 said = write_adapter(trained, files, folder, DTYPES[dtype], tokenizer, out)
             return f"{out}: {said}"
-        source = merged(files, trained.model)
-        targets = plan(trained, source)
+        is_theirs = trained.model["name"] == HF_MODEL
+        config = config_of(trained) if is_theirs else folder_config(trained.model)
+        source = files if is_theirs else merged(files, trained.model)
+        targets = targets_of(files) if is_theirs else plan(trained, source)
+        parameters = sum(math.prod(target.shape) for target in targets)
+        kind = config["architectures"][0]
         _refuse_full_disk(out, sum(target.bytes(DTYPES[dtype]) for target in targets))
         trained.verify()
         with atomic_folder(out) as folder:
-            saved = save_tokenizer(trained, folder, tokenizer)
+            saved = save_tokenizer(trained, folder, tokenizer, config.get("vocab_size"))
             start = time.perf_counter()
             names = write_shards(source, targets, folder, DTYPES[dtype], int(shard_gb * 1e9))
             seconds = time.perf_counter() - start
-            write_configs(trained.model, saved, folder, DTYPES[dtype])
-            (folder / "README.md").write_text(model_card(trained, folder, out), encoding="utf-8")
+            write_configs(config, saved, folder, DTYPES[dtype])
+            card = model_card(trained, folder, out, kind, parameters)
+            (folder / "README.md").write_text(card, encoding="utf-8")
     size = sum(target.bytes(DTYPES[dtype]) for target in targets)
-    parameters = sum(math.prod(target.shape) for target in targets)
-    kind = folder_config(trained.model)["architectures"][0]
     files_said = f"{size / 1e9:,.2f} GB in {len(names)} file{'s' * (len(names) > 1)}, written in {seconds:.1f} s"
     return f"{out}: {kind}, {parameters:,} parameters in {dtype}, {files_said}"
 
 
 def refuse_what_cannot_be_said(model: Mapping[str, Any]) -> None:
-    """Raises ValueError naming every key that transformers' class does not compute."""
+    """Raises ValueError naming every key that transformers' class does not compute, and what exports all the same."""
     found = refusals(model)
     if found:
         listed = "".join(f"\n  {key}: {text}" for key, text in found)
-        raise ValueError(f"this model cannot be exported to transformers' own classes:{listed}")
+        text = f"this model cannot be exported to transformers' own classes:{listed}"
+        if model.get("name") not in OURS or not model.get("peft_config"):  # whose adapters LLM Foundry does not know
+            what = "peft's folder of them" if model.get("name") == HF_MODEL else "LLM Foundry's own folder of it"
+            text += f"\n{what} is written by {THROUGH_LLM_FOUNDRY}"
+        raise ValueError(text)
 
 
 def _refuse_diverged(trained: Trained, files: TensorFiles) -> None:

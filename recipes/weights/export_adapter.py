@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from recipes.cost.parameters import count_parameters
 from recipes.weights.folder_files import save_tokenizer, write_json
 from recipes.weights.hf_architecture import CLASSES, family_of
 from recipes.weights.hf_names import Link, links
@@ -51,7 +52,9 @@ def write_adapter(
     write_json(folder / "adapter_config.json", _config(config, names, base if opens else None))
     size = sum(tensor.numel() for tensor in tensors.values())
     adapter = Adapter(size, str(base) if base else "the model that it was trained on", opens)
-    (folder / "README.md").write_text(model_card(trained, folder, out, adapter), encoding="utf-8")
+    kind, parameters = CLASSES[family_of(trained.model)], count_parameters(trained.model).total
+    card = model_card(trained, folder, out, kind, parameters, adapter)
+    (folder / "README.md").write_text(card, encoding="utf-8")
     said = f"adapters of {size:,} numbers for {', '.join(names)}; load them onto {adapter.base} with peft"
     return said if opens else f"{said}, once it is exported: python -m recipes export {adapter.base} FOLDER"
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from data_prep.manifest import load_manifest
 from recipes.training.batches import shard_folders
-from recipes.weights.hf_architecture import folder_config
 from recipes.weights.hf_rwkv import RESCALED_EVERY
 from recipes.weights.trained import Trained
 
@@ -18,9 +17,9 @@ END_OF_TURN = "<|im_end|>"  # of ChatML; no token of its own in a vocabulary tha
 TORCH_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
-def save_tokenizer(trained: Trained, folder: Path, other: str | None = None) -> Any:
+def save_tokenizer(trained: Trained, folder: Path, other: str | None = None, embeddings: int | None = None) -> Any:
     """Write load_tokenizer's tokenizer into the folder, and return it."""
-    tokenizer = load_tokenizer(trained, other)
+    tokenizer = load_tokenizer(trained, other, embeddings)
     try:
         tokenizer.save_pretrained(str(folder))
     except Exception as error:  # the tokenizers library has no kinds of errors: this one is of the disk
@@ -40,8 +39,8 @@ def open_tokenizer(name: str, **options: Any) -> Any:
         return PreTrainedTokenizerFast.from_pretrained(name, **options)
 
 
-def load_tokenizer(trained: Trained, other: str | None = None) -> Any:
-    """The recipe's tokenizer, or the other.
+def load_tokenizer(trained: Trained, other: str | None = None, embeddings: int | None = None) -> Any:
+    """The recipe's tokenizer, or the other. embeddings: of the model, where the recipe does not say how many.
 
     For a model that was tuned on conversations it has the chat template that they were written with; rows of prompt and
     response go through none.
@@ -55,7 +54,7 @@ def load_tokenizer(trained: Trained, other: str | None = None) -> Any:
     except Exception as error:  # transformers raises whatever its loaders raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"tokenizer {name} cannot be loaded ({reason}): name one with --tokenizer FOLDER") from None
-    embeddings = trained.recipe.get("model.vocab_size", 50368)
+    embeddings = embeddings or int(trained.recipe.get("model.vocab_size", 50368))
     if len(tokenizer) > embeddings:
         text = f"tokenizer {name} has {len(tokenizer):,} tokens, the model {embeddings:,} embeddings"
         raise ValueError(f"{text}: ids beyond them mean nothing; name the tokenizer it was trained with")
@@ -88,8 +87,8 @@ def _conversations_in(folder: Path) -> int | None:
     return manifest.conversations if manifest else None
 
 
-def write_configs(model: Mapping[str, Any], tokenizer: Any, folder: Path, dtype: str) -> None:
-    """config.json and generation_config.json."""
+def write_configs(config: Mapping[str, Any], tokenizer: Any, folder: Path, dtype: str) -> None:
+    """config.json, of the architecture's keys in `config`, and generation_config.json."""
     import transformers
 
     words = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
@@ -97,10 +96,8 @@ def write_configs(model: Mapping[str, Any], tokenizer: Any, folder: Path, dtype:
     ends = ids_of_ends(tokenizer)
     several = {"eos_token_id": ends} if len(ends) > 1 else {}
     version = {"transformers_version": transformers.__version__}
-    config = folder_config(model)
-    if "rescale_every" in config and dtype == "F16":
-        config["rescale_every"] = RESCALED_EVERY
-    write_json(folder / "config.json", {**config, **known, "torch_dtype": TORCH_NAMES[dtype], **version})
+    rescaled = {"rescale_every": RESCALED_EVERY} if "rescale_every" in config and dtype == "F16" else {}
+    write_json(folder / "config.json", {**config, **rescaled, **known, "torch_dtype": TORCH_NAMES[dtype], **version})
     write_json(folder / "generation_config.json", {"_from_model_config": False, **known, **several, **version})
 
 

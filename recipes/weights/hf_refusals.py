@@ -7,12 +7,22 @@ from typing import Any
 
 from recipes.cost.architecture import OURS, ModelShape, model_shape
 from recipes.weights.hf_architecture import ACTIVATIONS, CLASSES, activation, computed_more, family_of, get, scale
+from recipes.weights.trained import HF_MODEL
+
+# Writes a folder of any model, but for the adapters of mpt_causal_lm
+THROUGH_LLM_FOUNDRY = (
+    "`python train.py RECIPE only_hf_checkpoint=true load_path=CHECKPOINT "
+    "callbacks.hf_checkpointer='{save_folder: OUT, save_interval: 1dur}'`"
+)
 
 
 def refusals(model: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(key, why) for everything in a `model:` section that transformers' class of its family does not compute."""
+    if model.get("name") == HF_MODEL:
+        text = f"the adapters of {HF_MODEL} are peft's own, and lie in the checkpoint without the model they change"
+        return [("model.peft_config", text)] if model.get("peft_config") else []
     if model.get("name") not in (None, *OURS):
-        return [("model.name", f"got {model['name']}: only {' and '.join(OURS)} have a class in transformers to go to")]
+        return [("model.name", f"got {model['name']}, expected {', '.join(OURS)} or {HF_MODEL}")]
     family = family_of(model)
     if family == "rwkv":
         return []

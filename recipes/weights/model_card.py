@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.cost.parameters import count_parameters
 from recipes.reports.scores import score_with_interval
 from recipes.reports.summary import read_json, recipe_digest
 from recipes.run_files import EVALUATION, SUMMARY
 from recipes.training.batches import shard_folders
 from recipes.training.checkpoints import is_of
-from recipes.weights.hf_architecture import CLASSES, family_of
 from recipes.weights.trained import Trained
 
 
@@ -28,14 +26,16 @@ class Adapter:
     opens: bool
 
 
-def model_card(trained: Trained, folder: Path, out: Path, adapter: Adapter | None = None) -> str:
+def model_card(
+    trained: Trained, folder: Path, out: Path, kind: str, parameters: int, adapter: Adapter | None = None
+) -> str:
     """The text of the card; what is not known is said to be so, never guessed.
 
     folder: where the export is written, for the chat template. out: where it will be, as the command was told and the
-    card opens it. adapter: of a folder that has no more than one.
+    card opens it. kind, parameters: the model's class in transformers, and how large it is. adapter: of a folder that
+    has no more than one.
     """
     recipe = trained.recipe
-    said = CLASSES[family_of(trained.model)]
     chat = "chat_template" in _text(folder / "tokenizer_config.json") or (folder / "chat_template.jinja").is_file()
     lines = [
         "---",
@@ -45,7 +45,7 @@ def model_card(trained: Trained, folder: Path, out: Path, adapter: Adapter | Non
         f"# {out.name}",
         "",
         f"{f'An adapter (LoRA) of {adapter.numbers:,} numbers for a model of ' if adapter else ''}"
-        f"{count_parameters(trained.model).total:,} parameters, `{said}` of transformers (no remote code), context "
+        f"{parameters:,} parameters, `{kind}` of transformers (no remote code), context "
         f"{recipe['max_seq_len']:,} tokens.",
         "",
         *_base(adapter),

@@ -19,6 +19,7 @@ from recipes.weights.tensor_files import TensorFiles
 
 LENGTHS = ("max_seq_len", "max_position_embeddings", "n_positions", "context_length")  # of a model or config.json
 RWKV_LENGTH = 1024  # tokens, where an RWKV folder has no context_length: transformers' default
+HF_MODEL = "hf_causal_lm"  # LLM Foundry's name for any causal model of transformers
 NEEDED = ("model", "tokenizer", "max_seq_len")  # of a recipe, to know what its checkpoint is
 
 
