@@ -79,6 +79,7 @@ def _loaders() -> dict[str, Schema]:
     streamed = from_signature(StreamingFinetuningDataset, without={"tokenizer", "batch_size"}, streams=streams)
     more: Schema = {k: {"type": ["boolean", "null"]} for k in finetuning._ALLOWED_DATASET_KEYS}
     more.update(
+        auto_packing_replication={"type": ["boolean", "integer", "null"]},  # LLM Foundry itself writes a number there
         eos_token_id=INTEGER_OR_NULL,  # LLM Foundry passes over them; its own files set them
         bos_token_id=INTEGER_OR_NULL,
         hf_name={"type": ["string", "null"]},
