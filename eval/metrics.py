@@ -98,7 +98,7 @@ def interval(outcomes: Sequence[float]) -> tuple[float, float]:
     z2 = Z_95**2 / n
     middle = (mean + z2 / 2) / (1 + z2)
     reach = Z_95 * math.sqrt(mean * (1 - mean) / n + z2 / (4 * n)) / (1 + z2)
-    return middle - reach, middle + reach
+    return max(0.0, middle - reach), min(1.0, middle + reach)  # rounding would give -0.0 % for 0
 
 
 def paired_interval(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:

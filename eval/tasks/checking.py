@@ -45,7 +45,8 @@ def check_task(settings: Mapping[str, Any], fetch: Fetch = Path) -> tuple[str | 
     kind = settings.get("icl_task_type")
     label = str(settings.get("label", "?"))
     if not isinstance(kind, str) or kind not in FIELDS:
-        raise TaskError(f"task {label}: icl_task_type: got {kind!r}, expected one of {', '.join(sorted(FIELDS))}")
+        text = f"icl_task_type: got {kind!r}, expected one of {', '.join(sorted(FIELDS))}"
+        raise TaskError(f"task {label}: {text}; types of one's own (code_paths) cannot be evaluated here")
     for key in settings:
         if key not in KEYS:
             mend = did_you_mean(key, KEYS) or f"; known: {', '.join(sorted(KEYS))}"

@@ -193,6 +193,7 @@ def test_lines_end_at_line_feeds_only(tmp_path: Path) -> None:
 def test_settings_that_cannot_be_are_named(tmp_path: Path) -> None:
     for more, words in (
         ({"icl_task_type": "multiple_choices"}, "expected one of generation_task_with_answers"),
+        ({"icl_task_type": "mine"}, "types of one's own .code_paths. cannot be evaluated"),
         ({"metric_names": ["InContextLearningLMAccuracy"]}, "for multiple_choice"),
         ({"num_fewshot": None}, "num_fewshot is missing"),
         ({"num_fewshot": [0, 0]}, "num_fewshot: got .*, expected a list of different whole numbers"),
@@ -316,6 +317,8 @@ def test_standard_error_and_interval() -> None:
     assert metrics.standard_error(outcomes) == pytest.approx(math.sqrt(0.75 * 0.25 / 39))
     low, high = metrics.interval(outcomes)
     assert (low, high) == pytest.approx((0.598, 0.858), abs=1e-3)  # Wilson's for 30 of 40
+    assert all(f"{metrics.interval([0.0] * n)[0]:.1%}" == "0.0%" for n in range(1, 100))  # never -0.0 %
+    assert all(metrics.interval([1.0] * n)[1] <= 1 for n in range(1, 100))
     low, high = metrics.interval([0.0] * 20)
     assert low == pytest.approx(0, abs=1e-12)
     assert high == pytest.approx(0.1611, abs=1e-4)
