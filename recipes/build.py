@@ -24,6 +24,7 @@ from recipes.callbacks.divergence import DivergenceGuard
 from recipes.callbacks.log_lines import LogLines
 from recipes.callbacks.metrics_file import MetricsFile
 from recipes.callbacks.stopping import Stopper, held_back, keep_workers, start_uploaders
+from recipes.config.evaluation_rules import tasks_are_never_due
 from recipes.config.load import Recipe
 from recipes.config.sections import loaders
 from recipes.cost.architecture import MPT, OURS
@@ -246,6 +247,8 @@ def _tasks_in_the_loop(
 ) -> list[Callback]:
     """The evaluation of `icl_tasks` and `harness_tasks` while the run goes on, where there are any."""
     if not settings["icl_tasks"] and not recipe.get("harness_tasks"):
+        return []
+    if tasks_are_never_due(recipe.values):
         return []
     from eval.in_loop import TaskEvaluation
     from eval.suite import subsets

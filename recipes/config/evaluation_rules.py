@@ -9,6 +9,9 @@ from recipes.config.keys import KeyPath
 from recipes.config.sections import Finding, loaders, section
 from recipes.cost.architecture import OURS
 from recipes.cost.run_length import read_duration
+from recipes.run_files import TASKS
+
+ANSWERS_ARE = "every answer to a task is in results.examples.jsonl, which eval/evaluate.py writes beside its results"
 
 # LLM Foundry's models that are asked over the network.
 OF_AN_API = ("openai_causal_lm", "openai_chat", "fmapi_causal_lm", "fmapi_chat")
@@ -43,10 +46,9 @@ def _tasks_in_the_loop(recipe: Mapping[str, Any]) -> Iterator[Finding]:
     interval = recipe.get("task_interval")
     if interval is not None and not has_tasks:
         yield ("task_interval",), "there are no icl_tasks and no harness_tasks to evaluate"
-    how_often = read_duration(interval if interval is not None else recipe.get("eval_interval", "1ba"))
-    if has_tasks and how_often is not None and how_often.amount == 0 and not recipe.get("eval_first"):
-        text = f"got {interval}" if interval is not None else "missing, and eval_interval is 0"
-        yield ("task_interval",), f"{text}; expected a part of the run, such as 500ba: tasks would never be evaluated"
+    if interval is not None and _is_never(interval) and has_tasks and not recipe.get("eval_first"):
+        text = "expected a part of the run, such as 500ba: tasks would never be evaluated"
+        yield ("task_interval",), f"got {interval}; {text}"
     tasks = recipe.get("icl_tasks")
     for index, task in enumerate(tasks if isinstance(tasks, list) else []):
         if task["label"] in (section(recipe, "harness_tasks").get("tasks") or []):
@@ -66,17 +68,18 @@ def _stoppers(recipe: Mapping[str, Any]) -> Iterator[Finding]:
     for name in ("early_stopper", "threshold_stopper"):
         wanted = section(callbacks, name).get("dataloader_label")
         if wanted is not None and wanted not in labels | {"train"}:
-            text = (
-                f"got {wanted}, expected train or a validation loader: {', '.join(sorted(labels)) or 'there is none'}"
-            )
-            yield ("callbacks", name, "dataloader_label"), text
+            known = ", ".join(sorted(labels)) or "there is none"
+            text = f"got {wanted}, expected train or a validation loader: {known}"
+            why = "; scores of tasks, which are no loaders here, cannot stop a run" if "-shot" in str(wanted) else ""
+            yield ("callbacks", name, "dataloader_label"), text + why
 
 
 def _of_its_own(recipe: Mapping[str, Any]) -> Iterator[Finding]:
     if not any(recipe.get(key) for key in ("eval_loader", "icl_tasks", "samples")):
         yield ("icl_tasks",), "there is nothing to evaluate: add tasks, an eval_loader or samples"
     if recipe.get("callbacks"):
-        yield ("callbacks",), "an evaluation has no callbacks: nothing would call them; leave them out"
+        answers = f"; {ANSWERS_ARE}" if "eval_output_logging" in recipe["callbacks"] else ""
+        yield ("callbacks",), f"an evaluation has no callbacks: nothing would call them; leave them out{answers}"
     for key, loader in loaders(recipe, ["eval_loader"]):
         dataset = section(loader, "dataset")
         parts: dict[KeyPath, Any] = {("dataset",): dataset}
@@ -184,10 +187,26 @@ def scored_part(gauntlet: Mapping[str, Any], scored: Collection[str]) -> tuple[d
 def evaluation_notes(recipe: Mapping[str, Any]) -> Iterator[str]:
     """What of its evaluation a checked recipe asks for, and does not get."""
     gauntlet, tasks = recipe.get("eval_gauntlet"), recipe.get("icl_tasks")
+    if tasks_are_never_due(recipe):
+        yield "tasks are never evaluated: eval_interval is 0, and neither task_interval nor eval_first says otherwise"
+    if tasks and "eval_output_logging" in section(recipe, "callbacks"):
+        yield f"callbacks.eval_output_logging logs nothing of icl_tasks: their scores are in {TASKS}, {ANSWERS_ARE}"
     if isinstance(gauntlet, Mapping) and isinstance(tasks, list):
         for name, labels in scored_part(gauntlet, _scored(tasks))[1].items():
             lacking = f"icl_tasks scores no accuracy of {', '.join(labels)}"
             yield f"eval_gauntlet: the category {name} is left out, and of every average: {lacking}"
+
+
+def tasks_are_never_due(recipe: Mapping[str, Any]) -> bool:
+    """Whether a training recipe has tasks and, as LLM Foundry lets it, evaluates them nowhere."""
+    has_tasks = bool(recipe.get("icl_tasks") or recipe.get("harness_tasks"))
+    when = recipe.get("task_interval") or recipe.get("eval_interval")
+    return has_tasks and when is not None and _is_never(when) and not recipe.get("eval_first")
+
+
+def _is_never(interval: Any) -> bool:
+    duration = read_duration(interval)
+    return duration is not None and duration.amount == 0
 
 
 def _scored(tasks: Sequence[Mapping[str, Any]]) -> set[str]:

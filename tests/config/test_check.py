@@ -14,6 +14,7 @@ import yaml
 from eval.models import spell_out_models
 from recipes.config.check import check, load_checked
 from recipes.config.contradictions import contradictions
+from recipes.config.evaluation_rules import evaluation_notes
 from recipes.config.keys import RecipeError, dotted
 from recipes.config.load import load
 from recipes.preflight.training import preflight
@@ -156,7 +157,7 @@ def test_the_evaluation_recipe_is_sound_once_its_run_is_there(recipe_file: Write
         (
             "callbacks={early_stopper: {monitor: LanguageCrossEntropy, dataloader_label: mc/0-shot, patience: 1ep}}",
             "callbacks.early_stopper.dataloader_label",
-            "got mc/0-shot, expected train or a validation loader: eval",
+            "got mc/0-shot, expected train or a validation loader: eval; scores of tasks, which are no loaders here,",
         ),
         ("eval_gauntlet={weighting: X}", "eval_gauntlet", "there are none"),
         ("max_duration=0", "max_duration", "at least 1"),
@@ -269,6 +270,12 @@ def test_a_launcher_that_sets_nonsense_is_said_so(monkeypatch: pytest.MonkeyPatc
 )
 def test_what_llm_foundry_takes_is_taken(overrides: list[str]) -> None:
     assert found(*overrides) == {}
+
+
+def test_a_number_for_automatic_packing_is_taken() -> None:
+    tuning = ROOT / "yamls" / "finetune" / "mpt-quickstart-chat.yaml"
+    said = check(load(tuning, ["train_loader.dataset.auto_packing_replication=1"]))
+    assert not [problem for problem in said if "auto_packing_replication" in problem.key]
 
 
 def test_a_recipe_of_the_other_kind_is_said_to_be_one() -> None:
@@ -499,7 +506,6 @@ def test_tasks_in_a_file_are_judged_like_the_recipes_own(tmp_path: Path) -> None
     ("overrides", "key", "words"),
     [
         (["task_interval=0ba", "eval_first=false"], "task_interval", "got 0ba; expected a part of the run"),
-        (["eval_interval=0ba", "eval_first=false"], "task_interval", "missing, and eval_interval is 0"),
         (["harness_tasks={tasks: [mine]}"], "icl_tasks.0.label", "is the name of one of harness_tasks too"),
         (
             ["eval_loader=null", "eval_first=false", "callbacks.budget_guard.max_usd_per_hundredth_loss=1"],
@@ -513,6 +519,16 @@ def test_tasks_that_would_never_be_evaluated(overrides: list[str], key: str, wor
     with pytest.raises(RecipeError) as raised:
         load_checked(QUICKSTART, [task, *overrides])
     assert [(dotted(p.key), words in p.text) for p in raised.value.problems] == [(key, True)]
+
+
+def test_what_is_asked_of_tasks_and_not_done_is_noted() -> None:
+    task = "icl_tasks=[{label: mine, dataset_uri: x.jsonl, num_fewshot: [0], icl_task_type: multiple_choice}]"
+    never = load_checked(QUICKSTART, [task, "eval_interval=0ba", "eval_first=false"])
+    assert [note.partition(":")[0] for note in evaluation_notes(never.values)] == ["tasks are never evaluated"]
+    logged = load_checked(QUICKSTART, [task, "callbacks.eval_output_logging={}"])
+    (note,) = evaluation_notes(logged.values)
+    assert "logs nothing of icl_tasks: their scores are in tasks.jsonl, every answer" in note
+    assert not list(evaluation_notes(load_checked(QUICKSTART, [task]).values))
 
 
 def test_models_of_an_api_are_not_trained() -> None:

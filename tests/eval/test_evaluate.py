@@ -239,6 +239,7 @@ DATES = "{name: dates, num_fewshot: 0, random_baseline: 0.25}"
         ("eval_loader.dataset.max_seq_len=64", "its sequences have 64 tokens, and whole"),
         ("eval_loader.dataset.epoch_size=16", "eval_loader.dataset.epoch_size: chooses among samples"),
         ("callbacks={speed_monitor: {}}", "an evaluation has no callbacks"),
+        ("callbacks={eval_output_logging: {}}", "every answer to a task is in results.examples.jsonl"),
         (
             "models=[{model_name: m, model: MPT, tokenizer: {name: x/y}}]",
             "models.0.load_path: is missing, and without a checkpoint",
