@@ -19,9 +19,7 @@ from ..tiny import SIZES, VOCAB, write_run
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-def trained(
-    folder: Path, tokenizer: Path, config: bool = True, is_tied: bool = False, **model: Any
-) -> tuple[Path, Any]:
+def trained(folder: Path, tokenizer: Path, config: bool = True, is_tied: bool = False, **more: Any) -> tuple[Path, Any]:
     """A run folder as Composer's model of transformers leaves it, and the module that it trained."""
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     torch.manual_seed(0)
