@@ -81,9 +81,11 @@ def main(arguments: list[str]) -> int:
         changed = record_data(folder, recipe)
         if changed and run.has_begun:
             print(f"note: the data is not what this run began with, and its samples are counted on in it: {changed}")
-        write_whole(folder / RECIPE, recipe.to_yaml())
         before = read_json(folder / SUMMARY)
-        (folder / SUMMARY).unlink(missing_ok=True)  # of a run that now goes on
+        keeps = bool(before and recipe.get("only_hf_checkpoint"))  # what the run came to, which it does not change
+        if not keeps:
+            write_whole(folder / RECIPE, recipe.to_yaml())
+            (folder / SUMMARY).unlink(missing_ok=True)  # of a run that now goes on
     free_memory()
     with run.stopper.listening():
         try:
@@ -93,7 +95,7 @@ def main(arguments: list[str]) -> int:
         except RecipeError as error:
             return screen.print_problems("this run has stopped", error.problems)
 
-        if is_first_rank():
+        if is_first_rank() and not keeps:
             ended = run.ended_early(before.get("ended_early"))
             stopped = run.stopped.words if run.stopped else None
             write_summary(folder, recipe, run.cost.summary(), *run.end(), stopped=stopped, ended=ended)

@@ -161,7 +161,7 @@ class _Tracker(MemTracker):
 
 @contextmanager
 def _a_group_of(gpus: int) -> Iterator[None]:
-    """This process is the first of so many; what it sends to the others goes nowhere."""
+    """This process, of no group yet, is the first of so many; what it sends to the others goes nowhere."""
     torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=gpus)
     try:
         yield

@@ -13,7 +13,7 @@ from recipes.reports.runs import run_folder
 from recipes.reports.summary import COSMETIC
 from recipes.run_files import RECIPE
 from recipes.training.batches import plan_batches
-from recipes.training.checkpoints import in_save_folder, of_the_other_kind, step_of, to_go_on_from
+from recipes.training.checkpoints import in_save_folder, of_the_other_kind, resumes, step_of, to_go_on_from
 from recipes.training.learning_rate import learning_rate
 
 # Keys of `model:` that say how to compute, not what: a checkpoint fits whatever they are.
@@ -28,6 +28,13 @@ OF_THE_ORDER = {"seed": 17, "train_loader.dataset.shuffle_seed": 9176}
 def resume_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     """A run that would go on from the checkpoints of another model, or with another optimizer in name alone."""
     folder, found = run_folder(recipe), to_go_on_from(recipe)
+    has_own = found is not None and found.newest is not None
+    goes_on_elsewhere = resumes(recipe.values) and is_remote(recipe["save_folder"])
+    if recipe.get("only_hf_checkpoint") and not (
+        has_own or goes_on_elsewhere or recipe.get("load_path") or recipe.get("pretrained")
+    ):
+        text = "writes the model as it is at the start, and this start finds no checkpoint: name one with load_path"
+        yield ("only_hf_checkpoint",), text
     if other := of_the_other_kind(recipe):
         kinds = ("a full", "a sharded") if other.is_dir() else ("a sharded", "a full")
         text = f"{other} is {kinds[1]} checkpoint, and on these devices this recipe looks for {kinds[0]} one"

@@ -26,7 +26,7 @@ from recipes.reports.runs import (
 )
 from recipes.reports.scores import score_with_interval
 from recipes.run_files import CHECKPOINTS, EVALUATION, METRICS, RECIPE, REPORT, SUMMARY, TASKS
-from recipes.training.checkpoints import is_of
+from recipes.training.checkpoints import is_of, starts_anew
 
 # Keys that change what is printed or where, not what is trained.
 COSMETIC = {"progress_bar", "log_to_console", "console_log_interval", "loggers", "python_log_level", "dry_run", "cost"}
@@ -39,7 +39,12 @@ def recipe_digest(recipe: Recipe) -> str:
 
 
 def is_finished(folder: Path, recipe: Recipe) -> bool:
-    """Whether this very recipe ran to its end in this folder and its last checkpoint is still there."""
+    """Whether this very recipe ran to its end in this folder and its last checkpoint is still there.
+
+    A recipe that says to start anew (`autoresume: false`, `save_overwrite: true`) is never finished before.
+    """
+    if starts_anew(recipe.values):
+        return False
     summary = read_json(folder / SUMMARY)
     if summary.get("recipe_sha256") != recipe_digest(recipe) or summary.get("stopped"):
         return False

@@ -111,6 +111,12 @@ def resumes(settings: Mapping[str, Any]) -> bool:
     return not settings.get("save_overwrite") if said is None else bool(said)
 
 
+def starts_anew(settings: Mapping[str, Any]) -> bool:
+    """Whether settings say, and do not leave it to the defaults, that what an earlier start left is nothing to it."""
+    said = settings.get("autoresume")
+    return bool(settings.get("save_overwrite")) if said is None else not said
+
+
 def as_composer_lists(path: Path) -> str:
     """A checkpoint as Composer's saver lists it: of a sharded one a file in its folder, which it then removes."""
     return str(path / "__0_0.distcp" if path.is_dir() else path)

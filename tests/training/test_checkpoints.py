@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from recipes.config.load import Recipe, load
 from recipes.preflight.resuming import resume_notes, resume_problems
 from recipes.preflight.weights import sharded_problems
 from recipes.reports.runs import validation_loss
+from recipes.reports.summary import is_finished, recipe_digest
 from recipes.training.checkpoints import (
     as_composer_lists,
     find_checkpoints,
@@ -193,3 +195,33 @@ def test_the_validation_loss_of_several_loaders_is_their_mean() -> None:
     assert validation_loss({f"metrics/eval/{loss}": 2.0, "metrics/eval/LanguagePerplexity": 9.0}) == 2.0
     assert validation_loss({f"metrics/eval/a/{loss}": 2.0, f"metrics/eval/b/{loss}": 4.0}) == 3.0
     assert validation_loss({"loss/train/total": 1.0}) is None
+
+
+def test_what_is_to_start_anew_is_not_finished_before(tmp_path: Path) -> None:
+    for changes, expected in (
+        ({}, True),
+        ({"save_overwrite": True, "autoresume": True}, True),
+        ({"save_overwrite": True}, False),
+        ({"autoresume": False}, False),
+    ):
+        recipe = Recipe(Path("x.yaml"), {"max_duration": "1ba", **changes}, {})
+        (tmp_path / "summary.json").write_text(json.dumps({"recipe_sha256": recipe_digest(recipe)}))
+        assert is_finished(tmp_path, recipe) == expected, changes
+
+
+def test_an_export_at_the_start_names_its_checkpoint(
+    recipe_file: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it is of the weights that the run began with."""
+    monkeypatch.chdir(tmp_path)
+    text = """
+run_name: x
+save_folder: checkpoints
+model: {name: mpt_causal_lm}
+only_hf_checkpoint: true
+save_overwrite: true
+"""
+    ((key, said),) = resume_problems(load(recipe_file(text)))
+    assert key == ("only_hf_checkpoint",)
+    assert "this start finds no checkpoint: name one with load_path" in said
+    assert not list(resume_problems(load(recipe_file(text + "load_path: x.pt\n"))))
