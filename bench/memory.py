@@ -1,6 +1,7 @@
 """What a step's memory is counted to be before a run (recipes/cost/memory.py), against what torch counts in the step.
 
     python -m bench.memory        # writes bench/results/memory.md, in about ten minutes, without a GPU
+    python -m bench.memory yamls/pretrain/mpt-7b-8k.yaml max_seq_len=16384 --gpus 64 --microbatch 2  # of one, shown
 
 Every pretraining recipe on as few GPUs as hold it (yamls/README.md), and the choices that change memory, one at a time.
 bench/simulated.py says how the step is simulated, and what of a GPU's memory it cannot see.
@@ -15,6 +16,7 @@ import warnings
 from pathlib import Path
 
 from bench.machine import machine_and_versions, write_result
+from recipes.config.keys import RecipeError
 from recipes.config.load import Recipe, load
 from recipes.cost.hardware import find_gpu
 from recipes.cost.memory import GIB, memory
@@ -88,9 +90,29 @@ def _table(first: str, lines: list[str]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", nargs="?", type=Path, help="one recipe, and its overrides; default: all, to --out")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--gpus", type=int, default=8, help="of one recipe (default: %(default)s)")
+    parser.add_argument("--microbatch", type=int, default=1, help="sequences, of one recipe (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="Markdown file (default: %(default)s)")
-    out = parser.parse_args().out
+    chosen = parser.parse_intermixed_args()
     warnings.filterwarnings("ignore")
+    if chosen.recipe:
+        _one(chosen.recipe, chosen.overrides, chosen.gpus, chosen.microbatch)
+    else:
+        _all(chosen.out)
+
+
+def _one(path: Path, overrides: list[str], gpus: int, microbatch: int) -> None:
+    try:
+        found = compare(load(path, overrides), gpus, microbatch)
+    except (RecipeError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from None
+    print("\n".join(_table("recipe", [])[:2]))
+    _line(f"`{path}`", gpus, microbatch, found)
+
+
+def _all(out: Path) -> None:
     ratios: list[float] = []
     choices, recipes = [], []
     for name, (path, overrides, gpus, microbatch) in CHOICES.items():
