@@ -22,7 +22,7 @@ from recipes.reports.runs import run_folder
 from recipes.reports.summary import is_finished, print_summary, read_json, write_summary
 from recipes.run_files import RECIPE, SUMMARY
 from recipes.training.batches import plan_batches
-from recipes.training.data_record import record_data, refuse_damage
+from recipes.training.data_record import is_as_recorded, record_data, refuse_damage
 from recipes.training.full_disk import full_disk_in_words
 from recipes.training.run_lock import claim
 from recipes.training.startup import light_imports
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
         recipe = load_checked(arguments[0], arguments[1:])
         missing = preflight(recipe)
         folder = run_folder(recipe)
-        finished = is_finished(folder, recipe)
+        finished = is_finished(folder, recipe) and is_as_recorded(folder, recipe)
         too_dear, note = (None, None) if finished else verdict(recipe, folder)
     except RecipeError as error:
         return screen.print_problems("this recipe cannot be trained", error.problems)
@@ -80,7 +80,7 @@ def main(arguments: list[str]) -> int:
         print(f"\n{run.resumed_from}")
         changed = record_data(folder, recipe)
         if changed and run.has_begun:
-            print(f"note: the data is not what this run began with, and its samples are counted on in it: {changed}")
+            print(f"note: data or code is not what this run began with; samples are counted on: {changed}")
         before = read_json(folder / SUMMARY)
         keeps = bool(before and recipe.get("only_hf_checkpoint"))  # what the run came to, which it does not change
         if not keeps:

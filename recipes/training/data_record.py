@@ -1,9 +1,11 @@
-"""What the training data of a run is, kept in its folder: whether it was read whole, whether it is other data now."""
+"""What the data and own code of a run are, kept in its folder: whether it was read whole, whether it has changed."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from data_prep.durable import write_whole
 from data_prep.manifest import MANIFEST, Manifest, digest_problems, load_manifest
@@ -45,17 +47,43 @@ def _state(split: Path, manifest: Manifest) -> list[list[str | int]]:
 
 
 def record_data(folder: Path, recipe: Recipe) -> str:
-    """Write down the shards here that the recipe trains on; in words, what is other than the run began with, if any.
+    """Write down the data and code here that the recipe trains with; in words, what is other than the run began with.
 
     folder: the run's. Shards that are fetched from elsewhere while the run goes on are not looked at.
     """
+    now = _digests(recipe)
+    before = read_json(folder / DATA)
+    write_whole(folder / DATA, json.dumps(now, indent=2) + "\n")
+    return ", ".join(_differ(before, now)) if before else ""
+
+
+def is_as_recorded(folder: Path, recipe: Recipe) -> bool:
+    """Whether data and code are those that the run in a folder last started with, as far as that was written down."""
+    before = read_json(folder / DATA)
+    return not before or not _differ(before, _digests(recipe))
+
+
+def _differ(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+
+
+def _digests(recipe: Recipe) -> dict[str, str]:
+    """SHA-256 by path: of what names the shards, of local files of rows, of code of the user's own."""
+    files = [file for path in recipe.get("code_paths") or [] for file in _python_files(Path(path))]
     now = {}
     for _, loader in loaders(recipe.values, ["train_loader"]):
-        for shards in shard_folders(loader.get("dataset") or {}):
+        dataset = loader.get("dataset") or {}
+        function = dataset.get("preprocessing_fn")
+        if isinstance(function, str) and ":" in function:
+            files.append(Path(*function.partition(":")[0].split(".")).with_suffix(".py"))
+        if dataset.get("hf_name"):
+            files += sorted(Path(str(dataset["hf_name"])).glob("*.json*"))
+        for shards in shard_folders(dataset):
             marks = [mark for mark in (shards / MANIFEST, shards / "index.json") if mark.is_file()]
             if marks:
                 now[str(shards)] = sha256_of_file(marks[0])
-    before = read_json(folder / DATA)
-    write_whole(folder / DATA, json.dumps(now, indent=2) + "\n")
-    changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-    return ", ".join(changed) if before else ""
+    return now | {str(file): sha256_of_file(file) for file in files if file.is_file()}
+
+
+def _python_files(path: Path) -> list[Path]:
+    return sorted(path.rglob("*.py")) if path.is_dir() else [path]

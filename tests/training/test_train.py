@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from recipes.config.load import load
+from recipes.config.load import Recipe, load
 from recipes.cost.parameters import count_parameters
 from recipes.preflight.machine import disk_problems
 from recipes.run_files import SHARDS_READ
@@ -125,7 +125,7 @@ def test_a_longer_run_goes_on_from_the_last_checkpoint_that_is_whole(
     assert again.returncode == 0, again.stderr
     assert "going on from" in again.stdout
     assert "ep0-ba3-rank0.pt; ignored ep0-ba6-rank0.pt: not whole" in again.stdout
-    assert f"note: the data is not what this run began with, and its samples are counted on in it: {shards}/train" in (
+    assert f"note: data or code is not what this run began with; samples are counted on: {shards}/train" in (
         again.stdout
     )
     assert losses(tmp_path) == losses(whole)
@@ -416,3 +416,19 @@ def test_a_disk_that_fills_up_is_said_in_words(shards: Path, whole: Path, tmp_pa
     assert launch or "/run/checkpoints/ep0-ba" in result.stderr
     assert "has no room on its disk (No space left on device): make some; the same command goes on" in result.stderr
     assert launch or (result.returncode == 1 and "Traceback" not in result.stderr)
+
+
+def test_a_run_of_other_code_or_data_is_not_as_recorded(tmp_path: Path) -> None:
+    rows, code = tmp_path / "rows", tmp_path / "own.py"
+    rows.mkdir()
+    (rows / "train.jsonl").write_text("{}")
+    code.write_text("A = 1")
+    loader = {"name": "finetuning", "dataset": {"hf_name": str(rows)}}
+    recipe = Recipe(Path("x.yaml"), {"code_paths": [str(code)], "train_loader": loader}, {})
+    assert data_record.is_as_recorded(tmp_path, recipe)  # a run that wrote nothing down
+    assert data_record.record_data(tmp_path, recipe) == ""
+    assert data_record.is_as_recorded(tmp_path, recipe)
+    for file in (code, rows / "train.jsonl"):
+        file.write_text("other")
+        assert not data_record.is_as_recorded(tmp_path, recipe)
+        assert data_record.record_data(tmp_path, recipe) == str(file)
