@@ -1,8 +1,8 @@
-"""What the cost monitor, the budget guard and the stopper add to a training step.
+"""What the cost monitor, the guards of budget and divergence, and the stopper add to a training step.
 
     python -m bench.cost_monitor --out bench/results/cost_monitor.md
 
-Time inside the events of the three callbacks, measured around each of them in a real training loop on the CPU: all
+Time inside the events of the four callbacks, measured around each of them in a real training loop on the CPU: all
 events of a step together, the median of the steps after the first ten, on rank 0. With two processes the stopper's
 all-reduces over gloo are among them.
 """
@@ -23,6 +23,12 @@ from bench.machine import machine_and_versions, write_result
 STEPS = 400
 WARM_UP = 10
 SHARE = 0.001  # of a step
+COLUMNS = {
+    "CostMonitor": "cost_monitor",
+    "BudgetGuard": "budget_guard",
+    "DivergenceGuard": "divergence",
+    "Stopper": "stopper",
+}
 PROCESSES = (1, 2)
 
 
@@ -37,6 +43,7 @@ def measure(out: Path) -> None:
 
     from recipes.callbacks.budget import BudgetGuard
     from recipes.callbacks.cost import CostMonitor
+    from recipes.callbacks.divergence import DivergenceGuard
     from recipes.callbacks.stopping import Stopper
 
     class Model(ComposerModel):
@@ -75,7 +82,7 @@ def measure(out: Path) -> None:
         model=Model(),
         train_dataloader=loader,
         max_duration=f"{STEPS}ba",
-        callbacks=[timed(callback) for callback in (monitor, guard, Stopper(saves=True))],
+        callbacks=[timed(callback) for callback in (monitor, guard, DivergenceGuard(), Stopper(saves=True))],
         device="cpu",
         progress_bar=False,
     )
@@ -110,17 +117,17 @@ def main() -> None:
             subprocess.run([*launcher, "--measure", str(result)], check=True, env=quiet, capture_output=True)
             spent = json.loads(result.read_text())
             together = sum(spent.values())
-            microseconds = [f"{spent[name] * 1e6:,.0f}" for name in ("CostMonitor", "BudgetGuard", "Stopper")]
+            microseconds = [f"{spent[name] * 1e6:,.0f}" for name in COLUMNS]
             rows.append(f"| {processes} | {' | '.join(microseconds)} | {together / SHARE * 1e3:,.0f} |")
     lines = [
-        "# The meter, the guard and the stopper: time in a step",
+        "# The meter, the guards and the stopper: time in a step",
         "",
         "Command: `python -m bench.cost_monitor --out bench/results/cost_monitor.md`",
         "",
         machine_and_versions("torch", "mosaicml"),
         "",
-        f"| processes | cost_monitor, µs | budget_guard, µs | stopper, µs | at most {SHARE:.1%} of steps from, ms |",
-        "|---|---|---|---|---|",
+        f"| processes | {', µs | '.join(COLUMNS.values())}, µs | at most {SHARE:.1%} of steps from, ms |",
+        "|---" * (len(COLUMNS) + 2) + "|",
         *rows,
     ]
     write_result(lines, arguments.out)
