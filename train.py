@@ -103,7 +103,7 @@ def main(arguments: list[str]) -> int:
             screen.tell(write_page, [folder])
         if run.stopped:
             run.wait_for_all()
-            return screen.print_stop(f"stopped early: {run.stopped.words}; {run.goes_on}", run.exit_code)
+            return screen.print_stop(f"stopped early: {run.stopped.words}; {run.goes_on}", run.exit_code())
     return 0
 
 

@@ -96,12 +96,14 @@ class Run:
         assert self.stopper.stopped is not None
         return self.stopper.stopped.ahead(self.end()[1])
 
-    @property
     def exit_code(self) -> int:
-        """Of a run that was stopped: for SIGTERM that of having been ended, where no step is saved."""
+        """Of a run that was stopped: for SIGTERM that of having been ended, where no step is saved. All ranks ask.
+
+        Of a checkpoint that is one file only the first rank knows; others may be the first of their machines.
+        """
         assert self.stopper.stopped is not None
-        code = self.stopper.stopped.exit_code
-        return 128 + signal.SIGTERM if code == os.EX_TEMPFAIL and not self.end()[1] else code
+        code, is_saved = self.stopper.stopped.exit_code, as_first_rank_sees(self.end()[1] is not None)
+        return 128 + signal.SIGTERM if code == os.EX_TEMPFAIL and not is_saved else code
 
     def ended_early(self, before: str | None) -> str | None:
         """What ended the run before its time for good, in words: a callback of the recipe's, not the stopper.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +12,9 @@ import pytest
 from composer.core import Timestamp
 from composer.utils.checkpoint import PartialFilePath
 
-from recipes.run import last_checkpoint
+from recipes.callbacks.stop import Stop
+from recipes.callbacks.stopping import Stopper
+from recipes.run import Run, last_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -47,3 +51,18 @@ def test_a_checkpoint_on_this_machine_has_its_path() -> None:
     assert last_checkpoint(trainer) is None
     trainer.saved_checkpoints += ["a/ep0-ba1-rank0.pt", "a/ep0-ba2/__0_0.distcp"]
     assert last_checkpoint(trainer) == "a/ep0-ba2"
+
+
+@pytest.mark.parametrize(("is_saved", "code"), [(True, os.EX_TEMPFAIL), (False, 128 + signal.SIGTERM)])
+def test_a_rank_that_knows_of_no_checkpoint_ends_as_the_first_does(
+    is_saved: bool, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint that is one file is the first rank's; the first of another machine exits with a code as well."""
+    monkeypatch.setattr("recipes.run.as_first_rank_sees", lambda mine: is_saved or mine)
+    stopper = Stopper(saves=True)
+    stopper.stopped = Stop("SIGTERM came", os.EX_TEMPFAIL, "the same command")
+    state = SimpleNamespace(timestamp=SimpleNamespace(batch=5))
+    trainer: Any = SimpleNamespace(saved_checkpoints=[], _checkpoint_saver=None, state=state)
+    nothing: Any = None
+    run = Run(nothing, "name", Path("runs/name"), trainer, nothing, stopper, "the first batch")
+    assert run.exit_code() == code
