@@ -87,14 +87,26 @@ def exit_status(main: Callable[[list[str]], int], goes_on: str) -> int:
         return main(sys.argv[1:])
     except RecipeError as error:  # of the environment
         return print_problems("this cannot begin", error.problems)
-    except (KeyboardInterrupt, SystemExit) as end:
-        code = 130 if isinstance(end, KeyboardInterrupt) else end.code
-        if code not in (130, 143):
+    except BaseException as end:
+        code = _code_of(end)
+        if code is None:
             raise
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # said again, it would break off what ends
         if is_first_rank():
             print(f"\nstopped; the same command {goes_on}", file=sys.stderr)
-        return int(code)
+        return code
+
+
+def _code_of(end: BaseException) -> int | None:
+    """130 after Ctrl-C, also where what it broke off fails in ending, as torch's writer does; 143 after SIGTERM; None."""
+    if isinstance(end, SystemExit):
+        return end.code if end.code in (130, 143) else None  # type: ignore[return-value]
+    behind: BaseException | None = end
+    while behind is not None:
+        if isinstance(behind, KeyboardInterrupt):
+            return 130
+        behind = behind.__cause__ or behind.__context__
+    return None
 
 
 def tell(say: Callable[[Any], Any], about: Any) -> None:

@@ -12,6 +12,7 @@ import pytest
 from composer.core import Timestamp
 from composer.utils.checkpoint import PartialFilePath
 
+from recipes import screen
 from recipes.callbacks.stop import Stop
 from recipes.callbacks.stopping import Stopper
 from recipes.run import Run, last_checkpoint
@@ -66,3 +67,24 @@ def test_a_rank_that_knows_of_no_checkpoint_ends_as_the_first_does(
     nothing: Any = None
     run = Run(nothing, "name", Path("runs/name"), trainer, nothing, stopper, "the first batch")
     assert run.exit_code() == code
+
+
+def test_ctrl_c_is_that_where_what_it_breaks_off_fails_in_ending(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(_: list[str]) -> int:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("unexpected pos 64 vs 0")  # torch's writer of a checkpoint, when it is closed
+
+    monkeypatch.setattr("recipes.screen.signal.signal", lambda *_: None)
+    monkeypatch.setattr("recipes.screen.end_with_launcher", lambda: None)
+    assert screen.exit_status(main, "goes on") == 130
+    assert capsys.readouterr().err == "\nstopped; the same command goes on\n"
+
+    def fails(_: list[str]) -> int:
+        raise RuntimeError("by itself")
+
+    with pytest.raises(RuntimeError, match="by itself"):
+        screen.exit_status(fails, "goes on")
