@@ -98,7 +98,7 @@ def exit_status(main: Callable[[list[str]], int], goes_on: str) -> int:
 
 
 def _code_of(end: BaseException) -> int | None:
-    """130 after Ctrl-C, also where what it broke off fails in ending, as torch's writer does; 143 after SIGTERM; None."""
+    """130 after Ctrl-C, also where what it broke off fails in ending, as torch's writer does; 143 after SIGTERM."""
     if isinstance(end, SystemExit):
         return end.code if end.code in (130, 143) else None  # type: ignore[return-value]
     behind: BaseException | None = end
