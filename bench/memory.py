@@ -18,6 +18,7 @@ from pathlib import Path
 from bench.machine import machine_and_versions, write_result
 from recipes.config.keys import RecipeError
 from recipes.config.load import Recipe, load
+from recipes.cost.architecture import positive_integer
 from recipes.cost.hardware import find_gpu
 from recipes.cost.memory import GIB, memory
 from recipes.cost.setup import read_setup
@@ -105,7 +106,7 @@ def main() -> None:
 
 def _one(path: Path, overrides: list[str], gpus: int, microbatch: int) -> None:
     try:
-        found = compare(load(path, overrides), gpus, microbatch)
+        found = compare(load(path, overrides), gpus, positive_integer("microbatch", microbatch))
     except (RecipeError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
     print("\n".join(_table("recipe", [])[:2]))

@@ -35,7 +35,6 @@ from recipes.models.compiling import checkpoint_blocks, checkpoint_by_operation
 from recipes.training.preferences import PreferenceModel
 from recipes.training.processes import parallelism
 
-FP32_BYTES = 4
 FP32_ON_A_GPU = ("layer_norm", "softmax.int", "log_softmax.int")
 META = {"sharding_strategy": "FULL_SHARD"}  # what lets a model be built without numbers
 
@@ -54,7 +53,8 @@ def simulated_bytes(recipe: Recipe, gpus: int, microbatch: int) -> int:
         with FakeTensorMode(allow_non_fake_inputs=True):
             model.to_empty(device="cpu")
             trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-            states = [torch.empty_like(each) for each in trained for _ in range(setup.optimizer_bytes // FP32_BYTES)]
+            moments = setup.optimizer_bytes // setup.master_bytes  # of the optimizer, in the type of the weights
+            states = [torch.empty_like(each) for each in trained for _ in range(moments)]
             for each in trained:
                 each.grad = torch.empty_like(each)
             batch = _batch(microbatch, setup.seq_len, is_dpo=setup.has_reference)

@@ -22,7 +22,7 @@ _ARGUMENTS = (
     "return_assistant_tokens_mask tokenizer_kwargs"
 )
 NOT_VARIABLES = frozenset(_ARGUMENTS.split())
-END_OF_TURN = "<|im_end|>"  # ends a generation too where it is a token
+END_OF_TURN = "<|im_end|>"  # of ChatML: it ends a generation where it is a token, which not every vocabulary has
 # ChatML, which LLM Foundry takes for tokenizers without a template of their own
 DEFAULT_TEMPLATE = (
     "{% for message in messages %}"

@@ -21,10 +21,10 @@ from llmfoundry.callbacks import HuggingFaceCheckpointer
 from torch.distributed.tensor import DTensor
 
 from recipes.callbacks.stop import EXIT_DIVERGED, Diverged
+from recipes.reports.runs import TRAIN_LOSS
 
 log = logging.getLogger(__name__)
 
-LOSS = "loss/train/total"
 STEPS = 3  # in a row: a single one may be skipped, as by the scaling of losses in half precision
 
 
@@ -52,7 +52,7 @@ class DivergenceGuard(Callback):
         self._is_bad_start = not self._has_finite_weights(state)
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        loss = getattr(state, "total_loss_dict", {}).get(LOSS, 0.0)
+        loss = getattr(state, "total_loss_dict", {}).get(TRAIN_LOSS, 0.0)
         if math.isfinite(loss):
             self._since = None
         elif self._since is None:

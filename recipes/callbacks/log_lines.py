@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from recipes.callbacks.readings import progress
 from recipes.cost.duration import in_words
-from recipes.reports.runs import validation_scores
+from recipes.reports.runs import TRAIN_LOSS, validation_scores
 
 INTERVAL_S = 30.0
 
@@ -67,8 +67,8 @@ def _share(state: State, max_duration: Time[int] | None) -> str:
 def _shown(metrics: dict[str, Any]) -> list[str]:
     """What there is of the loss, the rate, the money and the time left."""
     shown = []
-    if "loss/train/total" in metrics:
-        shown.append(f"loss {float(metrics['loss/train/total']):.4f}")
+    if TRAIN_LOSS in metrics:
+        shown.append(f"loss {float(metrics[TRAIN_LOSS]):.4f}")
     if "throughput/tokens_per_s" in metrics:
         shown.append(f"{metrics['throughput/tokens_per_s']:,.0f} tokens/s")
     if "cost/usd" in metrics:

@@ -38,7 +38,7 @@ from recipes.cost.throughput import shards_of
 GIB = 2**30
 CONTEXT_GIB = 1.0  # CUDA context, cuBLAS and NCCL buffers
 FRAGMENTATION = 0.04
-MASTER_BYTES = 4  # of fp32: the weights, unless master_weights_dtype is set, and what norms and losses compute in
+FP32_BYTES = 4  # of what norms, losses and `wkv` compute in, whatever the weights are
 LOGIT_BYTES_FUSED = 4  # logits and their gradient in 16 bits
 LOGIT_BYTES_TORCH = 14  # 16-bit logits and gradient, and fp32 copy, log-softmax and gradient
 LOGIT_BYTES_OF_A_CHUNK, WITH_SOFTCAP = 8, 12
@@ -179,13 +179,13 @@ def _saved_numbers_per_token(setup: Setup) -> int:
     """Numbers that the backward pass of one block reads, a token; see the module's docstring."""
     s = setup.shape
     if not s.attends:
-        return 14 * s.d_model + 4 * s.d_model * MASTER_BYTES // setup.compute_bytes + 2 * s.ffn_hidden_size
+        return 14 * s.d_model + 4 * s.d_model * FP32_BYTES // setup.compute_bytes + 2 * s.ffn_hidden_size
     attn = setup.model.get("attn_config") or {}
     query_key = s.q_width + s.kv_width
     numbers = 4 * s.d_model + 2 * s.q_width + 2 * s.kv_width
     numbers += query_key if s.qk_ln or s.qk_gn else 0  # before and after their norms
     numbers += query_key if attn.get("rope") else 0  # before and after rotation
-    if setup.compute_bytes < MASTER_BYTES and not str(setup.model.get("norm_type", "low_precision")).startswith("low_"):
+    if setup.compute_bytes < FP32_BYTES and not str(setup.model.get("norm_type", "low_precision")).startswith("low_"):
         products = (1 if attn.get("fused_qkv", True) else 3) + s.ffn_matrices - 1
         numbers += products * s.d_model  # 2 d for two inputs in twice the bytes, and outputs beyond one each
     return numbers + s.ffn_hidden_size * (2 if s.ffn_matrices == 2 else 4)
@@ -196,9 +196,7 @@ def _on_their_way_back(setup: Setup, residual_bytes: int) -> int:
     s = setup.shape
     stream = 2 * s.d_model * residual_bytes
     if not s.attends:
-        return (
-            stream + 10 * s.d_model * MASTER_BYTES
-        )  # numbers a channel of `wkv`, whose scan goes back over the tokens
+        return stream + 10 * s.d_model * FP32_BYTES  # ten numbers a channel of `wkv`, which scans back over the tokens
     # of the FFN: what gradients have passed is let go of, but gate and up part there
     return stream + (s.ffn_matrices - 1) * s.ffn_hidden_size * setup.compute_bytes
 
@@ -211,7 +209,7 @@ def _logits(setup: Setup, tokens: int) -> int:
         return scores * LOGIT_BYTES_TORCH
     if setup.loss == "fused":
         return scores * LOGIT_BYTES_FUSED
-    gradients = s.d_model * (s.vocab_size * (MASTER_BYTES + setup.compute_bytes) + 2 * tokens * setup.compute_bytes)
+    gradients = s.d_model * (s.vocab_size * (FP32_BYTES + setup.compute_bytes) + 2 * tokens * setup.compute_bytes)
     each = WITH_SOFTCAP if setup.model.get("final_logit_softcapping") else LOGIT_BYTES_OF_A_CHUNK
     return min(scores, SCORES_OF_A_CHUNK) * each + gradients
 
@@ -221,9 +219,8 @@ def _gathered(setup: Setup) -> float:
     n, per_number = setup.parameters.total, setup.compute_bytes
     if setup.sharding == "NO_SHARD":
         buckets = setup.master_bytes * setup.trained_parameters if setup.gpus > 1 else 0
-        return buckets + (
-            n * per_number if per_number < setup.master_bytes else 0
-        )  # autocast keeps a copy of every weight
+        copies = n * per_number if per_number < setup.master_bytes else 0  # autocast keeps one of every weight
+        return buckets + copies
     embedding = max(setup.parameters.token_embedding, setup.parameters.head)
     block = setup.parameters.non_embedding / setup.shape.n_layers
     gradients = block * max(per_number, setup.reduce_bytes) * setup.trained_parameters / n

@@ -116,10 +116,8 @@ class _Chunked(torch.autograd.Function):
             for begin in range(0, hidden.shape[0], chunk):
                 part = slice(begin, begin + chunk)
                 h = hidden[part].to(dtype)  # (C, D)
-                # no name for the scores here, and none left for the gradient: a chunk's must not outlive it
-                loss, cross_entropy, hit, gradient = _score(
-                    (h @ W.t()).to(exact), targets[part], terms, count_hits
-                )  # gradient (C, V)
+                # no name for the scores here, and none left for the gradient, (C, V): a chunk's must not outlive it
+                loss, cross_entropy, hit, gradient = _score((h @ W.t()).to(exact), targets[part], terms, count_hits)
                 sums += torch.stack([loss, cross_entropy])
                 hits += hit
                 gradient = gradient.to(dtype)

@@ -86,10 +86,9 @@ def _key_figures(run: RunRecord) -> dict[str, str]:
     paid = run.bill.total
     loss = run.validation[-1].loss if run.validation else None
     speed = paid.tokens_per_s
+    since = run.not_finite_since
     return {
-        **(
-            {} if run.not_finite_since is None else {"training loss": f"not finite since step {run.not_finite_since:,}"}
-        ),
+        **({} if since is None else {"training loss": f"not finite since step {since:,}"}),
         "validation loss": UNKNOWN if loss is None else f"{loss:.3f}",
         **{name: f"{points[-1].loss:.3f}" for name, points in run.by_name.items() if name != "validation loss"},
         "dollars": _usd(paid.usd),

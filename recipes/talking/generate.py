@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_prep.conversations import END_OF_TURN
 from recipes.models.backends import goes_on_exactly
 from recipes.preflight.machine import can_be_written
 from recipes.talking.loading import Loaded, load_model
-from recipes.weights.folder_files import END_OF_TURN, ids_of_ends
+from recipes.weights.folder_files import ids_of_ends
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data_prep.conversations import END_OF_TURN
 from data_prep.manifest import load_manifest
 from recipes.training.batches import shard_folders
 from recipes.weights.hf_rwkv import RESCALED_EVERY
 from recipes.weights.trained import Trained
 
 INPUTS = {"model_input_names": ["input_ids", "attention_mask"]}  # of generate(); these classes know no token types
-END_OF_TURN = "<|im_end|>"  # of ChatML; no token of its own in a vocabulary that was trained without
 TORCH_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 

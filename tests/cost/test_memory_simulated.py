@@ -44,6 +44,9 @@ def test_one_recipe_is_shown_and_one_that_is_none_is_said(run_command: Command) 
     done = run_command("python", "-m", "bench.memory", f"{PRETRAIN}/mpt-125m.yaml", *words)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith(f"| `{PRETRAIN}/mpt-125m.yaml` | 4 | 2 | ")
+    done = run_command("python", "-m", "bench.memory", f"{PRETRAIN}/mpt-125m.yaml", "--microbatch", "0")
+    assert done.returncode == 1
+    assert "error: microbatch: got 0, expected a positive integer." in done.stderr
     done = run_command("python", "-m", "bench.memory", f"{PRETRAIN}/mpt-125.yaml")
     assert done.returncode == 1
     assert "mpt-125.yaml" in done.stderr

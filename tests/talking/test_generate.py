@@ -11,12 +11,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from data_prep.conversations import DEFAULT_TEMPLATE
+from data_prep.conversations import DEFAULT_TEMPLATE, END_OF_TURN
 from recipes.talking import loading
 from recipes.talking.generate import Sampling, chat_ids, complete, generate, read_prompts
 from recipes.talking.loading import Loaded, load_model
 from recipes.weights.export import export
-from recipes.weights.folder_files import END_OF_TURN
 
 from ..tiny import LLAMA, MPT, RWKV, build, with_changes, write_run
 
