@@ -31,6 +31,13 @@ CHOICES: dict[str, tuple[str, list[str], int, int]] = {
     "one GPU": ("pretrain/mpt-125m", [], 1, 8),
     "activation checkpointing": ("pretrain/mpt-125m", ["fsdp_config.activation_checkpointing=true"], 8, 8),
     "the same on one GPU": ("pretrain/mpt-125m", ["fsdp_config.activation_checkpointing=true"], 1, 8),
+    "selective checkpointing": ("pretrain/mpt-125m", ["selective_checkpointing=true"], 8, 8),
+    "the same of few words": (
+        "pretrain/mpt-125m",
+        ["selective_checkpointing=true", "model.vocab_size=2048", "model.n_layers=4"],
+        8,
+        8,
+    ),
     "SHARD_GRAD_OP": ("pretrain/mpt-1b", ["fsdp_config.sharding_strategy=SHARD_GRAD_OP"], 8, 2),
     "gradients reduced in fp32": ("pretrain/mpt-125m", ["fsdp_config.mixed_precision=DEFAULT"], 8, 8),
     "precision: fp32": ("pretrain/mpt-125m", ["precision=fp32"], 8, 8),

@@ -75,7 +75,7 @@ def _model(settings: dict[str, Any]) -> Any:
     if settings.get("dpo"):
         model = PreferenceModel(model, **settings["dpo"])
         with_padding = model.model.forward  # which it asks about, and tensors without numbers cannot say
-        model.model.forward = lambda input_ids, attention_mask: with_padding(input_ids=input_ids)
+        model.model.forward = lambda attention_mask, **others: with_padding(**others)
     if settings.get("selective_checkpointing"):
         checkpoint_by_operation(model)
     return model

@@ -8,12 +8,14 @@
     gathered       what a sharded step holds in full: two blocks of weights and one of gradients, and the embedding;
                    all weights with SHARD_GRAD_OP; a low-precision copy of all without sharding, and on several
                    devices the buckets in which DDP sends gradients, as large as these
-    activations    T L times what the backward pass of a block needs, or T L d with activation checkpointing,
-                   plus one block's worth while it is computed again
+    activations    T L times what the backward pass of a block needs; with activation checkpointing T L d, with the
+                   selective one that and what products and attention put out; plus one block's worth while it is
+                   computed again
     logits         T V times 14 bytes with torch's loss (16-bit logits and gradient; fp32 copy, log-softmax and
                    gradient), 4 with LLM Foundry's fused one; with ours 8 times the scores of a chunk (scores and
-                   probabilities in fp32; 12 with soft-capping), and what it keeps: 6 V d (the weight's gradient in
-                   fp32, and a chunk's share) and 4 T d (the gradient of the hidden states, the last norm's input)
+                   probabilities in fp32; 12 with soft-capping or DPO), and what it keeps: 6 V d where the head is
+                   trained (the weight's gradient in fp32, and a chunk's share) and 4 T d (the gradient of the hidden
+                   states, the last norm's input)
     overhead       CUDA context and communication buffers, and 4 % of the rest for what the allocator cannot use
 
 Saved by a block, in numbers a token, with attention that never writes S² scores (Korthikanti et al. 2022, arXiv
@@ -32,6 +34,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recipes.cost.hardware import Gpu
+from recipes.cost.parameters import adapted, adapter_rank
 from recipes.cost.setup import Setup
 from recipes.cost.throughput import shards_of
 
@@ -41,7 +44,7 @@ FRAGMENTATION = 0.04
 FP32_BYTES = 4  # of what norms, losses and `wkv` compute in, whatever the weights are
 LOGIT_BYTES_FUSED = 4  # logits and their gradient in 16 bits
 LOGIT_BYTES_TORCH = 14  # 16-bit logits and gradient, and fp32 copy, log-softmax and gradient
-LOGIT_BYTES_OF_A_CHUNK, WITH_SOFTCAP = 8, 12
+LOGIT_BYTES_OF_A_CHUNK, WITH_ANOTHER_COPY = 8, 12
 SCORES_OF_A_CHUNK = 2**27  # on a GPU, as in recipes/models/loss.py
 MOST_GPUS = 4096
 
@@ -87,22 +90,29 @@ def memory(setup: Setup, gpu: Gpu) -> MemoryEstimate:
     block = tokens * _saved_numbers_per_token(setup) * setup.compute_bytes  # what one block's backward pass needs
     # of every block, until then; without sharding what goes from block to block is of the weights' type
     residual = setup.master_bytes if setup.sharding == "NO_SHARD" else setup.compute_bytes
-    kept = tokens * s.d_model * residual if setup.recompute else block
-    activations: float = s.n_layers * kept
-    working = block if setup.recompute else 0
-    working += tokens * _on_their_way_back(setup, residual)
+    entering = tokens * s.d_model * residual
+    products = tokens * _put_out_by_products(setup) * setup.compute_bytes
+    kept = {"nothing": block, "operations": entering + products, "blocks": entering}
+    activations: float = s.n_layers * kept[setup.recompute]
+    into_the_stream = 2 * tokens * s.d_model * setup.compute_bytes  # kept, but not read again
+    again = {"nothing": 0, "operations": block - products + into_the_stream, "blocks": block}
+    working = again[setup.recompute] + tokens * _on_their_way_back(setup, residual)
     if setup.attn_impl == "torch":
         scores = setup.microbatch_sequences * setup.sequences_per_item * s.n_heads * setup.seq_len**2
-        activations += 0 if setup.recompute else 6 * scores * s.n_layers  # the softmax's output, in fp32 and 16 bits
+        # the softmax's output, in fp32 and 16 bits, or the product before it
+        score_bytes = {"nothing": 6, "operations": setup.compute_bytes, "blocks": 0}
+        activations += score_bytes[setup.recompute] * scores * s.n_layers
         working += 12 * scores  # scores, bias and softmax of the layer at work
     logits = _logits(setup, tokens)
+    gathered, of_blocks = _gathered(setup)
     # The logits are gone when the first block's backward pass begins, so only the larger of the two is held.
-    activations += max(0, working - logits)
+    beyond = max(0, working + of_blocks - logits)
+    activations += max(0, beyond - of_blocks)
     parts = {
         "weights": setup.master_bytes * n / shards,
         "gradients": setup.master_bytes * setup.trained_parameters / shards,
         "optimizer": setup.optimizer_bytes * setup.trained_parameters / shards,
-        "gathered": _gathered(setup),
+        "gathered": gathered + min(beyond, of_blocks),
         "activations": activations,
         "logits": logits,
     }
@@ -142,10 +152,11 @@ def smallest_change(setup: Setup, gpu: Gpu) -> str | None:
     attempts: list[tuple[str, dict[str, Any]]] = []
     if setup.attn_impl == "torch":
         attempts.append(("model.attn_config.attn_impl: flash", {"attn_impl": "flash"}))
-    if setup.loss == "torch" and not setup.has_reference:
+    if setup.loss == "torch":
         attempts.append(("model.loss_fn: fused_crossentropy", {"loss": "chunked"}))
-    if not setup.recompute:
-        attempts.append(("fsdp_config.activation_checkpointing: true", {"recompute": True}))
+    if setup.recompute != "blocks":
+        selective = " without selective_checkpointing" if setup.recompute == "operations" else ""
+        attempts.append((f"fsdp_config.activation_checkpointing: true{selective}", {"recompute": "blocks"}))
     if setup.gpus > 1 and setup.sharding != "FULL_SHARD":
         attempts.append(("fsdp_config.sharding_strategy: FULL_SHARD", {"sharding": "FULL_SHARD"}))
     keys: list[str] = []
@@ -188,13 +199,33 @@ def _saved_numbers_per_token(setup: Setup) -> int:
     if setup.compute_bytes < FP32_BYTES and not str(setup.model.get("norm_type", "low_precision")).startswith("low_"):
         products = (1 if attn.get("fused_qkv", True) else 3) + s.ffn_matrices - 1
         numbers += products * s.d_model  # 2 d for two inputs in twice the bytes, and outputs beyond one each
+    numbers += _of_adapters(setup)
     return numbers + s.ffn_hidden_size * (2 if s.ffn_matrices == 2 else 4)
+
+
+def _of_adapters(setup: Setup) -> int:
+    """Numbers a token that LoRA keeps of a block: its narrow products, and what dropout has made of their inputs."""
+    lora = setup.model.get("peft_config")
+    if not lora:
+        return 0
+    inputs = sum(taken for taken, _ in adapted(setup.shape, lora))
+    dropped = inputs + inputs // setup.compute_bytes if lora.get("lora_dropout") else 0  # and a mask of a byte each
+    return dropped + adapter_rank(lora) * len(adapted(setup.shape, lora))
+
+
+def _put_out_by_products(setup: Setup) -> int:
+    """Numbers a token that a block's matrix products put out, and its attention (which FlexAttention makes again)."""
+    s = setup.shape
+    mixing = s.q_width + 2 * s.kv_width + s.q_width if s.attends else 3 * s.d_model
+    ffn = (s.ffn_matrices - 1) * s.ffn_hidden_size + s.d_model
+    return mixing + s.d_model + ffn + (0 if s.attends else s.d_model)  # RWKV's FFN has a gate
 
 
 def _on_their_way_back(setup: Setup, residual_bytes: int) -> int:
     """Bytes a token of gradients in a block's backward pass, beyond what the block has saved, where they are most."""
     s = setup.shape
     stream = 2 * s.d_model * residual_bytes
+    stream += 2 * s.d_model * setup.compute_bytes if setup.is_frozen else 0  # through adapters and past them
     if not s.attends:
         return stream + 10 * s.d_model * FP32_BYTES  # ten numbers a channel of `wkv`, which scans back over the tokens
     # of the FFN: what gradients have passed is let go of, but gate and up part there
@@ -209,21 +240,22 @@ def _logits(setup: Setup, tokens: int) -> int:
         return scores * LOGIT_BYTES_TORCH
     if setup.loss == "fused":
         return scores * LOGIT_BYTES_FUSED
-    gradients = s.d_model * (s.vocab_size * (FP32_BYTES + setup.compute_bytes) + 2 * tokens * setup.compute_bytes)
-    each = WITH_SOFTCAP if setup.model.get("final_logit_softcapping") else LOGIT_BYTES_OF_A_CHUNK
-    return min(scores, SCORES_OF_A_CHUNK) * each + gradients
+    of_weight = 0 if setup.is_frozen else s.vocab_size * (FP32_BYTES + setup.compute_bytes)
+    gradients = s.d_model * (of_weight + 2 * tokens * setup.compute_bytes)
+    copies = setup.has_reference or setup.model.get("final_logit_softcapping")
+    return min(scores, SCORES_OF_A_CHUNK) * (WITH_ANOTHER_COPY if copies else LOGIT_BYTES_OF_A_CHUNK) + gradients
 
 
-def _gathered(setup: Setup) -> float:
-    """Bytes of weights and gradients held in full by a device while it computes."""
+def _gathered(setup: Setup) -> tuple[float, float]:
+    """Bytes of weights and gradients held in full by a device: all along, and while blocks have their backward pass."""
     n, per_number = setup.parameters.total, setup.compute_bytes
     if setup.sharding == "NO_SHARD":
         buckets = setup.master_bytes * setup.trained_parameters if setup.gpus > 1 else 0
         copies = n * per_number if per_number < setup.master_bytes else 0  # autocast keeps one of every weight
-        return buckets + copies
+        return buckets + copies, 0
     embedding = max(setup.parameters.token_embedding, setup.parameters.head)
     block = setup.parameters.non_embedding / setup.shape.n_layers
     gradients = block * max(per_number, setup.reduce_bytes) * setup.trained_parameters / n
     if setup.sharding in ("SHARD_GRAD_OP", "_HYBRID_SHARD_ZERO2"):
-        return n * per_number + gradients
-    return (embedding + 2 * block) * per_number + gradients
+        return n * per_number, gradients
+    return embedding * per_number, 2 * block * per_number + gradients

@@ -100,19 +100,26 @@ def _count_rwkv(s: ModelShape) -> ParameterCount:
     )
 
 
+def adapter_rank(peft_config: Mapping[str, Any]) -> int:
+    return positive_integer("model.peft_config.r", peft_config.get("r", 8))
+
+
+def adapted(s: ModelShape, peft_config: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Inputs and outputs of each matrix of a layer that `target_modules` names."""
+    sizes = {
+        "Wqkv": (s.d_model, s.q_width + 2 * s.kv_width),
+        "Wq": (s.d_model, s.q_width),
+        "Wk": (s.kv_dim, s.kv_width),
+        "Wv": (s.kv_dim, s.kv_width),
+        "out_proj": (s.q_width, s.d_model),
+        "up_proj": (s.d_model, s.ffn_hidden_size),
+        "gate_proj": (s.d_model, s.ffn_hidden_size),
+        "down_proj": (s.ffn_hidden_size, s.d_model),
+    }
+    names = map(str, peft_config.get("target_modules") or ())
+    return [sizes[name] for name in names if name in sizes]
+
+
 def adapter_parameters(s: ModelShape, peft_config: Mapping[str, Any]) -> int:
     """What LoRA trains: rank times (inputs + outputs) of each matrix that `target_modules` names, in every layer."""
-    hidden, both = s.ffn_hidden_size, 2 * s.kv_width
-    sizes = {
-        "Wqkv": s.d_model + s.q_width + both,
-        "Wq": s.d_model + s.q_width,
-        "Wk": s.kv_dim + s.kv_width,
-        "Wv": s.kv_dim + s.kv_width,
-        "out_proj": s.q_width + s.d_model,
-        "up_proj": s.d_model + hidden,
-        "gate_proj": s.d_model + hidden,
-        "down_proj": hidden + s.d_model,
-    }
-    rank = positive_integer("model.peft_config.r", peft_config.get("r", 8))
-    names = peft_config.get("target_modules") or ()
-    return rank * s.n_layers * sum(sizes.get(str(name), 0) for name in names)
+    return adapter_rank(peft_config) * s.n_layers * sum(map(sum, adapted(s, peft_config)))

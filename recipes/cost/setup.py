@@ -22,6 +22,10 @@ OPTIMIZER_BYTES: Mapping[str, int] = {
 SHARDINGS = ("FULL_SHARD", "SHARD_GRAD_OP", "HYBRID_SHARD", "_HYBRID_SHARD_ZERO2", "NO_SHARD")
 PADDED = ("finetuning", "preferences")  # loaders whose rows may end before max_seq_len
 MICROBATCH_AUTO = "auto"
+# What is done again for a backward pass. `selective_checkpointing` repeats a block's operations but matrix products;
+# FlexAttention's compiled kernel it does not see, and repeats. `activation_checkpointing` repeats whole blocks.
+Recompute = Literal["nothing", "operations", "blocks"]
+CHECKPOINTING: Mapping[Recompute, str] = {"nothing": "off", "operations": "selective", "blocks": "on"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Setup:
     has_reference: bool  # one more forward pass, of DPO's model without adapters
     sharding: str
     shard_degree: int | None  # devices of one copy of the model, where fsdp_config states it
-    recompute: bool  # activation checkpointing of every block
+    recompute: Recompute
     master_bytes: int  # of a number in the weights that the optimizer steps, their gradients and its state
     compute_bytes: int  # of a number in the matrix products
     reduce_bytes: int  # of a gradient on the wire
@@ -62,16 +66,17 @@ class Setup:
     @property
     def passes(self) -> int:
         """Through a block, in forward passes: its own, two backward, and what is computed again."""
-        return 3 + self.recompute + self.has_reference
+        return 3 + (self.recompute != "nothing") + self.has_reference
 
     @property
     def matrix_passes(self) -> int:
         """Of a block's products: frozen weights want no gradient."""
-        return self.passes - self.is_frozen
+        return self.passes - self.is_frozen - (self.recompute == "operations")
 
     @property
     def head_passes(self) -> int:
-        return 3 + self.has_reference - self.is_frozen
+        again = self.has_reference and self.loss == "chunked"  # pairs' scores are computed anew for their gradient
+        return 3 + self.has_reference + again - self.is_frozen
 
     @property
     def device_batch_sequences(self) -> int:
@@ -107,8 +112,6 @@ def read_setup(recipe: Mapping[str, Any], gpus: int) -> Setup:
         notes.append("activation_checkpointing_target is not modelled: every block is taken to be checkpointed")
     if recipe.get("tp_config"):
         notes.append("tp_config is not modelled: every device is taken to hold whole layers")
-    if recipe.get("selective_checkpointing"):
-        notes.append("selective_checkpointing is not modelled: activations are counted as without it, too many")
     if lora:
         notes.append("LoRA: gradients and optimizer state of the adapters alone, no products for gradients of the rest")
     overrides = ((model.get("block_overrides") or {}).get("overrides") or {}).values()
@@ -117,7 +120,7 @@ def read_setup(recipe: Mapping[str, Any], gpus: int) -> Setup:
     if not shape.attends:
         notes.append("RWKV: the time of `wkv` is counted from the bytes that it moves; no measured run was fitted to")
     if is_dpo:
-        notes.append("DPO: an item of a batch is two sequences, with logits; one more forward pass, without adapters")
+        notes.append("DPO: an item of a batch is two sequences; one more forward pass, without adapters")
     batch = positive_integer("global_train_batch_size", _required(recipe, "global_train_batch_size"))
     microbatch = _microbatch(recipe.get("device_train_microbatch_size", MICROBATCH_AUTO))
     if microbatch is not None:
@@ -140,12 +143,12 @@ def read_setup(recipe: Mapping[str, Any], gpus: int) -> Setup:
         has_reference=is_dpo,
         sharding=_sharding(recipe.get("fsdp_config"), gpus),
         shard_degree=shard_degree(fsdp, gpus),
-        recompute=bool(fsdp.get("activation_checkpointing", False)),
+        recompute=_recompute(recipe),
         master_bytes=master_bytes,
         compute_bytes=2 if half and _mode(mixed) != "FULL" else 4,
         reduce_bytes=_reduce_bytes(mixed, half),
         optimizer_bytes=OPTIMIZER_BYTES.get(optimizer, 8) * master_bytes // 4,
-        loss="torch" if is_dpo or model.get("loss_fn") == "torch_crossentropy" else "chunked",
+        loss="torch" if model.get("loss_fn") == "torch_crossentropy" else "chunked",
         attn_impl=str((model.get("attn_config") or {}).get("attn_impl", "flash")),
         notes=tuple(notes),
     )
@@ -213,6 +216,12 @@ def _required(recipe: Mapping[str, Any], key: str) -> Any:
     if recipe.get(key) is None:
         raise ValueError(f"{key}: missing from the recipe; a plan needs it.")
     return recipe[key]
+
+
+def _recompute(recipe: Mapping[str, Any]) -> Recompute:
+    if (recipe.get("fsdp_config") or {}).get("activation_checkpointing"):
+        return "blocks"
+    return "operations" if recipe.get("selective_checkpointing") else "nothing"
 
 
 def _microbatch(value: Any) -> int | None:

@@ -22,7 +22,7 @@ from recipes.cost.estimate import WHOLE_RUN_MID
 from recipes.cost.hardware import Gpu
 from recipes.cost.memory import largest_microbatch
 from recipes.cost.scaling import DEFAULT_LAW, scaling_law
-from recipes.cost.setup import Setup, read_setup
+from recipes.cost.setup import Recompute, Setup, read_setup
 from recipes.cost.throughput import step_time
 
 MOST_GPU_HOURS = 1e12  # all GPUs there are for many years
@@ -123,20 +123,23 @@ def gpu_hours_for(budget_usd: float, usd_per_gpu_hour: float) -> float:
 
 
 def _candidates(recipe: Mapping[str, Any], gpu: Gpu, gpus: int) -> Iterator[tuple[Setup, tuple[str, ...]]]:
-    """Every size that fits the devices, with and without activation checkpointing."""
+    """Every size that fits the devices, checkpointed as the recipe says or else."""
     for layers in range(2, MOST_LAYERS + 1):
         changes = _shape(recipe["model"], layers)
         if changes is None:
             continue
         sized = _changed(recipe, changes)
-        for recompute in (False, True):
-            setup = read_setup(sized, gpus)
-            setup = dataclasses.replace(setup, microbatch_sequences=1, recompute=recompute)
+        own = read_setup(sized, gpus)
+        choices: tuple[Recompute, ...] = ("nothing" if own.recompute == "blocks" else own.recompute, "blocks")
+        for recompute in choices:
+            setup = dataclasses.replace(own, microbatch_sequences=1, recompute=recompute)
             most = largest_microbatch(setup, gpu)
             if most:
                 keys = {**changes, "device_train_microbatch_size": most}
-                if bool((recipe.get("fsdp_config") or {}).get("activation_checkpointing")) != recompute:
-                    keys["fsdp_config.activation_checkpointing"] = str(recompute).lower()
+                if recompute != own.recompute:
+                    keys["fsdp_config.activation_checkpointing"] = str(recompute == "blocks").lower()
+                    if own.recompute == "operations":
+                        keys["selective_checkpointing"] = "false"
                 texts = tuple(f"{key}={value}" for key, value in keys.items())
                 yield dataclasses.replace(setup, microbatch_sequences=most), texts
 

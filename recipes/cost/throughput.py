@@ -10,10 +10,10 @@
     communication     c * bytes / link speed + t g L            gathers and reductions of a micro-batch, and latency
     optimizer         N / shards * o / memory bandwidth         once a step
 
-Matrix products and attention run three times (forward, two backward), four with activation checkpointing; products with
-frozen weights once less (LoRA), all once more with a reference (DPO). The twelve
-coefficients are in measured/coefficients.json, written by `python -m recipes.cost.fit`, which also says how well they
-predict rows that were kept from them.
+Matrix products and attention run three times (forward, two backward), four with activation checkpointing (products
+with the selective one still three); products with frozen weights once less (LoRA), all once more with a reference
+(DPO). The twelve coefficients are in measured/coefficients.json, written by `python -m recipes.cost.fit`, which also
+says how well they predict rows that were kept from them.
 """
 
 from __future__ import annotations

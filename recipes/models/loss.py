@@ -78,12 +78,15 @@ def chunked(
     ``SCORES_OF_A_CHUNK`` gives.
     """
     flat, targets = hidden.flatten(0, -2), targets.flatten()  # (N, D), (N,)
-    if chunk is None:
-        scores = SCORES_OF_A_CHUNK.get(flat.device.type, SCORES_OF_A_CHUNK["cpu"])
-        chunk = max(64, scores // weight.shape[0] // 64 * 64)
+    chunk = chunk or tokens_of_a_chunk(flat, weight)
     dtype = _multiplied_in(flat)
     loss, cross_entropy, hits = _Chunked.apply(flat, weight, targets, terms, count_hits, chunk, dtype)
     return Sums(loss, cross_entropy, hits, (targets != IGNORE).sum())
+
+
+def tokens_of_a_chunk(hidden: Tensor, weight: Tensor) -> int:
+    scores = SCORES_OF_A_CHUNK.get(hidden.device.type, SCORES_OF_A_CHUNK["cpu"])
+    return max(64, scores // weight.shape[0] // 64 * 64)
 
 
 def _multiplied_in(hidden: Tensor) -> torch.dtype:

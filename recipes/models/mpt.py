@@ -148,6 +148,10 @@ class LossOutput(ModelOutput):
     hits: torch.Tensor | None = None
     tokens: torch.Tensor | None = None
 
+    @classmethod
+    def of(cls, sums: losses.Sums) -> LossOutput:
+        return cls(sums.mean, sums.cross_entropy, sums.hits, sums.tokens)
+
 
 class MPTForCausalLM(foundry.MPTForCausalLM, GenerationMixin):
     """LLM Foundry's language model, with ``generate`` back, which newer transformers takes away from its base class."""
@@ -168,14 +172,14 @@ class MPTForCausalLM(foundry.MPTForCausalLM, GenerationMixin):
         self._sharded_alone = tuple(name for name, module in marked if any(True for _ in module.parameters()))
 
     @wraps(foundry.MPTForCausalLM.forward)  # whose signature transformers and Composer look at
-    def forward(self, *args: Any, linear_loss: Callable[..., losses.Sums] | None = None, **kwargs: Any) -> Any:
-        """LLM Foundry's forward pass; with a ``linear_loss`` of (hidden, weight), a ``LossOutput`` without logits."""
+    def forward(self, *args: Any, linear_loss: Callable[..., Any] | None = None, **kwargs: Any) -> Any:
+        """LLM Foundry's forward pass; with a ``linear_loss`` of (hidden, weight) what it gives, in place of logits."""
         if linear_loss is None:
             return super().forward(*args, **kwargs)
         kwargs.pop("labels", None)  # PEFT passes what it knows of a language model; the loss has its targets
         hidden = self.transformer(*args, **kwargs).last_hidden_state  # (B, S, D)
-        sums = self.get_output_embeddings()(hidden, loss=linear_loss)
-        return LossOutput(sums.mean, sums.cross_entropy, sums.hits, sums.tokens)
+        found = self.get_output_embeddings()(hidden, loss=linear_loss)
+        return LossOutput.of(found) if isinstance(found, losses.Sums) else found
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """Writes the model; where its code goes with it, as LLM Foundry's class, whose code is found everywhere.
@@ -261,6 +265,11 @@ class ComposerMPTCausalLM(foundry.ComposerMPTCausalLM):
     @property
     def config_class(self) -> type[MPTConfig]:
         return MPTConfig
+
+    @property
+    def terms(self) -> losses.Terms | None:
+        """Of a loss without logits; None where ``loss_fn`` keeps them."""
+        return None if self._linear_loss is None else self._linear_loss.keywords["terms"]
 
     def forward(self, batch: MutableMapping[str, Any]) -> Any:
         """Logits; in training a ``LossOutput``, unless the loss needs logits."""

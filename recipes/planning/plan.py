@@ -21,6 +21,7 @@ from recipes.cost.hardware import find_gpu, load_hardware
 from recipes.cost.memory import MemoryEstimate, largest_microbatch, memory
 from recipes.cost.rate import cost_section
 from recipes.cost.scaling import DEFAULT_LAW, optimal_with_inference, scaling_law
+from recipes.cost.setup import CHECKPOINTING, Recompute
 from recipes.cost.spend import Purchase, best_for, gpu_hours_for
 from recipes.planning.budget import said_before
 from recipes.training.batches import dataset_tokens
@@ -79,7 +80,7 @@ class Plan:
     recipe: str
     estimate: Estimate
     flops_causal_per_token: float
-    memory_by_checkpointing: Mapping[bool, tuple[MemoryEstimate, int]]  # and the largest micro-batch
+    memory_by_checkpointing: Mapping[Recompute, tuple[MemoryEstimate, int]]  # and the largest micro-batch
     options: Options
     assumed: tuple[str, ...]  # what the plan took for granted because nobody said
     guard: str | None = None  # what the recipe's own budget guard says
@@ -155,7 +156,7 @@ def _plan(recipe: Recipe, gpu: str, options: Options) -> Plan:
         recipe=str(recipe.path),
         estimate=plan,
         flops_causal_per_token=causal_flops_per_token(plan.setup.model, plan.setup.seq_len),
-        memory_by_checkpointing={on: _memory(plan, on) for on in (False, True)},
+        memory_by_checkpointing={recompute: _memory(plan, recompute) for recompute in CHECKPOINTING},
         options=options,
         assumed=tuple(assumed),
         gpus_for_deadline=in_time,
@@ -226,7 +227,7 @@ def _with_budget(plan: Plan, values: Mapping[str, Any], options: Options) -> Pla
     )
 
 
-def _memory(plan: Estimate, recompute: bool) -> tuple[MemoryEstimate, int]:
+def _memory(plan: Estimate, recompute: Recompute) -> tuple[MemoryEstimate, int]:
     setup = dataclasses.replace(plan.setup, recompute=recompute)
     return memory(setup, plan.hardware), largest_microbatch(setup, plan.hardware)
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from recipes.cost.estimate import WHOLE_RUN_HIGH, WHOLE_RUN_LOW, WHOLE_RUN_MID, Range
 from recipes.cost.memory import parts_gib
 from recipes.cost.scaling import SCALING_LAWS, is_extrapolated, scaling_law
+from recipes.cost.setup import Recompute
 from recipes.cost.spend import Purchase
 from recipes.planning.plan import MFU_COUNTS, Plan
+
+BY_CHECKPOINTING: Mapping[str, Recompute] = {"false": "nothing", "selective": "operations", "true": "blocks"}
 
 
 def to_json(plan: Plan) -> dict[str, Any]:
@@ -60,12 +64,13 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "memory_total_gib_per_gpu": e.memory_gib_per_gpu,
         "memory_available_gib_per_gpu": e.hardware.visible_memory_gib,
         "activations_gib_by_checkpointing": {
-            str(on).lower(): made.activations_gib for on, (made, _) in plan.memory_by_checkpointing.items()
+            name: plan.memory_by_checkpointing[recompute][0].activations_gib
+            for name, recompute in BY_CHECKPOINTING.items()
         },
         "fits": e.fits,
         "max_microbatch_sequences": e.max_microbatch_sequences,
         "max_microbatch_sequences_by_checkpointing": {
-            str(on).lower(): most for on, (_, most) in plan.memory_by_checkpointing.items()
+            name: plan.memory_by_checkpointing[recompute][1] for name, recompute in BY_CHECKPOINTING.items()
         },
         "to_fit": e.to_fit,
         "predicted_loss": e.predicted_loss,

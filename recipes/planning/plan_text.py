@@ -13,6 +13,7 @@ from recipes.cost.estimate import KG_CO2E_PER_KWH, NOT_ON_TPUS, WHOLE_RUN_HIGH, 
 from recipes.cost.figures import number, short
 from recipes.cost.memory import parts_gib
 from recipes.cost.scaling import FITTED_PARAMETERS, FITTED_TOKENS, SCALING_LAWS, is_extrapolated, scaling_law
+from recipes.cost.setup import CHECKPOINTING
 from recipes.planning.plan import MFU_COUNTS, Plan
 from recipes.planning.purchase_text import Row, bought_briefly, bought_rows
 
@@ -161,13 +162,12 @@ def _memory(plan: Plan) -> list[Row]:
     e = plan.estimate
     setup = e.setup
     how = f"{setup.sharding} over {e.gpus} GPUs, micro-batch of {e.microbatch_sequences} sequences"
-    checkpointing = "on" if setup.recompute else "off"
-    rows = [("", f"{how}, activation checkpointing {checkpointing}")]
+    rows = [("", f"{how}, activation checkpointing {CHECKPOINTING[setup.recompute]}")]
     rows += [(part, f"{gib:8.2f} GiB") for part, gib in parts_gib(e.memory).items()]
     verdict = "fits" if e.fits else "[bold red]does not fit[/bold red]"
     rows.append(("total", f"{e.memory_gib_per_gpu:8.2f} GiB of {e.hardware.visible_memory_gib:.2f}: {verdict}"))
-    for on, (made, most) in plan.memory_by_checkpointing.items():
-        text = f"checkpointing {'on' if on else 'off'}: activations {made.activations_gib:.2f} GiB, "
+    for recompute, (made, most) in plan.memory_by_checkpointing.items():
+        text = f"checkpointing {CHECKPOINTING[recompute]}: activations {made.activations_gib:.2f} GiB, "
         rows.append(("", f"{text}largest micro-batch {most or 'none: not even one sequence fits'}"))
     if e.to_fit:
         rows.append(("to fit", e.to_fit))

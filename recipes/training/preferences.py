@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric, Metric
 
 from data_prep.conversations import BadExample, ConversationTokenizer
+from recipes.models.log_probabilities import log_probabilities
 
 IGNORED = -100  # a label that no loss is on
 ANSWERS = ("chosen", "rejected")
@@ -49,6 +51,7 @@ class PreferenceModel(ComposerModel):
         self.model = model.model
         self.tokenizer = model.tokenizer
         self.beta = beta
+        self._terms = getattr(model, "terms", None)
         self._flops_of_sequences = model.flops_per_batch
         self._metrics = {"PairLoss": PairLoss(), "PairAccuracy": PairAccuracy()}
         if not list(_adapters(self.model)):
@@ -85,10 +88,15 @@ class PreferenceModel(ComposerModel):
     def _answers(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Log-probability of each answer under the model, (B, 2)."""
         ids, mask, labels = (batch[name].flatten(0, 1) for name in ("input_ids", "attention_mask", "labels"))  # (2B, S)
-        logits = self.model(input_ids=ids, attention_mask=mask.bool()).logits.float()  # (2B, S, V)
         targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)  # (2B, S): cut and transposed logits would be copied
-        each = -F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
-        return each.unflatten(0, targets.shape).sum(dim=1).unflatten(0, (-1, 2))
+        if self._terms is not None and getattr(self.model, "takes_linear_loss", False):
+            without_logits = partial(log_probabilities, targets=targets, terms=self._terms)
+            each = self.model(input_ids=ids, attention_mask=mask.bool(), linear_loss=without_logits)  # (2B, S)
+        else:
+            logits = self.model(input_ids=ids, attention_mask=mask.bool()).logits.float()  # (2B, S, V)
+            each = -F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
+            each = each.unflatten(0, targets.shape)
+        return each.sum(dim=1).unflatten(0, (-1, 2))
 
 
 class adapters_off:

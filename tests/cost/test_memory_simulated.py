@@ -16,6 +16,7 @@ CASES: list[tuple[str, list[str], int, int]] = [  # recipe, overrides, GPUs, seq
     ("mpt-125m", ["model.final_logit_softcapping=30.0"], 8, 16),
     ("llama-7b", ["fsdp_config.activation_checkpointing=false"], 8, 4),
     ("rwkv-169m", [], 8, 32),
+    ("mpt-125m", ["selective_checkpointing=true", "model.vocab_size=2048"], 8, 32),
 ]
 # all in one process of its own: it is a group of so many, and torch takes seconds to import what fakes its tensors
 COMPARE = f"""

@@ -86,7 +86,10 @@ def test_parts_add_up_and_mfu_follows() -> None:
 
 def test_what_must_slow_a_step_does() -> None:
     base = step_time(setup(), H100)
-    assert step_time(setup(recompute=True), H100).mfu < 0.85 * base.mfu
+    assert step_time(setup(recompute="blocks"), H100).mfu < 0.85 * base.mfu
+    selective = step_time(setup(recompute="operations"), H100)
+    assert selective.matrix_s == base.matrix_s
+    assert selective.attention_s == pytest.approx(base.attention_s * 4 / 3)  # FlexAttention's kernel runs again
     assert step_time(setup(microbatch_sequences=1), H100).mfu < base.mfu
     assert step_time(setup(), find_gpu("a100")).total_s > 2 * base.total_s
     assert step_time(setup(gpus=256), H100).mfu < base.mfu

@@ -9,6 +9,7 @@ from llmfoundry.models.mpt import modeling_mpt as foundry
 from torch import Tensor
 from torch.nn import functional as F
 
+from recipes.models import log_probabilities as token_scores
 from recipes.models import loss as losses
 from recipes.models.loss import IGNORE, LogitsLoss, Terms, chunked
 
@@ -45,6 +46,22 @@ def written_out(hidden: Tensor, weight: Tensor, targets: Tensor, terms: Terms) -
     # torch averages the smoothed part over the classes but gives 0 to ignored tokens, as we do
     z = terms.z_loss * logits.logsumexp(-1).square() * (targets != IGNORE)
     return (smoothed + z).sum() / (targets != IGNORE).sum()
+
+
+@pytest.mark.parametrize("chunk", [1, 8, 37, None])
+@pytest.mark.parametrize("name", ["plain", "scaled", "soft-capped"])
+def test_log_probabilities_and_their_gradients_are_the_plain_ones(name: str, chunk: int | None) -> None:
+    hidden, weight, targets = make()
+    weighed = torch.linspace(-1, 2, N, dtype=torch.float64)  # as preferences weigh answers, known only afterwards
+    logits = hidden @ weight.T * TERMS[name].scale
+    if TERMS[name].softcap is not None:
+        logits = TERMS[name].softcap * torch.tanh(logits / TERMS[name].softcap)  # type: ignore[operator]
+    want = -F.cross_entropy(logits, targets, reduction="none")
+    got = token_scores.log_probabilities(hidden, weight, targets, TERMS[name], chunk)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
+    assert bool((got[::5] == 0).all())
+    ours, plain = (torch.autograd.grad((weighed * each).sum(), (hidden, weight)) for each in (got, want))
+    torch.testing.assert_close(ours, plain, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("ignored", [True, False])

@@ -354,6 +354,11 @@ def test_the_preference_loss_is_the_papers(talker: Path, tmp_path: Path) -> None
                 before = log_probability(row, 0) - log_probability(row, 1)
             losses.append(-torch.nn.functional.logsigmoid(0.3 * (now - before)))
         torch.testing.assert_close(model.loss(model(batch), batch), torch.stack(losses).mean())
+    assert model._terms is not None  # so no logits are kept; with them, the same again
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    without = torch.autograd.grad(model.loss(model.eval()(batch), batch), trained)
+    model._terms = None
+    torch.testing.assert_close(torch.autograd.grad(model.loss(model(batch), batch), trained), without)
 
 
 def test_before_anything_is_learned_half_the_pairs_are_right(talker: Path, tmp_path: Path) -> None:
