@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric, Metric
 
-from data_prep.conversations import BadExample, ConversationTokenizer
+from data_prep.conversations import BadExample, ConversationTokenizer, checked_messages
 from recipes.models.log_probabilities import log_probabilities
 
 IGNORED = -100  # a label that no loss is on
@@ -161,7 +161,8 @@ def build_preference_loader(
 def read_pairs(path: Path, tokenizer: Any, max_seq_len: int) -> list[dict[str, Tensor]]:
     """Rows of {"prompt": …, "chosen": …, "rejected": …}, through the tokenizer's chat template: (2, S) tensors each.
 
-    A pair that is longer than `max_seq_len` tokens is refused: cut off, it would prefer half an answer.
+    Each is text, or messages: the answers' may begin with the prompt's, which is then not asked for (as TRL has it). A
+    pair that is longer than `max_seq_len` tokens is refused: cut off, it would prefer half an answer.
     """
     conversations = ConversationTokenizer(tokenizer, {})
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -173,12 +174,11 @@ def read_pairs(path: Path, tokenizer: Any, max_seq_len: int) -> list[dict[str, T
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            _check_answers(row)
-            both = [_ids(row["prompt"], row[answer], conversations) for answer in ANSWERS]
+            both = [_ids(messages, conversations) for messages in _two_conversations(row)]
         except (BadExample, KeyError, TypeError, ValueError) as error:
             said = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise ValueError(
-                f"{path}:{number}: expected prompt, and chosen and rejected that differ, as text: {said}"
+                f"{path}:{number}: expected prompt, and chosen and rejected that differ, as text or messages: {said}"
             ) from None
         longest = max(len(prompt) + len(answer) for prompt, answer in both)
         if longest > max_seq_len:
@@ -191,19 +191,42 @@ def read_pairs(path: Path, tokenizer: Any, max_seq_len: int) -> list[dict[str, T
     return pairs
 
 
-def _check_answers(row: Mapping[str, str]) -> None:
-    """Raises BadExample where nothing is preferred to anything: the loss would pull at ends of turns alone, or at 0."""
-    for answer in ANSWERS:
-        if row[answer] == "":
+def _two_conversations(row: Mapping[str, Any]) -> list[list[dict[str, str]]]:
+    """Both answers with what they answer.
+
+    Raises BadExample where nothing is preferred to anything, and the loss would pull at ends of turns alone, or at 0.
+    """
+    both = [_conversation(row, answer) for answer in ANSWERS]
+    for answer, messages in zip(ANSWERS, both, strict=True):
+        if not messages[-1]["content"]:
             raise BadExample(f"{answer} is empty")
-    if row["chosen"] == row["rejected"]:
+    chosen, rejected = both
+    if chosen[:-1] != rejected[:-1]:
+        raise BadExample("chosen and rejected answer different prompts")
+    if chosen == rejected:
         raise BadExample("chosen and rejected are the same")
+    return both
 
 
-def _ids(prompt: str, answer: str, conversations: ConversationTokenizer) -> tuple[list[int], list[int]]:
-    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-    (turn,) = conversations.turns({"messages": messages})
-    return turn.input_ids, turn.labels
+def _conversation(row: Mapping[str, Any], answer: str) -> list[dict[str, str]]:
+    """The messages that end with an answer. Raises BadExample, and KeyError for what is missing."""
+    said = row[answer]
+    if isinstance(said, list) and said[:1] and isinstance(said[0], dict) and said[0].get("role") != "assistant":
+        return checked_messages({"messages": said})
+    asked = _messages(row["prompt"], "user", "prompt")
+    return checked_messages({"messages": [*asked, *_messages(said, "assistant", answer)]})
+
+
+def _messages(said: Any, role: str, key: str) -> list[Any]:
+    if not isinstance(said, (str, list)):
+        raise BadExample(f"{key} is {type(said).__name__}, expected text or messages")
+    return said if isinstance(said, list) else [{"role": role, "content": said}]
+
+
+def _ids(messages: list[dict[str, str]], conversations: ConversationTokenizer) -> tuple[list[int], list[int]]:
+    *before, last = conversations.turns({"messages": messages})
+    prompt = [token for turn in before for token in (*turn.input_ids, *turn.labels)]
+    return [*prompt, *last.input_ids], last.labels
 
 
 def _padded(both: Sequence[tuple[list[int], list[int]]], length: int, pad: int) -> dict[str, Tensor]:

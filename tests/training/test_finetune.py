@@ -374,11 +374,41 @@ def test_before_anything_is_learned_half_the_pairs_are_right(talker: Path, tmp_p
         assert float(accuracy.compute()) == pytest.approx(expected)
 
 
+USER, YES, NO = (
+    {"role": role, "content": text} for role, text in (("user", "?"), ("assistant", "Y"), ("assistant", "N"))
+)
+OTHER_USER = {**USER, "content": "!"}
+
+
+def test_pairs_of_messages_are_those_of_text(talker: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    rows: list[dict[str, Any]] = [
+        {"prompt": "?", "chosen": "Y", "rejected": "N"},
+        {"prompt": [USER], "chosen": "Y", "rejected": "N"},
+        {"prompt": "?", "chosen": [YES], "rejected": [NO]},
+        {"chosen": [USER, YES], "rejected": [USER, NO]},
+        {"prompt": "-", "chosen": [USER, YES], "rejected": [USER, NO]},
+        {"prompt": [USER, NO, USER], "chosen": "Y", "rejected": "N"},
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    first, *same, longer = read_pairs(path, AutoTokenizer.from_pretrained(talker), 64)
+    for pair in same:
+        torch.testing.assert_close(pair, first)
+    learned = [pair["labels"][pair["labels"] != -100] for pair in (first, longer)]
+    torch.testing.assert_close(learned[1], learned[0])  # of the last answer alone
+    assert int(longer["attention_mask"].sum()) > int(first["attention_mask"].sum())
+
+
 @pytest.mark.parametrize(
     ("row", "words"),
     [
         ('{"prompt": "a", "chosen": "b"}', "no 'rejected'"),
         ("{", "expected prompt, and chosen and rejected that differ"),
+        ('{"prompt": "a", "chosen": 1, "rejected": "b"}', "chosen is int, expected text or messages"),
+        (json.dumps({"chosen": [USER, YES], "rejected": [OTHER_USER, NO]}), "different prompts"),
+        (json.dumps({"chosen": [YES], "rejected": [NO]}), "no 'prompt'"),
         ('{"prompt": "a", "chosen": "", "rejected": "b"}', "chosen is empty"),
         ('{"prompt": "a", "chosen": "b", "rejected": ""}', "rejected is empty"),
         ('{"prompt": "a", "chosen": "b", "rejected": "b"}', "chosen and rejected are the same"),
