@@ -281,3 +281,15 @@ def test_two_processes_stop_together_and_go_on_to_the_same_losses(
     went_on = run_command(*command, *recipe_arguments(shards, tmp_path, *more))
     assert went_on.returncode == 0, went_on.stderr
     assert losses(tmp_path) == pytest.approx(losses(whole), rel=2e-5)
+
+
+def test_the_next_step_and_what_is_left_are_counted_for_all_ranks() -> None:
+    guard = BudgetGuard(budget_usd=10)
+    guard._cost = SimpleNamespace(usd=9.0, rate=SimpleNamespace(usd_per_device_hour=A_DOLLAR_A_SECOND))  # type: ignore
+    guard._ranks = 4
+    guard.read()
+    assert (guard.reason(0.2), guard.reason(0.3)) == ("", "budget")
+    assert guard.seconds_left() == pytest.approx(0.25)
+    late = BudgetGuard(deadline="1h")
+    late._deadline_unix_s = late._now() + 10
+    assert (late.reason(5), late.reason(15)) == ("", "deadline")

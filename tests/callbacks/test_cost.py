@@ -10,17 +10,20 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from composer import ComposerModel, Trainer
+from composer.core import Time, Timestamp
 from composer.loggers import InMemoryLogger, LoggerDestination
 from torch.utils.data import DataLoader, Dataset
 
 from recipes.callbacks import cost as cost_module
 from recipes.callbacks.cost import CostMonitor
 from recipes.callbacks.energy import NvmlMeter, choose_meter
+from recipes.callbacks.readings import progress
 from recipes.cost.hardware import find_gpu
 from recipes.cost.segments import PHASES, Segment
 from recipes.parts import register_components
@@ -427,3 +430,54 @@ def test_a_limit_counts_what_the_bill_does_not_know() -> None:
     summary = monitor.summary()
     assert summary.usd is None
     assert summary.rate_source == "an earlier start was on another device, and had no rate"
+
+
+def test_flops_and_dollars_to_come_are_those_of_all_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost_module, "device_gpu", lambda state: find_gpu("a100"))
+    logger, monitor = InMemoryLogger(), CostMonitor(usd_per_device_hour=3)
+    t = trainer(monitor, 3, logger)
+    monitor._bill.update(devices=4)
+    t.fit()
+    t.close()
+    assert monitor._bill.current().flops == 4 * 3 * 1000 * TOKENS_PER_BATCH
+    (_, tokens_per_s), (_, mfu) = (logger.data[f"throughput/{name}"][-1] for name in ("tokens_per_s", "mfu"))
+    assert mfu / tokens_per_s == pytest.approx(1000 / 156e12)  # four times the FLOPs on four devices
+    monitor._hours_left = 2.0
+    monkeypatch.setattr(cost_module.dist, "get_world_size", lambda: 4)
+    assert monitor._projected_usd(10.0) == 10 + 2 * 4 * 3
+
+
+def test_only_what_the_first_step_took_beyond_the_second_is_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monitor, moved = CostMonitor(), []
+    train_s = iter([10.0, 13.0])
+    monkeypatch.setattr(monitor._bill, "train_s", lambda: next(train_s))
+    monkeypatch.setattr(monitor._bill, "move", lambda *what: moved.append(what))
+    for _ in range(3):
+        monitor._tell_compilation_apart()
+    assert moved == [("train", "compile", 7.0)]
+
+
+def test_a_counter_that_begins_anew_takes_nothing_off_the_energy() -> None:
+    nvml = FakeNvml()
+    nvml.now_s = 100.0
+    meter = NvmlMeter(nvml, ["GPU-a"], devices=1, now=lambda: nvml.now_s)
+    nvml.now_s = 3700.0
+    assert meter.device_kwh(0) == pytest.approx(0.36)
+    nvml.nvmlDeviceGetTotalEnergyConsumption = lambda _: 0  # type: ignore[method-assign]
+    nvml.now_s = 3800.0
+    assert meter.device_kwh(0) == pytest.approx(0.36)
+
+
+def test_a_checkpoint_of_this_very_process_bills_it_once() -> None:
+    monitor = CostMonitor(usd_per_device_hour=3600)
+    monitor.open("run")
+    monitor.load_state_dict(monitor.state_dict())
+    assert monitor.summary().starts == 1
+
+
+def test_progress_counts_within_an_epoch_and_to_the_end_that_the_run_began_with() -> None:
+    timestamp = Timestamp(epoch=1, batch=15, batch_in_epoch=5)
+    state: Any = SimpleNamespace(max_duration=Time(2, "ep"), timestamp=timestamp, dataloader_len=10)
+    assert progress(state) == 0.75
+    assert progress(state, Time(60, "ba")) == 0.25
+    assert progress(state, Time(5, "ba")) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -43,3 +44,14 @@ def test_the_first_step_the_last_and_some_between(
     assert [int(line.split()[2]) for line in lines] == steps
     last = r"step 6 \(100%\): loss \d+\.\d{4}, [\d,]+ tokens/s, \$\d.* of about \$\d.*, 0 s left, goodput \d+%"
     assert re.search(last + "$", lines[-1])
+
+
+def test_scores_of_an_earlier_evaluation_are_not_said_again(capsys: pytest.CaptureFixture[str]) -> None:
+    lines, state = LogLines(), SimpleNamespace(timestamp=SimpleNamespace(batch=2))
+    for loader in ("a", "b"):  # the second evaluation is of another loader alone
+        lines.eval_before_all(state, None)  # type: ignore[arg-type]
+        lines.log_metrics({f"metrics/eval/{loader}/LanguageCrossEntropy": 2.0})
+        lines.eval_after_all(state, None)  # type: ignore[arg-type]
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith("step 2: validation loss (a) 2.0000")
+    assert second.endswith("step 2: validation loss (b) 2.0000")

@@ -19,14 +19,14 @@ import psutil
 import pytest
 import torch
 from composer import Trainer
-from composer.core import Callback, State
+from composer.core import Callback, State, Time, Timestamp
 from composer.devices import DeviceCPU
 from composer.loggers import Logger
 from composer.utils import dist
 from torch.utils.data import DataLoader
 
 from recipes.callbacks.budget import BudgetGuard
-from recipes.callbacks.stop import BrokenOff
+from recipes.callbacks.stop import BrokenOff, Stop
 from recipes.callbacks.stopping import Stopper, held_back, start_uploaders
 from tests.callbacks.test_cost import BATCH, Tiny, Tokens
 from tests.conftest import ROOT, STEPS, Command, losses, recipe_arguments
@@ -235,3 +235,16 @@ def test_a_time_of_grace_that_is_none(command: str, run_command: Command) -> Non
     assert result.returncode in (1, 2)
     assert "RECIPES_GRACE_S: got '2min', expected seconds above 0, such as 120" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_run_that_is_done_was_not_ended_early() -> None:
+    stopper = Stopper(saves=True)
+    state: Any = SimpleNamespace(max_duration=Time(5, "ba"), timestamp=Timestamp(batch=5))
+    stopper._stop_for("SIGTERM", state)
+    assert stopper.stopped is None
+
+
+def test_where_no_step_is_saved_nothing_is_gone_on_from() -> None:
+    stop = Stop("SIGTERM came", 75, "the same command")
+    assert stop.ahead(None) == "no step is saved: the same command begins anew"
+    assert stop.ahead("ba4.pt") == "the same command goes on from here"

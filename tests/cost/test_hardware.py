@@ -265,3 +265,7 @@ def test_the_package_needs_no_torch() -> None:
     )
     root = Path(__file__).parents[2]
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True, timeout=60)
+
+
+def test_a_device_that_costs_nothing_is_billed_nothing() -> None:
+    assert choose_rate("h100", usd_per_device_hour=0).usd_per_device_hour == 0

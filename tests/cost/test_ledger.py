@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -144,3 +145,14 @@ def test_when_a_run_began(tmp_path: Path) -> None:
     assert first_start_unix_s(path) is None
     Ledger(path).append("start", segment("a", 0))
     assert first_start_unix_s(path) == pytest.approx(time.time(), abs=5)
+
+
+def test_what_a_checkpoint_goes_with_is_on_the_disk_and_a_beat_need_not_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    for event, count in (("start", 1), ("beat", 1), ("checkpoint", 2), ("end", 3)):
+        ledger.append(event, segment("a", 1))
+        assert len(synced) == count

@@ -164,3 +164,20 @@ def test_smallest_change() -> None:
     answer = smallest_change(huge, A100_40)
     assert answer is not None
     assert answer.startswith("use a GPU with more memory")
+
+
+def test_scores_of_plain_attention_are_held_for_one_layer_while_it_is_computed_again() -> None:
+    long = mpt_7b(8, seq_len=8192, microbatch_sequences=1, recompute="blocks")
+    plain = dataclasses.replace(long, attn_impl="torch")
+    more = memory(plain, A100_80).activations_gib - memory(long, A100_80).activations_gib
+    scores = 32 * 8192**2  # in fp32, with their bias and their softmax; the logits are gone by then
+    assert 11 * scores / GIB < more < 12 * scores / GIB
+
+
+def test_queries_and_keys_are_kept_before_and_behind_their_rotation() -> None:
+    alibi, rope = (
+        memory(read_setup({**RECIPE, "model": {**RECIPE["model"], "attn_config": {name: True}}}, 8), A100_80)
+        for name in ("alibi", "rope")
+    )
+    kept = 32 * 4 * 2048 * 2 * 4096 * 2 / GIB  # layers, tokens, queries and keys, bytes
+    assert rope.activations_gib - alibi.activations_gib == pytest.approx(kept)

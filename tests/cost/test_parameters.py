@@ -15,6 +15,8 @@ from recipes.cost.flops import (
 )
 from recipes.cost.parameters import adapter_parameters, count_parameters
 
+from .. import tiny
+
 TORCH_ATTN = {"attn_impl": "torch"}
 SMALL = {"d_model": 64, "n_heads": 4, "n_layers": 3, "max_seq_len": 32, "vocab_size": 97}
 MPT_7B_8K: dict[str, Any] = {
@@ -143,3 +145,10 @@ def test_flops_by_part_add_up() -> None:
     # 6 N counts the norms' weights, which take part in no matrix product: nothing else differs.
     forward = parts.matrix + parts.attention + parts.head
     assert llm_foundry_flops_per_token(MPT_7B_8K, 8192) - 3 * forward == 6 * count.norms
+
+
+@pytest.mark.parametrize("model", [CONFIGURATIONS["reused_kv"], tiny.RWKV], ids=["reused_kv", "rwkv"])
+def test_flops_are_those_of_the_matrices_that_there_are(model: dict[str, Any]) -> None:
+    named = tiny.build(model).named_parameters()
+    matrices = sum(p.numel() for name, p in named if p.dim() == 2 and "blocks" in name)
+    assert flops_per_token(model, 32).matrix == 2 * matrices

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from recipes.cost.scaling import SCALING_LAWS, balance, optimal_with_inference, scaling_law
+from recipes.cost.scaling import SCALING_LAWS, balance, optimal_with_inference, predicted_loss, scaling_law
 
 CHINCHILLA_FLOPS = 5.76e23
 
@@ -75,3 +75,18 @@ def test_what_cannot_be_is_said() -> None:
         optimal_with_inference(1.5, 0)
     with pytest.raises(ValueError, match="expected both above 0"):
         scaling_law().loss(0, 1)
+
+
+def test_twice_the_best_ratio_is_the_last_that_is_about_optimal() -> None:
+    parameters, tokens = scaling_law().optimal(1e22)
+    for factor, side in ((1.9, "about"), (2.1, "over-trained"), (0.52, "about"), (0.48, "under-trained")):
+        ratio = balance(parameters, tokens).optimal_tokens_per_parameter
+        for _ in range(20):  # what is best moves with the FLOPs
+            ratio = balance(parameters, factor * ratio * parameters).optimal_tokens_per_parameter
+        assert balance(parameters, factor * ratio * parameters).verdict.startswith(side)
+
+
+def test_a_loss_is_predicted_where_it_is_less_than_guessing() -> None:
+    assert predicted_loss(70e9, 1.4e12, 50432) == predicted_loss(70e9, 1.4e12) == scaling_law().loss(70e9, 1.4e12)
+    assert predicted_loss(1e5, 1e5, 1000) is None
+    assert scaling_law().loss_error_95 == pytest.approx(1.96 * 0.03)

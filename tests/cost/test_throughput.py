@@ -207,3 +207,15 @@ def test_tokens_of_a_duration(duration: Any, tokens: int | None) -> None:
 def test_a_duration_without_a_unit_is_refused() -> None:
     with pytest.raises(ValueError, match=r"max_duration: got '12 batches'"):
         tokens_of_run(RECIPE | {"max_duration": "12 batches"})
+
+
+def test_bytes_between_devices_are_counted_by_hand() -> None:
+    alone = {**load_coefficients(), "latency_us": 0.0, "communication": 1.0}
+    link = H100.interconnect_bytes_per_s / 2 / (1 - 1 / 8)  # of what all eight have to have
+    n = setup().parameters.total
+    replicated = step_time(setup(sharding="NO_SHARD"), H100, alone)
+    assert replicated.communication_s == pytest.approx(2 * 2 * n / link)  # reduced, once a step
+    sharded = step_time(setup(), H100, alone)
+    assert sharded.communication_s == pytest.approx(32 * (2 * 2 * n + 2 * n) / link)  # gathered twice, and scattered
+    reference = step_time(setup(has_reference=True), H100, alone)
+    assert reference.communication_s == pytest.approx(32 * (3 * 2 * n + 2 * n) / link)

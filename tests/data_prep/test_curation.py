@@ -206,7 +206,9 @@ def marked(signatures: npt.NDArray[np.uint32], folder: Path) -> npt.NDArray[np.u
     return states
 
 
-def counted(signatures: npt.NDArray[np.uint32], folder: Path) -> tuple[int, npt.NDArray[np.uint8]]:
+def counted(
+    signatures: npt.NDArray[np.uint32], folder: Path, threshold: float = 0.8
+) -> tuple[int, npt.NDArray[np.uint8]]:
     """How many documents in two parts are undecided, and the states of all."""
     kind = table_type(with_hashes=False, with_signatures=True)
     records = np.zeros(len(signatures), dtype=kind)
@@ -217,7 +219,7 @@ def counted(signatures: npt.NDArray[np.uint32], folder: Path) -> tuple[int, npt.
         path.mkdir(parents=True)
         part.tofile(path / TABLE)
     states = np.zeros(len(signatures), dtype=np.uint8)
-    return mark_near_duplicates(DocumentTables(folder, 2, kind), states, 0.8, folder), states
+    return mark_near_duplicates(DocumentTables(folder, 2, kind), states, threshold, folder), states
 
 
 def test_shuffling(prepare: Callable[..., Any], jsonl: Callable[..., Path], texts: list[str], tmp_path: Path) -> None:
@@ -262,3 +264,13 @@ def test_refusals_are_words(
     result = prepare(corpus, "--out", tmp_path / "out", *options)
     assert result.returncode == 1
     assert said in result.stderr
+
+
+@pytest.mark.parametrize(("threshold", "equal", "is_left_out"), [(0.75, 96, 1), (0.75, 95, 0), (1.0, 128, 1)])
+def test_a_pair_at_the_threshold_itself_is_a_near_duplicate(
+    threshold: float, equal: int, is_left_out: int, tmp_path: Path
+) -> None:
+    signatures = np.random.default_rng(0).integers(0, 1 << 32, (2, 128), dtype=np.uint32)
+    signatures[1, :equal] = signatures[0, :equal]
+    undecided, states = counted(signatures, tmp_path, threshold)
+    assert (undecided, states.tolist()) == (0, [0, is_left_out])

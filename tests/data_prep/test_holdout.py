@@ -1,9 +1,11 @@
 """Which documents are held out."""
 
+import hashlib
+
 import pytest
 
 from data_prep.errors import PrepError
-from data_prep.holdout import checked_fraction, is_held_out
+from data_prep.holdout import checked_fraction, is_held_out, sha256_of_text, utf8_size
 
 TEXTS = [f"document {number}" for number in range(20_000)]
 
@@ -29,3 +31,10 @@ def test_the_rule_does_not_change() -> None:
 def test_fraction_out_of_range(fraction: float) -> None:
     with pytest.raises(PrepError, match="--holdout"):
         checked_fraction(fraction)
+
+
+@pytest.mark.parametrize("length", [1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1])
+def test_long_texts_are_digested_and_measured_whole(length: int) -> None:
+    text = "é" * (length - 1) + "a"
+    assert sha256_of_text(text) == hashlib.sha256(text.encode()).digest()
+    assert utf8_size(text) == len(text.encode())

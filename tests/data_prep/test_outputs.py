@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,14 +14,16 @@ from typing import Any
 import pytest
 
 from data_prep.curation import DocumentFilter, FilterSettings, load_predicate
+from data_prep.durable import flush, write_durably, write_whole
 from data_prep.errors import Interrupted, PrepError
 from data_prep.manifest import MadeFrom, SourceRecord, differences
 from data_prep.part_files import PartFacts, finish_part, load_part, new_folder
+from data_prep.publishing import exclusive, publish
 from data_prep.rows import Document
 from data_prep.sources import find_sources, sha256_of_file
 from data_prep.staging import PLAN, refuse_unfinished, remove_leftovers, resumable_staging
 from data_prep.tasks import PARTS, RECORDS, UNFINISHED, source_digests, write_record
-from data_prep.tokenising import load_tokenizer
+from data_prep.tokenising import choose_dtype, load_tokenizer
 from tests.conftest import Command
 from tests.data_prep.conftest import tree
 
@@ -214,3 +218,57 @@ def test_damaged_samples_are_words(
     result = run_command("python", "-m", "data_prep.inspect", tmp_path, "--samples", "100000")
     assert (result.returncode, "Traceback" in result.stderr) == (1, False)
     assert "a sample is damaged" in result.stderr
+
+
+def test_ids_of_16_bits_hold_65536_words_and_no_more() -> None:
+    assert [choose_dtype("auto", size) for size in (1 << 16, (1 << 16) + 1)] == ["uint16", "int32"]
+    assert choose_dtype("int32", 100) == "int32"
+    with pytest.raises(PrepError, match="--dtype uint16 holds ids below 65,536"):
+        choose_dtype("uint16", (1 << 16) + 1)
+
+
+def test_what_is_written_is_on_the_disk_when_the_call_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    write_durably(tmp_path / "a", b"new")
+    flush(tmp_path)
+    assert synced == [str(tmp_path / "a"), str(tmp_path)]
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a"
+    path.write_text("old")
+
+    def no_room(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "replace", no_room)
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(path, "new")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a", "old")]
+
+
+def test_the_main_split_goes_first_and_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for split in ("val", "train"):
+        (tmp_path / split).mkdir()
+        (tmp_path / "staging" / split).mkdir(parents=True)
+    renamed: list[str] = []
+    rename = os.rename
+    monkeypatch.setattr(os, "rename", lambda a, b: renamed.append(f"{a.name} → {b.name}") or rename(a, b))
+    publish(tmp_path, tmp_path / "staging", ["val", "train"], ["val", "train"])
+    assert renamed == ["train → .old-train", "val → .old-val", "val → val", "train → train"]
+
+
+def test_the_lock_of_a_file_that_its_holder_removed_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, tries, flock = tmp_path / ".lock", [], fcntl.flock
+
+    def after_its_holder(handle: int, how: int) -> None:
+        flock(handle, how)
+        tries.append(handle)
+        if len(tries) == 1:
+            lock.unlink()
+
+    monkeypatch.setattr(fcntl, "flock", after_its_holder)
+    with exclusive(tmp_path):
+        assert lock.exists()
+        assert len(tries) == 2

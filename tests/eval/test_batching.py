@@ -107,9 +107,21 @@ def test_answers_survive_a_kill(tmp_path) -> None:  # type: ignore[no-untyped-de
     cache = AnswerCache(tmp_path, "m" * 64, "t" * 64)
     assert cache.read() == {"one": answer, "two": "a text\nof two lines"}
     assert missing(cache.read(), [["one"], ["two", "three"], ["two"]]) == [1]
-    assert AnswerCache(tmp_path, "m" * 64, "u" * 64).read() == {}
+    assert AnswerCache(tmp_path, "m" * 64, "u" * 64).read() == AnswerCache(tmp_path, "n" * 64, "t" * 64).read() == {}
     blocked = AnswerCache(tmp_path, "m" * 64, "v" * 64)
     (blocked.folder / f"{blocked.name}.0.txt").mkdir()
     assert blocked.read() == {}
     with pytest.raises(ScoringError, match=r"answers cannot be kept in .*Is a directory"):
         blocked.add({"one": answer})
+
+
+def test_the_longest_prefix_and_the_longest_rest_of_a_batch_fit_the_model_together() -> None:
+    long, short = tuple(range(80)), tuple(range(200, 205))
+    requests = choices(long, (1,), (2,)) + choices(short, tuple(range(300, 360)), (400,))
+    assert len(plan(requests, rows=8, max_len=100)) == 2
+    assert len(plan(requests, rows=8, max_len=200)) == 1
+
+
+def test_a_family_is_no_larger_than_a_batch() -> None:
+    requests = choices(tuple(range(20)), *((answer,) for answer in range(10)))
+    assert sorted(len(family.members) for family in families_of(requests, rows=4)) == [2, 4, 4]

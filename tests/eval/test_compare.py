@@ -7,12 +7,14 @@ import math
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+from eval import contamination
 from eval.compare import main, paired, read
 from eval.contamination import check_shards, hashes
 from eval.metrics import paired_interval
@@ -223,3 +225,27 @@ def test_shards_in_which_nothing_could_be_found_are_refused(shards: Path, tmp_pa
     (tmp_path / "index.json").write_text('{"shards": []}')
     with pytest.raises(TaskError, match="lists no samples"):
         check_shards(tmp_path, Named())
+
+
+def test_what_lies_across_two_blocks_of_shards_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contamination, "BLOCK", 10)
+    monkeypatch.setattr(contamination, "_ids", lambda _: (np.arange(i, i + 4) for i in range(0, 40, 4)))
+    blocks = list(contamination._blocks([], 5))
+    seen = [tuple(block[i : i + 5].tolist()) for block in blocks for i in range(len(block) - 4)]
+    assert seen == [tuple(range(i, i + 5)) for i in range(36)]
+    assert len(blocks) > 2
+
+
+def test_a_question_is_found_where_it_begins_a_line_and_within_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    words: dict[str, int] = {}
+
+    def tokenizer(text: str, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": [words.setdefault(word, len(words)) for word in re.findall(r" ?\S+", text)]}
+
+    task: Any = SimpleNamespace(label="t", examples=[SimpleNamespace(question="one two three")])
+    monkeypatch.setattr(contamination, "check_shards", lambda *_: [])
+    for text, count in (("one two three four", 1), ("And one two three", 1), ("one two four three", 0)):
+        ids = np.array(tokenizer(text)["input_ids"])
+        monkeypatch.setattr(contamination, "_ids", lambda _, ids=ids: [ids])
+        (found,) = contamination.contaminated([task], tokenizer, ["shards"], tokens=3)
+        assert (found["contaminated"], found["too_short"]) == (count, 0)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from eval import results
 from eval.digests import digest_of
@@ -115,3 +116,16 @@ def test_a_model_card_has_the_scores_of_its_own_checkpoint(tmp_path: Path) -> No
     trained: Any = SimpleNamespace(run=tmp_path, checkpoint=tmp_path / "rank0.pt")
     lines = [f"- {name}/0-shot: 90.0% (60.0% – 95.0%), chance 25%, 8 examples" for name in "ab"]
     assert _evaluation(trained) == lines
+
+
+def test_other_weights_precisions_and_tokenizers_are_other_models(tmp_path: Path) -> None:
+    (tmp_path / "words").mkdir()
+    entry = {"model": {}, "tokenizer": {"name": str(tmp_path / "words")}, "load_path": str(tmp_path / "a.pt")}
+    seen = set()
+    for weight in (1.0, 2.0):
+        torch.save({"state": torch.full((3,), weight)}, tmp_path / "a.pt")
+        seen.add(digest_of(entry, "fp32"))
+    seen.add(digest_of(entry, "amp_bf16"))
+    (tmp_path / "words" / "tokenizer.json").write_text("{}")
+    seen.add(digest_of(entry, "fp32"))
+    assert len(seen) == 4

@@ -299,6 +299,47 @@ def test_dropout_keeps_the_mean_and_spreads_as_it_should() -> None:
         torch.testing.assert_close(kernel(q, k, v, Batch(), PLAIN, 0.0), v)
 
 
+@pytest.mark.parametrize("window", [0, 3, 4, 5])
+def test_a_window_that_leaves_out_one_key_is_no_window_over_everything(window: int) -> None:
+    q, k, v = (t.detach() for t in make_qkv(6, 6, H))
+    flat = [t.transpose(1, 2).flatten(2) for t in (q, k, v)]
+    out, _, _ = attend(
+        *flat, H, H, attn_impl="flash", alibi=False, attn_bias=Batch(), softmax_scale=0.3, sliding_window_size=window
+    )
+    expected = written_out(q, k, v, Batch(), replace(PLAIN, window=window))
+    torch.testing.assert_close(out, expected.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("kernel", [sdpa, math])
+@pytest.mark.parametrize("layout", ["", "left"])
+def test_layers_of_other_windows_and_positions_share_no_bias(kernel: Callable[..., Tensor], layout: str) -> None:
+    batch, qkv = make_batch(13, 13, layout), make_qkv(13, 13, H)
+    near, far = replace(PLAIN, window=5), replace(PLAIN, window=9)
+    for layer in (near, far, replace(far, alibi=True), replace(PLAIN, alibi=True)):
+        out, expected = kernel(*qkv, batch, layer, 0.0), written_out(*qkv, batch, layer)
+        torch.testing.assert_close(outputs_of_tokens(out, batch), outputs_of_tokens(expected, batch))
+
+
+def test_layers_of_one_batch_have_a_kernel_each() -> None:
+    q, k, v = (t.detach() for t in make_qkv(6, 6, H))
+    flat, batch = [t.transpose(1, 2).flatten(2) for t in (q, k, v)], Batch()
+    for softcap in (None, 0.7):
+        layer = {"softmax_scale": 0.3, "attn_logit_softcapping": softcap}
+        out, _, _ = attend(*flat, H, H, attn_impl="flash", alibi=False, attn_bias=batch, **layer)
+        expected = written_out(q, k, v, batch, replace(PLAIN, softcap=softcap))
+        torch.testing.assert_close(out, expected.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize(("dtype", "kernel"), [(torch.bfloat16, "math"), (torch.float32, "sdpa")])
+def test_distances_of_a_single_query_are_not_rounded(
+    dtype: torch.dtype, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("math", "sdpa"):
+        monkeypatch.setattr(attention, name, lambda *_, name=name: name)
+    q, k, v = make_qkv(1, 9, H, dtype)
+    assert attention.single_query(q, k, v, make_batch(1, 9, ""), replace(PLAIN, alibi=True), 0.0) == kernel
+
+
 def test_attend_refuses_what_no_kernel_of_the_device_can_do() -> None:
     x = torch.zeros(B, 5, H * D)
     same = {"n_heads": H, "kv_n_heads": H, "alibi": False, "attn_bias": Batch(), "softmax_scale": 1.0}

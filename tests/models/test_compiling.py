@@ -1,5 +1,6 @@
 """Compiled and selectively checkpointed blocks: same numbers, one compilation for all blocks, fewer tensors kept."""
 
+import inspect
 import logging
 from functools import partial
 from typing import Any
@@ -234,3 +235,8 @@ def test_late_compilations_are_counted_and_warned_about(
         "step 5 compiled 2 graphs again, 2 since the first 2 steps; TORCH_LOGS=recompiles says why"
     ]
     assert [value for _, value in logged.data["compile/late_graphs"]] == [0, 0, 0, 0, 2, 2]
+
+
+def test_the_defaults_of_fused_adamw_are_composers() -> None:
+    ours, theirs = (inspect.signature(kind).parameters for kind in (FusedAdamW, DecoupledAdamW))
+    assert {name: theirs[name].default for name in ours} == {name: p.default for name, p in ours.items()}

@@ -44,7 +44,7 @@ def seen_by_blocks(mask: BlockMask, batch_size: int, S: int, T: int) -> torch.Te
 @pytest.mark.parametrize("window", [-1, 50, 200])
 @pytest.mark.parametrize(
     ("S", "T", "documents"),
-    [(100, 300, ""), *((S, S, documents) for S in (77, 300, 384) for documents in DOCUMENTS)],
+    [(100, 300, ""), *((S, S, documents) for S in (77, 129, 300, 384) for documents in DOCUMENTS)],
 )
 def test_block_mask_is_the_rule(S: int, T: int, window: int, documents: str, padding: str, rows: int) -> None:
     batch = make_batch(S, T, documents, padding)

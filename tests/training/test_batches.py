@@ -173,3 +173,8 @@ def test_a_mask_that_masks_nothing_is_left_out_before_it_is_on_the_gpu() -> None
     padded = {"input_ids": ids, "attention_mask": ids.clone().index_fill_(1, torch.tensor(2), 0)}
     assert build.without_needless_mask(padded) is padded
     assert "attention_mask" in padded
+
+
+def test_a_micro_batch_is_no_larger_than_a_devices_share(tmp_path: Path) -> None:
+    batches = plan_batches(recipe(tmp_path / "data", device_train_microbatch_size=16), 2)
+    assert (batches.microbatch, batches.gradient_accumulation) == (4, 1)

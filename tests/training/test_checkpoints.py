@@ -15,6 +15,7 @@ from recipes.preflight.resuming import resume_notes, resume_problems
 from recipes.preflight.weights import sharded_problems
 from recipes.reports.runs import validation_loss
 from recipes.reports.summary import is_finished, recipe_digest
+from recipes.training import checkpoints
 from recipes.training.checkpoints import (
     as_composer_lists,
     find_checkpoints,
@@ -225,3 +226,11 @@ save_overwrite: true
     assert key == ("only_hf_checkpoint",)
     assert "this start finds no checkpoint: name one with load_path" in said
     assert not list(resume_problems(load(recipe_file(text + "load_path: x.pt\n"))))
+
+
+def test_a_checkpoint_gets_its_name_when_it_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(checkpoints, "flush", lambda path: done.append(f"flush {Path(path).name}"))
+    monkeypatch.setattr(checkpoints.os, "replace", lambda *_: done.append("rename"))
+    checkpoints._then_rename(lambda _, path: done.append(f"write {Path(path).name}"))({}, str(tmp_path / "a.pt"))
+    assert done == ["write .partial-a.pt", "flush .partial-a.pt", "rename", f"flush {tmp_path.name}"]

@@ -154,6 +154,18 @@ def test_fresh_adapters_change_nothing() -> None:
     assert torch.equal(module(input_ids=ids).logits, build(MPT)(input_ids=ids).logits)
 
 
+def test_fresh_adapters_are_drawn_as_peft_draws_them_and_by_the_seed() -> None:
+    module, _ = tuned(MPT)
+    drawn = []
+    for seed in (1, 2):
+        reset_lora(module, seed)
+        low = [parameter for name, parameter in module.named_parameters() if "lora_A" in name]
+        for parameter in low:
+            assert 0.9 < float(parameter.abs().max()) * parameter.shape[1] ** 0.5 <= 1
+        drawn.append(low[0].detach().clone())
+    assert not torch.equal(*drawn)
+
+
 def test_the_hf_checkpointer_writes_folders_that_open(
     shards: Path, tmp_path: Path, recipe_file: Any, run_command: Command
 ) -> None:
@@ -359,6 +371,16 @@ def test_the_preference_loss_is_the_papers(talker: Path, tmp_path: Path) -> None
     without = torch.autograd.grad(model.loss(model.eval()(batch), batch), trained)
     model._terms = None
     torch.testing.assert_close(torch.autograd.grad(model.loss(model(batch), batch), trained), without)
+
+
+def test_the_model_that_it_was_is_read_without_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    composer, read = composer_model(), []
+    composer.model, _ = tuned(MPT)
+    model = PreferenceModel(composer, beta=0.1).train()
+    monkeypatch.setattr(model, "_answers", lambda _: read.append(model.model.training) or torch.zeros(1, 2))
+    model({})
+    assert read == [True, False]
+    assert model.model.training
 
 
 def test_before_anything_is_learned_half_the_pairs_are_right(talker: Path, tmp_path: Path) -> None:

@@ -43,3 +43,22 @@ def test_of_other_schedulers_nothing_is_said(recipe_file: Callable[[str], Path])
     text = "scheduler: {name: inv_sqrt_with_warmup, t_warmup: 10ba, t_scale: 10ba}\noptimizer: {lr: 1.0e-3}\n"
     recipe = load(recipe_file(f"{text}max_duration: 60ba\nmax_seq_len: 32\nglobal_train_batch_size: 8\n"))
     assert learning_rate(recipe, 5) is None
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_what_a_scheduler_does_not_say_is_as_composer_has_it(name: str, recipe_file: Callable[[str], Path]) -> None:
+    text = f"scheduler: {{name: {name}, t_warmup: 10ba}}\noptimizer: {{lr: 2.0e-3}}\nmax_duration: 60ba\n"
+    recipe = load(recipe_file(f"{text}max_seq_len: 32\nglobal_train_batch_size: 8\n"))
+    scheduler: Any = builders.build_scheduler(name, {"t_warmup": "10ba"})
+    for step in (5, 40, 60):
+        duration = Time.from_timestring("60ba")
+        state = SimpleNamespace(max_duration=duration, timestamp=Timestamp(batch=step), dataloader_len=None)
+        assert learning_rate(recipe, step) == pytest.approx(2e-3 * scheduler(state))
+
+
+@pytest.mark.parametrize("name", ["linear_decay_with_warmup", "cosine_with_warmup"])
+def test_behind_its_end_it_stays_where_it_is(name: str, recipe_file: Callable[[str], Path]) -> None:
+    text = f"scheduler: {{name: {name}, t_warmup: 10ba, t_max: 40ba, alpha_f: 0.1}}\nmax_duration: 60ba\n"
+    recipe = load(recipe_file(f"{text}optimizer: {{lr: 2.0e-3}}\nmax_seq_len: 32\nglobal_train_batch_size: 8\n"))
+    for step in (40, 50, 60):
+        assert learning_rate(recipe, step) == pytest.approx(2e-4)

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from recipes.config.keys import RecipeError
 from recipes.config.load import Recipe, load
 from recipes.cost.parameters import count_parameters
 from recipes.preflight.machine import disk_problems
@@ -432,3 +433,25 @@ def test_a_run_of_other_code_or_data_is_not_as_recorded(tmp_path: Path) -> None:
         file.write_text("other")
         assert not data_record.is_as_recorded(tmp_path, recipe)
         assert data_record.record_data(tmp_path, recipe) == str(file)
+
+
+def test_files_that_came_or_went_are_other_data(tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "train.jsonl").write_text("{}")
+    loader = {"name": "finetuning", "dataset": {"hf_name": str(tmp_path / "rows")}}
+    recipe = Recipe(Path("x.yaml"), {"train_loader": loader}, {})
+    data_record.record_data(tmp_path, recipe)
+    more = tmp_path / "rows" / "more.jsonl"
+    more.write_text("{}")
+    assert data_record.record_data(tmp_path, recipe) == str(more)
+    more.unlink()
+    assert not data_record.is_as_recorded(tmp_path, recipe)
+
+
+def test_damaged_shards_are_refused_at_every_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_record, "shard_folders", lambda _: [tmp_path])
+    monkeypatch.setattr(data_record, "load_manifest", lambda _: SimpleNamespace(shards=[], files=[]))
+    monkeypatch.setattr(data_record, "digest_problems", lambda *_: ["a shard is damaged"])
+    for _ in range(2):
+        with pytest.raises(RecipeError, match="prepare the shards again"):
+            data_record.refuse_damage(tmp_path, Recipe(Path("x.yaml"), {}, {}))

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes.talking.loading import build_for_generation, load_model
@@ -20,6 +21,7 @@ from recipes.weights.checkpoint_tensors import checkpoint_file
 from recipes.weights.export import export
 from recipes.weights.hf_architecture import folder_config
 from recipes.weights.hf_refusals import refusals
+from recipes.weights.merged import scaling
 from recipes.weights.number_types import SIZES, convert, torch_type
 from recipes.weights.tensor_files import safetensors_folder
 from recipes.weights.trained import find_trained
@@ -384,3 +386,29 @@ def test_memory_is_bounded_by_a_shard(kind: str, shards: Path, tmp_path: Path) -
     assert int(done.stdout) < 200  # MiB: about a shard, half of this model
     with safetensors_folder(tmp_path / "out") as files:
         assert sum(entry.bytes for entry in files.entries.values()) == 2 * sum(p.numel() for p in module.parameters())
+
+
+def test_a_part_of_a_storage_is_read_where_it_lies_and_a_transposed_one_refused(tmp_path: Path) -> None:
+    whole = torch.arange(12.0).view(3, 4)
+    torch.save({"state": {"model": {"model.part": whole[1:]}}}, tmp_path / "part.pt")
+    assert torch.equal(checkpoint_file(tmp_path / "part.pt").rows("part"), whole[1:])
+    torch.save({"state": {"model": {"model.turned": whole.t()}}}, tmp_path / "turned.pt")
+    with pytest.raises(ValueError, match="turned is not stored row by row"):
+        checkpoint_file(tmp_path / "turned.pt")
+
+
+def test_adapters_count_as_peft_scales_them() -> None:
+    assert scaling({"r": 16, "lora_alpha": 32}) == 2
+    assert scaling({"r": 16, "lora_alpha": 32, "use_rslora": True}) == 8
+    defaults = LoraConfig()
+    assert scaling({}) == defaults.lora_alpha / defaults.r
+
+
+def test_an_export_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, flushed = tmp_path / "out", []
+    monkeypatch.setattr(
+        "recipes.weights.atomic_folder.flush", lambda path: flushed.append((Path(path).name, out.exists()))
+    )
+    with atomic_folder(out) as folder:
+        (folder / "a").touch()
+    assert flushed == [("a", False), (".out.partial", False), (tmp_path.name, True)]
