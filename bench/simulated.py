@@ -53,7 +53,7 @@ def simulated_bytes(recipe: Recipe, gpus: int, microbatch: int) -> int:
         with FakeTensorMode(allow_non_fake_inputs=True):
             model.to_empty(device="cpu")
             trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-            moments = setup.optimizer_bytes // setup.master_bytes  # of the optimizer, in the type of the weights
+            moments = setup.optimizer_bytes // setup.trained_bytes  # of the optimizer, in the type of what it steps
             states = [torch.empty_like(each) for each in trained for _ in range(moments)]
             for each in trained:
                 each.grad = torch.empty_like(each)

@@ -2,7 +2,8 @@
 
     N parameters, g devices that share them, T tokens of a micro-batch, L layers, d width, V vocabulary
 
-    weights        4 N / g (fp32 master copy); this and the next two are half as large with master_weights_dtype
+    weights        4 N / g (fp32 master copy), and LoRA's; this and the next two are half as large with
+                   master_weights_dtype, but for adapters, which stay in fp32
     gradients      4 N / g (fp32; the optimizer needs them in the type of the weights); with LoRA of the adapters alone
     optimizer      8 N / g for Adam, 4 N / g for Lion; likewise
     gathered       what a sharded step holds in full: two blocks of weights and one of gradients, and the embedding;
@@ -84,7 +85,7 @@ def parts_gib(estimate: MemoryEstimate) -> dict[str, float]:
 def memory(setup: Setup, gpu: Gpu) -> MemoryEstimate:
     """Memory of `setup`, which has a micro-batch, on each of its devices. `gpu` says how many share a node."""
     assert setup.microbatch_sequences is not None, "choose the micro-batch first"
-    s, n = setup.shape, setup.parameters.total
+    s, n, trained = setup.shape, setup.parameters.total, setup.trained_parameters
     shards = shards_of(setup, gpu)
     tokens = setup.microbatch_sequences * setup.tokens_per_item
     block = tokens * _saved_numbers_per_token(setup) * setup.compute_bytes  # what one block's backward pass needs
@@ -109,9 +110,9 @@ def memory(setup: Setup, gpu: Gpu) -> MemoryEstimate:
     beyond = max(0, working + of_blocks - logits)
     activations += max(0, beyond - of_blocks)
     parts = {
-        "weights": setup.master_bytes * n / shards,
-        "gradients": setup.master_bytes * setup.trained_parameters / shards,
-        "optimizer": setup.optimizer_bytes * setup.trained_parameters / shards,
+        "weights": (setup.master_bytes * n + (setup.trained_bytes * trained if setup.is_frozen else 0)) / shards,
+        "gradients": setup.trained_bytes * trained / shards,
+        "optimizer": setup.optimizer_bytes * trained / shards,
         "gathered": gathered + min(beyond, of_blocks),
         "activations": activations,
         "logits": logits,
@@ -250,7 +251,7 @@ def _gathered(setup: Setup) -> tuple[float, float]:
     """Bytes of weights and gradients held in full by a device: all along, and while blocks have their backward pass."""
     n, per_number = setup.parameters.total, setup.compute_bytes
     if setup.sharding == "NO_SHARD":
-        buckets = setup.master_bytes * setup.trained_parameters if setup.gpus > 1 else 0
+        buckets = setup.trained_bytes * setup.trained_parameters if setup.gpus > 1 else 0
         copies = n * per_number if per_number < setup.master_bytes else 0  # autocast keeps one of every weight
         return buckets + copies, 0
     embedding = max(setup.parameters.token_embedding, setup.parameters.head)

@@ -46,7 +46,8 @@ class Setup:
     sharding: str
     shard_degree: int | None  # devices of one copy of the model, where fsdp_config states it
     recompute: Recompute
-    master_bytes: int  # of a number in the weights that the optimizer steps, their gradients and its state
+    master_bytes: int  # of a number in the weights
+    trained_bytes: int  # of a number in what the optimizer steps, its gradients and its state: adapters are in fp32
     compute_bytes: int  # of a number in the matrix products
     reduce_bytes: int  # of a gradient on the wire
     optimizer_bytes: int  # of state a parameter
@@ -127,6 +128,7 @@ def read_setup(recipe: Mapping[str, Any], gpus: int) -> Setup:
         microbatch = min(microbatch, -(-batch // gpus))  # a device cannot take more than its share
     half = precision != "fp32"
     master_bytes = 2 if model.get("master_weights_dtype") else 4  # it may be a 16-bit type alone
+    trained_bytes = 4 if lora else master_bytes
     parameters = count_parameters(model)
     mixed = fsdp.get("mixed_precision", "DEFAULT")
     return Setup(
@@ -145,9 +147,10 @@ def read_setup(recipe: Mapping[str, Any], gpus: int) -> Setup:
         shard_degree=shard_degree(fsdp, gpus),
         recompute=_recompute(recipe),
         master_bytes=master_bytes,
+        trained_bytes=trained_bytes,
         compute_bytes=2 if half and _mode(mixed) != "FULL" else 4,
         reduce_bytes=_reduce_bytes(mixed, half),
-        optimizer_bytes=OPTIMIZER_BYTES.get(optimizer, 8) * master_bytes // 4,
+        optimizer_bytes=OPTIMIZER_BYTES.get(optimizer, 8) * trained_bytes // 4,
         loss="torch" if model.get("loss_fn") == "torch_crossentropy" else "chunked",
         attn_impl=str((model.get("attn_config") or {}).get("attn_impl", "flash")),
         notes=tuple(notes),

@@ -12,12 +12,16 @@ from recipes.models.sharded import local_rows
 def add_lora(model: Any, config: Mapping[str, Any]) -> None:
     """Put adapters into an MPTForCausalLM in place and freeze everything else.
 
-    Names, shapes and the forward pass of the rest stay, so checkpoints, FSDP and export find what they know.
+    Names, shapes and the forward pass of the rest stay, so checkpoints, FSDP and export find what they know. Adapters
+    are in fp32 whatever the type of the weights: in 16 bits the optimizer's small steps would be rounded away.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
     settings = {k: v for k, v in config.items() if k not in ("peft_type", "task_type")}
     inject_adapter_in_model(LoraConfig(**settings), model, "default")
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 def reset_lora(model: Any, seed: int) -> None:

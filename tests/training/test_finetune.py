@@ -166,6 +166,21 @@ def test_fresh_adapters_are_drawn_as_peft_draws_them_and_by_the_seed() -> None:
     assert not torch.equal(*drawn)
 
 
+def test_adapters_of_weights_in_16_bits_are_in_fp32() -> None:
+    from recipes import parts
+
+    parts.register_components()
+    section = {
+        "name": "mpt_causal_lm",
+        **MPT,
+        "master_weights_dtype": "bf16",
+        "peft_config": {"r": 4, "lora_alpha": 8, "target_modules": ["Wqkv"]},
+    }
+    model = parts.build_model(section, None, None, None)
+    types = {parameter.requires_grad: parameter.dtype for parameter in model.parameters()}
+    assert types == {False: torch.bfloat16, True: torch.float32}
+
+
 def test_the_hf_checkpointer_writes_folders_that_open(
     shards: Path, tmp_path: Path, recipe_file: Any, run_command: Command
 ) -> None:
