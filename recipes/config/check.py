@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ RETIRED_KEYS = {
 RETIRED_VALUES = {
     ("attn_impl", "triton"): "the Triton kernel was removed; flash is the best kernel on the device, ALiBi included",
 }
+_ITERATIONS = re.compile(r"(?i)[\d_.e]+iter").fullmatch
 LIMITS = {"minimum": "at least", "exclusiveMinimum": "more than", "maximum": "at most"}
 SHOWN = 40  # allowed names listed in one message
 
@@ -158,7 +160,10 @@ def _explain(error: Any, own_code: bool) -> Iterator[tuple[KeyPath, str]]:
     elif error.validator == "type":
         yield key, f"got {_show(value)}, expected {types_in_words(error.validator_value)}"
     elif error.validator in ("pattern", "not"):
-        yield key, f"got {_show(value)}, expected {error.schema['description']}"
+        never = (
+            " (iterations are not counted here, so that would never come: use ba)" if _ITERATIONS(str(value)) else ""
+        )
+        yield key, f"got {_show(value)}, expected {error.schema['description']}{never}"
     elif error.validator in LIMITS:
         yield key, f"got {_show(value)}, expected {LIMITS[error.validator]} {error.validator_value}"
     elif error.validator == "minItems":

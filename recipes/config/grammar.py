@@ -11,8 +11,9 @@ from typing import Any
 
 Schema = dict[str, Any]
 
-# `description` is what an error message says was expected.
-_UNITS = "(ep|ba|sp|tok|iter|sec)"
+# `description` is what an error message says was expected. Without Composer's iterations: it counts them only where
+# code sets their length, which no recipe can, so nothing in `iter` ever comes.
+_UNITS = "(ep|ba|sp|tok|sec)"
 _WHOLE = r"\d+(_\d+)*"
 _MANY = r"0*[1-9]\d*(_\d+)*(\.0+)?|0*[1-9]\d*(\.\d+)?e\d+"  # 2000000, 2_000_000, 2000000.0 or 2e6
 # An interval or a part of a run: a whole number with a unit, a fraction of the whole run, or a bare whole number.
@@ -32,7 +33,7 @@ STEPS: Schema = {
 # The length of a run.
 DURATION: Schema = {
     "type": ["integer", "string"],
-    "pattern": rf"(?i)^({_MANY})(ep|ba|sp|tok|iter)$",  # Composer takes no seconds here
+    "pattern": rf"(?i)^({_MANY})(ep|ba|sp|tok)$",  # Composer takes no seconds here
     "minimum": 1,
     "description": "more than nothing, as a whole number with a unit, such as 100ba, 1ep, 2000000tok or 2e9tok",
 }

@@ -1,0 +1,24 @@
+"""What a run would stop at, wait for or leave out without a word, is said of the recipe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from recipes.config.check import check
+from recipes.config.load import load
+
+from ..conftest import ROOT
+
+QUICKSTART = ROOT / "yamls" / "pretrain" / "mpt-quickstart.yaml"
+
+
+def found(*overrides: str, recipe: Any = QUICKSTART) -> dict[str, str]:
+    """Problems by dotted key."""
+    return {".".join(map(str, p.key)): p.text for p in check(load(recipe, overrides))}
+
+
+@pytest.mark.parametrize("key", ["max_duration", "save_interval", "eval_interval", "scheduler.t_warmup"])
+def test_nothing_is_counted_in_iterations(key: str) -> None:
+    assert "would never come: use ba" in found(f"{key}=10iter")[key]
