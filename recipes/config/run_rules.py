@@ -39,6 +39,11 @@ def _sequence_lengths(recipe: Mapping[str, Any]) -> Iterator[Finding]:
             yield key, f"the model reads {value} tokens at most, but max_seq_len is {length}"
         elif key[0] != "model" and value > limit:
             yield key, f"sequences of {value} tokens do not fit the model's {limit}"
+        elif key[0] == "train_loader" and value < length:  # a plan, a bill and a report count max_seq_len
+            text = (
+                f"got {value}, and max_seq_len is {length}: what is longer would be cut off, and counted all the same"
+            )
+            yield key, f"{text}; leave it out, and set max_seq_len to what a sequence has"
 
 
 def _batches(recipe: Mapping[str, Any]) -> Iterator[Finding]:

@@ -22,3 +22,9 @@ def found(*overrides: str, recipe: Any = QUICKSTART) -> dict[str, str]:
 @pytest.mark.parametrize("key", ["max_duration", "save_interval", "eval_interval", "scheduler.t_warmup"])
 def test_nothing_is_counted_in_iterations(key: str) -> None:
     assert "would never come: use ba" in found(f"{key}=10iter")[key]
+
+
+def test_a_loader_does_not_cut_what_the_plan_counts() -> None:
+    key = "train_loader.dataset.max_seq_len"
+    assert "got 64, and max_seq_len is 128" in found(f"{key}=64")[key]
+    assert found(f"{key}=128") == found("eval_loader.dataset.max_seq_len=64") == {}
