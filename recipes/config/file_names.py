@@ -10,8 +10,8 @@ from typing import Any
 from recipes.config.keys import KeyPath, walk
 
 LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes, of Linux
-# Where checkpoints can be read and written: Composer's object stores.
-CHECKPOINT_SCHEMES = ("s3", "gs", "oci", "azure", "dbfs", "mlflow", "wandb")
+# Where checkpoints can be read and written: Composer's object stores (of MLflow, dbfs:/databricks/mlflow-tracking).
+CHECKPOINT_SCHEMES = ("s3", "gs", "oci", "azure", "dbfs")
 PATHS = {
     *("cache_dir", "data_dir", "dataset_uri", "local", "load_path", "prices_file", "pretrained_model_name_or_path"),
     *("remote", "results", "run_name", "save_folder", "save_filename", "save_latest_filename", "split"),

@@ -28,3 +28,10 @@ def test_a_loader_does_not_cut_what_the_plan_counts() -> None:
     key = "train_loader.dataset.max_seq_len"
     assert "got 64, and max_seq_len is 128" in found(f"{key}=64")[key]
     assert found(f"{key}=128") == found("eval_loader.dataset.max_seq_len=64") == {}
+
+
+@pytest.mark.parametrize("name", ["save_folder", "load_path"])
+@pytest.mark.parametrize("scheme", ["wandb", "mlflow"])
+def test_checkpoints_lie_where_composer_has_a_store(name: str, scheme: str) -> None:
+    assert "or one of s3://, gs://, oci://, azure://, dbfs://" in found(f"{name}={scheme}://team/run")[name]
+    assert found(f"{name}=dbfs:/databricks/mlflow-tracking/1/2/artifacts/x") == {}
