@@ -10,8 +10,12 @@ from recipes.config.sections import Finding, loaders, section
 from recipes.cost.architecture import OURS
 from recipes.cost.run_length import read_duration
 from recipes.run_files import TASKS
+from recipes.spelling import did_you_mean
 
 ANSWERS_ARE = "every answer to a task is in results.examples.jsonl, which eval/evaluate.py writes beside its results"
+
+# What LLM Foundry measures of a language model's texts, while it trains and in validation.
+METRICS = ("LanguageCrossEntropy", "LanguagePerplexity", "TokenAccuracy")
 
 # LLM Foundry's models that are asked over the network.
 OF_AN_API = ("openai_causal_lm", "openai_chat", "fmapi_causal_lm", "fmapi_chat")
@@ -72,6 +76,20 @@ def _stoppers(recipe: Mapping[str, Any]) -> Iterator[Finding]:
             text = f"got {wanted}, expected train or a validation loader: {known}"
             why = "; scores of tasks, which are no loaders here, cannot stop a run" if "-shot" in str(wanted) else ""
             yield ("callbacks", name, "dataloader_label"), text + why
+        elif wanted is not None:
+            for text in _monitored(recipe, wanted, section(callbacks, name).get("monitor")):
+                yield ("callbacks", name, "monitor"), text
+
+
+def _monitored(recipe: Mapping[str, Any], label: str, monitor: Any) -> Iterator[str]:
+    """Why a model of this project never computes the metric that a stopper waits for."""
+    model = section(recipe, "model")
+    if model.get("name") not in OURS or recipe.get("dpo"):
+        return
+    if label == "train" and not model.get("use_train_metrics", True):
+        yield "dataloader_label: train needs model.use_train_metrics: true, else nothing is measured while training"
+    elif monitor not in METRICS and not model.get("additional_train_metrics"):
+        yield f"got {monitor}, expected one of {', '.join(METRICS)}{did_you_mean(str(monitor), METRICS)}"
 
 
 def _of_its_own(recipe: Mapping[str, Any]) -> Iterator[Finding]:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from recipes.config.check import check
+from recipes.config.grammar import CHOICES
 from recipes.config.load import load
 
 from ..conftest import ROOT
@@ -35,3 +36,29 @@ def test_a_loader_does_not_cut_what_the_plan_counts() -> None:
 def test_checkpoints_lie_where_composer_has_a_store(name: str, scheme: str) -> None:
     assert "or one of s3://, gs://, oci://, azure://, dbfs://" in found(f"{name}={scheme}://team/run")[name]
     assert found(f"{name}=dbfs:/databricks/mlflow-tracking/1/2/artifacts/x") == {}
+
+
+@pytest.mark.parametrize(
+    ("label", "monitor", "model", "words"),
+    [
+        ("eval", "LanguageCrossEntropyy", "true", "did you mean LanguageCrossEntropy?"),
+        ("eval", "loss/train/total", "false", "expected one of LanguageCrossEntropy, "),
+        ("train", "LanguageCrossEntropy", "false", "needs model.use_train_metrics: true"),
+        ("train", "LanguageCrossEntropy", "true", None),
+        ("eval", "TokenAccuracy", "false", None),
+    ],
+)
+def test_a_stopper_waits_for_a_metric_that_comes(label: str, monitor: str, model: str, words: str | None) -> None:
+    stopper = f"callbacks.early_stopper={{monitor: {monitor}, dataloader_label: {label}, patience: 1ep}}"
+    said = found(stopper, f"model.use_train_metrics={model}")
+    assert list(said) == (["callbacks.early_stopper.monitor"] if words else [])
+    assert words is None or words in said["callbacks.early_stopper.monitor"]
+
+
+def test_every_way_to_shuffle_is_one_of_streaming() -> None:
+    from streaming.base.shuffle import algos
+
+    assert set(CHOICES["shuffle_algo"]) == set(algos)
+    key = "train_loader.dataset.shuffle_algo"
+    assert "did you mean py1br?" in found(f"{key}=py1b")[key]
+    assert found(f"{key}=py1br") == {}
