@@ -29,6 +29,7 @@ RETIRED_KEYS = {
 }
 RETIRED_VALUES = {
     ("attn_impl", "triton"): "the Triton kernel was removed; flash is the best kernel on the device, ALiBi included",
+    ("shuffle_algo", "py1b"): "Streaming 0.13 has py1br in its place",
 }
 _ITERATIONS = re.compile(r"(?i)[\d_.e]+iter").fullmatch
 LIMITS = {"minimum": "at least", "exclusiveMinimum": "more than", "maximum": "at most"}

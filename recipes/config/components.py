@@ -11,6 +11,7 @@ from llmfoundry.data.finetuning import dataloader as finetuning
 from llmfoundry.data.finetuning.tasks import DatasetConstructor, StreamingFinetuningDataset
 from llmfoundry.data.text_data import StreamingTextDataset
 from streaming import Stream
+from streaming.base.shuffle import algos
 
 from recipes.config.grammar import (
     FREE,
@@ -70,13 +71,16 @@ def _loaders() -> dict[str, Schema]:
     stream = from_signature(Stream)
     streams: Schema = {"type": ["object", "null"], "additionalProperties": stream}
     separators: Schema = {"eos_token_id": INTEGER_OR_NULL, "bos_token_id": INTEGER_OR_NULL}
+    shuffles: Schema = {"shuffle_algo": {"enum": sorted(algos)}}
     # LLM Foundry wants max_seq_len again here; parts.py fills in the recipe's
     length: Schema = {"max_seq_len": {"type": "integer", "minimum": 1}}
     text = from_signature(
-        StreamingTextDataset, without={"tokenizer", "batch_size"}, streams=streams, **separators, **length
+        StreamingTextDataset, without={"tokenizer", "batch_size"}, streams=streams, **separators, **length, **shuffles
     )
     hub = from_signature(DatasetConstructor.build_from_hf, without={"tokenizer", "dataset_name"})
-    streamed = from_signature(StreamingFinetuningDataset, without={"tokenizer", "batch_size"}, streams=streams)
+    streamed = from_signature(
+        StreamingFinetuningDataset, without={"tokenizer", "batch_size"}, streams=streams, **shuffles
+    )
     more: Schema = {k: {"type": ["boolean", "null"]} for k in finetuning._ALLOWED_DATASET_KEYS}
     more.update(
         auto_packing_replication={"type": ["boolean", "integer", "null"]},  # LLM Foundry itself writes a number there

@@ -50,7 +50,6 @@ CHOICES: dict[str, list[Any]] = {
     "clipping_type": ["norm", "value", "adaptive"],
     "sharding_strategy": ["FULL_SHARD", "SHARD_GRAD_OP", "HYBRID_SHARD", "_HYBRID_SHARD_ZERO2", "NO_SHARD"],
     "state_dict_type": ["full", "sharded"],
-    "shuffle_algo": ["naive", "py1b", "py1br", "py1e", "py1s", "py2s"],
     "batching_method": ["random", "stratified", "per_stream", "device_per_stream"],
     "sampling_method": ["balanced", "fixed"],
     "partition_algo": ["orig", "relaxed"],

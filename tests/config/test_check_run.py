@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from recipes.config.check import check
-from recipes.config.grammar import CHOICES
 from recipes.config.load import load
 
 from ..conftest import ROOT
@@ -56,9 +55,6 @@ def test_a_stopper_waits_for_a_metric_that_comes(label: str, monitor: str, model
 
 
 def test_every_way_to_shuffle_is_one_of_streaming() -> None:
-    from streaming.base.shuffle import algos
-
-    assert set(CHOICES["shuffle_algo"]) == set(algos)
     key = "train_loader.dataset.shuffle_algo"
     assert "did you mean py1br?" in found(f"{key}=py1b")[key]
     assert found(f"{key}=py1br") == {}
