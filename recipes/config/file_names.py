@@ -9,6 +9,7 @@ from typing import Any
 
 from recipes.config.keys import KeyPath, walk
 
+RUN_NAMES = ("RUN_NAME", "COMPOSER_RUN_NAME")  # in the environment: what a recipe without a run_name is called
 LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes, of Linux
 # Where checkpoints can be read and written: Composer's object stores (of MLflow, dbfs:/databricks/mlflow-tracking).
 CHECKPOINT_SCHEMES = ("s3", "gs", "oci", "azure", "dbfs")
@@ -43,8 +44,8 @@ def names_of_files(recipe: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
         if is_uri and (scheme not in CHECKPOINT_SCHEMES or not (rest.startswith("/") or scheme == "dbfs")):
             schemes = ", ".join(f"{known}://" for known in CHECKPOINT_SCHEMES)
             yield (name,), f"got {recipe[name]!r}, expected a folder of this machine, or one of {schemes}"
-    if ".." in str(recipe.get("run_name")).split("/"):
-        yield ("run_name",), f"got {recipe['run_name']!r}, which would leave the folder of the runs"
+    for text in _leaving(str(recipe.get("run_name") or "")):
+        yield ("run_name",), text
     of_files = _PLACEHOLDERS | _TIMES if recipe.get("save_overwrite") else _RANKS | _COUNTS
     of_folder = {"run_name"}  # in which a run looks for what it goes on from
     if is_remote(recipe.get("save_folder")):
@@ -53,6 +54,19 @@ def names_of_files(recipe: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
     for name, known in named.items():
         if isinstance(recipe.get(name), str):
             yield from (((name,), text) for text in _placeholders(recipe[name], known))
+
+
+def name_of_environment(recipe: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
+    """What is wrong with the name that a launcher gives to a recipe without one, by the environment's variable."""
+    given = [variable for variable in RUN_NAMES if os.environ.get(variable)]
+    if given and not recipe.get("run_name"):
+        name = os.environ[given[0]]
+        yield from (((given[0],), text) for text in (*_impossible(name), *_leaving(name)))
+
+
+def _leaving(name: str) -> Iterator[str]:
+    if name.startswith("/") or ".." in name.split("/"):
+        yield f"got {name!r}, which would leave the folder of the runs"
 
 
 def _impossible(path: str) -> Iterator[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes import json_lines
-from recipes.config.file_names import is_remote
+from recipes.config.file_names import RUN_NAMES, is_remote
 from recipes.config.load import Recipe
 from recipes.run_files import CHECKPOINTS, RUNS
 
@@ -26,7 +26,7 @@ _TAIL_BYTES = 1 << 16  # in which there is a whole line
 
 def run_name(recipe: Recipe) -> str:
     """The recipe's run_name, else $RUN_NAME or $COMPOSER_RUN_NAME, else the name of the recipe's file."""
-    from_environment = os.environ.get("RUN_NAME") or os.environ.get("COMPOSER_RUN_NAME")
+    from_environment = next(filter(None, map(os.environ.get, RUN_NAMES)), None)
     return str(recipe.get("run_name") or from_environment or recipe.path.stem)
 
 
