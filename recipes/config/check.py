@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from recipes.config.contradictions import contradictions
+from recipes.config.evaluation_rules import OF_AN_API
+from recipes.config.file_names import name_of_environment
 from recipes.config.keys import KeyPath, Place, Problem, RecipeError, dotted, walk
 from recipes.config.load import INCLUDE, Recipe, load
 from recipes.config.named_files import with_named_files
@@ -32,6 +34,8 @@ RETIRED_VALUES = {
     ("shuffle_algo", "py1b"): "Streaming 0.13 has py1br in its place",
 }
 _ITERATIONS = re.compile(r"(?i)[\d_.e]+iter").fullmatch
+# Keys whose values are names in LLM Foundry's registries, to which a recipe's own code may add.
+REGISTERED = {"name", "norm_type", "fc_type", "ffn_type", "attn_type", "icl_task_type", "strategy"}
 LIMITS = {"minimum": "at least", "exclusiveMinimum": "more than", "maximum": "at most"}
 SHOWN = 40  # allowed names listed in one message
 
@@ -40,7 +44,8 @@ def load_checked(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """Load a training recipe and raise RecipeError with everything that is wrong with it."""
     world_size()
     recipe = with_named_files(load(path, overrides))
-    problems = check(recipe)
+    outside = [Problem(Place("environment"), key, text) for key, text in name_of_environment(recipe.values)]
+    problems = [*outside, *check(recipe)]
     if problems:
         raise RecipeError(problems)
     return _variables_together(recipe)
@@ -150,8 +155,9 @@ def _explain(error: Any, own_code: bool) -> Iterator[tuple[KeyPath, str]]:
         yield from _best_branch(error, own_code)
     elif error.validator in ("enum", "const"):
         choices = error.validator_value if error.validator == "enum" else [error.validator_value]
-        if own_code and error.validator == "enum":
-            return  # names that the recipe's own code may register
+        is_name = bool(key) and key[-1] in REGISTERED
+        if (own_code and is_name) or value in OF_AN_API:  # of which a rule says what they are
+            return
         retired = RETIRED_VALUES.get((str(key[-1]) if key else "", str(value)))
         yield (
             key,
@@ -185,6 +191,8 @@ def _best_branch(error: Any, own_code: bool) -> Iterator[tuple[KeyPath, str]]:
             for inner in errors:
                 yield from _explain(inner, own_code)
             return
+    if own_code and isinstance(error.instance, str) and error.absolute_path[-1] in REGISTERED:
+        return
     wanted = []
     for inner in error.context:
         if inner.validator == "type":

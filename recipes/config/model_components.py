@@ -9,6 +9,7 @@ from llmfoundry.models.hf import ComposerHFCausalLM
 from llmfoundry.models.mpt import MPTConfig
 from llmfoundry.models.utils import config_defaults
 
+from recipes.config.evaluation_rules import OF_AN_API
 from recipes.config.grammar import (
     FREE,
     INTEGER_OR_NULL,
@@ -34,7 +35,8 @@ def models() -> dict[str, Schema]:
     def keys_of(constructor: Any) -> Schema:
         return from_signature(constructor, without={"tokenizer"}, master_weights_dtype=ANYTHING)
 
-    others = {name: keys_of(constructor) for name, constructor in registry.models.get_all().items()}
+    computed = {name: each for name, each in registry.models.get_all().items() if name not in OF_AN_API}
+    others = {name: keys_of(constructor) for name, constructor in computed.items()}
     mpt = _mpt()
     embedding = others["contrastive_lm"]  # gives what it does not know itself to MPT's configuration
     embedding = section({**mpt["properties"], **embedding["properties"], "contrastive_config": FREE})

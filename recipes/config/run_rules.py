@@ -168,9 +168,14 @@ def _sharding(recipe: Mapping[str, Any]) -> Iterator[Finding]:
             yield ("fsdp_config", planner), "is of FSDP1, and Composer's FSDP2 asks for none: leave it out"
     if recipe.get("precision") == "amp_fp8" and model.get("name") == RWKV:
         yield ("precision",), f"amp_fp8 works on Transformer Engine layers only, and {RWKV} has none: use amp_bf16"
-    elif recipe.get("precision") == "amp_fp8" and "te" not in (
-        str(model.get("fc_type")),
-        str(section(model, "ffn_config").get("ffn_type"))[:2],
+    elif (
+        recipe.get("precision") == "amp_fp8"
+        and model.get("name") == MPT
+        and "te"
+        not in (
+            str(model.get("fc_type")),
+            str(section(model, "ffn_config").get("ffn_type"))[:2],
+        )
     ):
         yield ("precision",), "amp_fp8 works on Transformer Engine layers only: set model.fc_type: te"
 

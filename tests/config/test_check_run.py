@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from recipes.config.check import check
+from recipes.config.check import check, load_checked
+from recipes.config.keys import RecipeError
 from recipes.config.load import load
 
 from ..conftest import ROOT
@@ -58,3 +59,35 @@ def test_every_way_to_shuffle_is_one_of_streaming() -> None:
     key = "train_loader.dataset.shuffle_algo"
     assert "did you mean py1br?" in found(f"{key}=py1b")[key]
     assert found(f"{key}=py1br") == {}
+
+
+@pytest.mark.parametrize("variable", ["RUN_NAME", "COMPOSER_RUN_NAME"])
+def test_a_name_from_the_environment_stays_among_the_runs(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, "../../elsewhere")
+    with pytest.raises(RecipeError, match=f"environment: {variable}: got .* would leave the folder of the runs"):
+        load_checked(QUICKSTART, ["run_name=null"])
+    load_checked(QUICKSTART)
+    assert "leave the folder" in found("run_name=/elsewhere")["run_name"]
+
+
+def test_own_code_registers_names_and_no_other_choices() -> None:
+    own = "code_paths=[mine.py]"
+    misspelt = {
+        "precision": "amp_bf61",
+        "model.attn_config.attn_impl": "falsh",
+        "algorithms.gradient_clipping.clipping_type": "norn",
+    }
+    assert set(found(own, *(f"{key}={value}" for key, value in misspelt.items()))) == set(misspelt)
+    names = ("model.norm_type", "model.fc_type", "model.attn_config.attn_type", "model.init_config.name")
+    assert found(own, *(f"{key}=mine" for key in (*names, "model.ffn_config.ffn_type"))) == {}
+
+
+def test_a_model_of_ones_own_has_layers_that_are_not_known_here() -> None:
+    own = ["code_paths=[mine.py]", "model={name: hf_causal_lm_te, pretrained_model_name_or_path: x}"]
+    assert found(*own, "precision=amp_fp8") == {}
+
+
+def test_of_a_model_behind_an_api_one_thing_is_said() -> None:
+    (said,) = found("model={name: openai_chat, version: x}").items()
+    assert said[0] == "model.name"
+    assert "is asked over the network" in said[1]
