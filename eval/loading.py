@@ -40,7 +40,8 @@ class LoadedModel:
         is_full = path is not None and Path(str(path)).is_file()
         # of a full checkpoint Composer would read all of it in every process, the optimizer's state too
         # and of adapters alone, which peft's models save and Composer's loading finds to be no whole model
-        by_hand = is_full and (entry["model"]["name"] in OURS or bool(entry["model"].get("peft_config")))
+        has_adapter = any(entry["model"].get(key) for key in ("peft_config", "pretrained_lora_id_or_path"))
+        by_hand = is_full and (entry["model"]["name"] in OURS or has_adapter)
         by_hand = by_hand or (path is not None and fsdp is None and Path(str(path)).is_dir())
         with parts.reporting(recipe, "models"):
             if is_full and is_first_of_machine():

@@ -30,7 +30,8 @@ from recipes.talking.loading import say_what_is_ignored
 from recipes.training.checkpoints import newest_in
 from recipes.weights.trained import HF_MODEL, LENGTHS, folder_config_of
 
-CHANGING = {"config_overrides", "peft_config", "load_in_8bit"}  # keys of it with which a folder is another model
+# keys of `model:` with which a folder is another model
+CHANGING = {"config_overrides", "peft_config", "pretrained_lora_id_or_path", "load_in_8bit"}
 
 
 def spell_out_models(recipe: Recipe) -> Recipe:

@@ -13,9 +13,11 @@ from recipes.config.sections import contamination_shards, loaders
 from recipes.cost.architecture import MPT
 from recipes.preflight.data import data_problems
 from recipes.preflight.gpu import has_gpu, kernel_refusals
+from recipes.preflight.hub import in_hub_cache, not_from_hub
 from recipes.preflight.machine import can_be_written
 from recipes.preflight.packages import importable, package_problems, scheme_problems
 from recipes.preflight.weights import tokenizer_problems, vocabulary_problems, weight_problems
+from recipes.weights.trained import folder_config_of
 
 
 def preflight_evaluation(recipe: Recipe) -> list[Problem]:
@@ -26,6 +28,7 @@ def preflight_evaluation(recipe: Recipe) -> list[Problem]:
         found += [(("models", index, *key), text) for key, text in tokenizer_problems(model["tokenizer"], own_code)]
         found += [(("models", index, *key), text) for key, text in vocabulary_problems(model)]
         found += [(("models", index, *key), text) for key, text in weight_problems(model)]
+        found += [(("models", index, *key), text) for key, text in _adapter_problems(model["model"])]
         found += [(("models", index, *key), text) for key, text in _kernel_problems(model["model"], recipe)]
     for key, loader in loaders(recipe.values):
         found += data_problems(key, loader, recipe)
@@ -41,6 +44,27 @@ def preflight_evaluation(recipe: Recipe) -> list[Problem]:
     if results and not can_be_written(Path(results)):
         found.append((("results",), f"results cannot be written to {results}"))
     return [recipe.problem(key, text) for key, text in found]
+
+
+def _adapter_problems(model: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
+    """A `pretrained_lora_id_or_path` that LLM Foundry's class would not load onto its base, or onto another one."""
+    adapter = model.get("pretrained_lora_id_or_path")
+    if not adapter:
+        return
+    key: KeyPath = ("model", "pretrained_lora_id_or_path")
+    folder, base = Path(str(adapter)), Path(str(model.get("pretrained_model_name_or_path")))
+    if model.get("peft_config"):
+        yield key, "is given beside peft_config, which puts another, new adapter on top: leave one of them out"
+    if (base / "config.json").is_file() and folder_config_of(base).get("model_type") == "rwkv":
+        text = "transformers' own RWKV class, which an adapter goes onto, computes another model than ours"
+        yield key, f"{text}: evaluate the run that the adapter was exported from"
+    if folder.exists() or str(adapter).startswith((".", "/")):
+        if not (folder / "adapter_config.json").is_file():
+            yield key, f"{folder} holds no adapter: it has no adapter_config.json"
+        elif not any((folder / f"adapter_model.{kind}").is_file() for kind in ("safetensors", "bin")):
+            yield key, f"{folder} holds no whole adapter: it has no adapter_model.safetensors"
+    elif not in_hub_cache("models", str(adapter)):
+        yield from not_from_hub(key, f"adapter {adapter}", "models", str(adapter))
 
 
 def _kernel_problems(model: Mapping[str, Any], recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:

@@ -18,11 +18,14 @@ from recipes.config.keys import RecipeError
 from recipes.config.load import Recipe, load
 from recipes.parts import import_code
 from recipes.preflight.data import local_data_files
+from recipes.preflight.evaluation import preflight_evaluation
 from recipes.reports.summary import print_summary
-from recipes.talking.loading import load_model
+from recipes.talking.loading import load_model, model_of_folder
 from recipes.weights.checkpoint_tensors import checkpoint_file
+from recipes.weights.export import export
 
 from ..conftest import ROOT, Command, summary, write_jsonl
+from ..tiny import LLAMA, build, write_run
 
 RECIPE = ROOT / "yamls" / "eval" / "quickstart.yaml"
 TASKS = ("cloze", "dates")  # the third needs a longer context than the 32 tokens of the tests' model
@@ -346,6 +349,39 @@ def test_of_a_full_checkpoint_the_models_tensors_alone_are_read(
     entry["model"]["n_layers"] = 3
     with pytest.raises(RecipeError, match=r"ep0-ba24-rank0\.pt is of another model: transformer\.blocks\.2"):
         LoadedModel(recipe, settings, entry, tokenizer)
+
+
+def test_an_adapter_is_loaded_onto_the_folder_that_it_changes(shards: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    from eval.loading import LoadedModel
+
+    run = write_run(tmp_path / "run", LLAMA, build(LLAMA), shards / "tokenizer")
+    export(run, tmp_path / "base", "fp32")
+    torch.manual_seed(1)
+    adapted = get_peft_model(
+        model_of_folder(tmp_path / "base"), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    )
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    models = f"models=[{{folder: {tmp_path}/base, model: {{pretrained_lora_id_or_path: {tmp_path}/adapter}}}}]"
+    kind = "icl_task_type: multiple_choice, num_fewshot: [0]"
+    task = f"icl_tasks=[{{label: a, dataset_uri: {tmp_path}/a.jsonl, {kind}}}]"
+    write_jsonl(tmp_path / "a.jsonl", [{"query": "a", "choices": ["b", "c"], "gold": 0}])
+    alone = ["eval_loader=null", "contamination=null", "max_seq_len=32", "precision=fp32", task]
+    recipe = spell_out_models(load(RECIPE, [models, *alone]))
+    assert preflight_evaluation(recipe) == []
+    entry = recipe["models"][0]
+    loaded = LoadedModel(recipe, evaluate._settings(recipe, entry), entry, evaluate._tokenizer(recipe, entry))
+    loaded.close()
+    ids = torch.arange(5, 15)[None]
+    with torch.no_grad():
+        expected = adapted.eval()(ids).logits
+        found = loaded.backbone.run(lambda: loaded.backbone.logits(loaded.backbone.hidden(ids, None)[0][0]))
+    torch.testing.assert_close(found, expected[0], atol=1e-5, rtol=0)
+    for more, words in (("peft_config: {r: 2}", "is given beside peft_config"), ("name: hf_causal_lm", "no whole")):
+        (tmp_path / "adapter" / "adapter_model.safetensors").unlink(missing_ok=True)
+        both = spell_out_models(load(RECIPE, [models.replace("}}]", f", {more}}}}}]"), *alone]))
+        assert any(words in str(problem) for problem in preflight_evaluation(both))
 
 
 def test_the_summary_of_a_run_has_its_evaluation(evaluated: str, whole: Path, run_command: Command) -> None:
