@@ -20,6 +20,8 @@ from recipes.preflight.hub import cache_folder
 from recipes.training.batches import shard_folders
 from recipes.training.checkpoints import first_rank_path
 
+ADAPTER = "pretrained_lora_id_or_path"  # of LLM Foundry's hf_causal_lm: a folder, or a name of the hub's
+
 
 def digest_of(
     entry: Mapping[str, Any], precision: str | None, run_name: str = "", code_paths: Sequence[str] = ()
@@ -28,7 +30,7 @@ def digest_of(
 
     run_name: what {run_name} in a path stands for. code_paths: files of code that the model may be made of.
     """
-    name = entry["model"].get("pretrained_model_name_or_path")
+    name, adapter = (entry["model"].get(key) for key in ("pretrained_model_name_or_path", ADAPTER))
     path = first_rank_path(str(entry["load_path"]), run_name) if entry.get("load_path") else name
     local = None if path is None or is_remote(path) else Path(str(path))
     tokenizer = Path(str(entry["tokenizer"]["name"]))
@@ -39,9 +41,12 @@ def digest_of(
     if name and not Path(str(name)).exists():
         configuration["hub"] = [name, _hub_commit("models", str(name))]
     if name and entry.get("load_path") and (Path(str(name)) / "config.json").is_file():
-        configuration["folder"] = file_digest(
-            Path(str(name)) / "config.json"
-        )  # what the checkpoint's weights are put into
+        # what the checkpoint's weights are put into; of a tuned adapter, beside which Composer saves nothing, all of it
+        has_adapter = adapter or model.get("peft_config")
+        configuration["folder"] = _contents(Path(str(name)) if has_adapter else Path(str(name)) / "config.json")
+    if adapter:
+        is_here = Path(str(adapter)).exists()
+        configuration["adapter"] = _contents(Path(str(adapter))) if is_here else _hub_commit("models", str(adapter))
     if code_paths:
         configuration["code"] = [file_digest(Path(code)) for code in code_paths if Path(code).is_file()]
     return model_digest(local, configuration, tokenizer if tokenizer.is_dir() else None)
@@ -80,11 +85,15 @@ def model_digest(weights: Path | None, configuration: Mapping[str, Any], tokeniz
     tokenizer: its folder, where it is a local one.
     """
     whole = hashlib.sha256(json.dumps(configuration, sort_keys=True, default=str).encode())
-    for path in (weights, tokenizer):
-        for file in _files(path):
-            whole.update(file.name.encode())
-            whole.update(file_digest(file).encode())
+    for name, digest in (*_contents(weights), *_contents(tokenizer)):
+        whole.update(name.encode())
+        whole.update(digest.encode())
     return whole.hexdigest()
+
+
+def _contents(path: Path | None) -> list[tuple[str, str]]:
+    """The name and the digest of a file, or of each that decides what a folder is."""
+    return [(file.name, file_digest(file)) for file in _files(path)]
 
 
 def file_digest(path: Path) -> str:

@@ -65,12 +65,36 @@ def test_models_have_the_digest_of_their_weights(tmp_path: Path, monkeypatch: py
     assert len(seen) == 10
 
 
+def test_the_weights_of_adapters_and_of_what_they_change_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    base, adapter, commit = tmp_path / "base", tmp_path / "adapter", tmp_path / "hub" / "models--x--lora" / "refs"
+    for folder in (base, adapter, commit):
+        folder.mkdir(parents=True)
+    (base / "config.json").write_text("{}")
+    files = [base / "model.safetensors", adapter / "adapter_model.safetensors", commit / "main", tmp_path / "ba1.pt"]
+    model = {"name": "hf_causal_lm", "pretrained_model_name_or_path": str(base)}
+    entries: list[tuple[dict[str, Any], list[int]]] = [  # and which of the files decide what it answers
+        ({"model": {**model, "pretrained_lora_id_or_path": str(adapter)}}, [0, 1]),
+        ({"model": {**model, "pretrained_lora_id_or_path": "x/lora"}}, [0, 2]),
+        ({"model": {**model, "peft_config": {"r": 2}}, "load_path": str(files[3])}, [0, 3]),
+        ({"model": model, "load_path": str(files[3])}, [3]),
+    ]
+    for entry, deciding in entries:
+        for number, file in enumerate(files):
+            seen = set()
+            for content in ("one", "two, of other size"):
+                file.write_text(content)
+                seen.add(digest_of({**entry, "tokenizer": {"name": "x/tokenizer"}}, "fp32"))
+            assert (len(seen) == 2) == (number in deciding)
+
+
 def test_a_folder_with_changes_is_no_folder_alone(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"max_position_embeddings": 64}')
     model = {"name": "hf_causal_lm", "pretrained_model_name_or_path": str(tmp_path)}
     assert is_folder({"model": model})
     assert longest({"model": model}, 100) == 64
-    for changed in ({"load_path": "x.pt"}, {"model": {**model, "pretrained": False}}):
+    adapted = {**model, "pretrained_lora_id_or_path": "adapter"}
+    for changed in ({"load_path": "x.pt"}, {"model": {**model, "pretrained": False}}, {"model": adapted}):
         assert not is_folder({"model": model, **changed})
     overridden = {"model": {**model, "config_overrides": {"max_position_embeddings": 32}}}
     assert not is_folder(overridden)
