@@ -29,7 +29,11 @@ def generate(
 
     as_harness: end as lm-evaluation-harness's `hf` model does, at the end tokens of the model's own generation_config
     too, and at stop strings that are special tokens; there the text is cut. LLM Foundry's tasks know neither.
+    Raises ScoringError for a prompt without tokens, which it names.
     """
+    for prompt in prompts:
+        if not prompt.tokens:
+            raise ScoringError(f"{prompt.name}: the question has no tokens, so there is nothing to go on from")
     unique = list(dict.fromkeys(prompts))
     order = sorted(range(len(unique)), key=lambda i: (unique[i].settings, unique[i].stop, -len(unique[i].tokens), i))
     batches: list[list[int]] = []

@@ -221,6 +221,9 @@ def _examples(
                     )
                 too_long |= len(context) > keep
                 requests.append(Request(context[-keep:], continuation, where))
+        if not all(before + tokens(question) for question in text.questions):
+            mend = "write one, set prompt_string, or leave the example out"
+            raise TaskError(f"{where}: there is no question, so that nothing comes before the answer: {mend}")
         prompt = None
         if generated:
             context = before + tokens(text.questions[0])

@@ -258,6 +258,11 @@ def test_random_numbers_are_kept_of_this_process_gpu_alone(
     assert not [w for w in recwarn if "CUDA" in str(w.message)]
 
 
+def test_a_prompt_without_tokens_is_named(twins: Twins) -> None:
+    with pytest.raises(ScoringError, match="task, example 2: the question has no tokens"):
+        generate(lambda: None, [Prompt((1,), 2), Prompt((), 2, name="task, example 2")], twins.tokenizer, 2)  # type: ignore[arg-type,return-value]
+
+
 def test_generated_text_is_that_of_transformers(twins: Twins) -> None:
     texts = ["The Congress", "We must all work together for the", "Peace"]
     ids = [tuple(twins.tokenizer(text)["input_ids"]) for text in texts]

@@ -153,6 +153,15 @@ def test_bad_rows_are_named(tmp_path: Path, rows: list[Any], words: str) -> None
         build(tmp_path / "task.jsonl", rows)
 
 
+@pytest.mark.parametrize("kind", ["language_modeling", "generation_task_with_answers"])
+def test_rows_without_a_question_are_named(kind: str, tmp_path: Path) -> None:
+    rows = [GOOD[kind], {**GOOD[kind], "context": " "}]
+    with pytest.raises(TaskError, match="task/0-shot, example 2: there is no question"):
+        build(tmp_path / "task.jsonl", rows, kind, continuation_delimiter=" ")
+    assert build(tmp_path / "task.jsonl", rows, kind, prompt_string="Go on: ")
+    assert build(tmp_path / "task.jsonl", rows, kind, num_fewshot=[1])
+
+
 def test_answers_that_any_text_has_are_refused(tmp_path: Path) -> None:
     path, kind = tmp_path / "task.jsonl", "generation_task_with_answers"
     for row in ({"answer": ""}, {"answer": "the"}, {"answer": "a", "aliases": [""]}):
