@@ -32,6 +32,7 @@ def evaluate(lm: Any, loaded: Any, limit: int | None = None) -> tuple[list[dict[
     with _seeded(), _templates_compiled_once(), harness_bars_on_terminals_alone():
         for name, task in loaded["tasks"].items():
             check_examples(name, task, limit)
+            task.set_fewshot_seed(seed=FEWSHOT_SEED)  # the same shots each time that a training run asks
         with _run_in_words():
             found: Any = run(lm=lm, task_dict=loaded, limit=limit, log_samples=True)
     results, examples = [], []

@@ -20,18 +20,18 @@ from composer.utils import create_interval_scheduler, dist
 from eval.backbone import Backbone
 from eval.questions import ScoringError
 from eval.suite import gauntlet_scores, logged, run_tasks, tasks_of
-from eval.tasks.rows import TaskError
 from recipes.callbacks.cost import CostMonitor
 from recipes.callbacks.log_lines import say_scores
 from recipes.callbacks.stopping import Stopper
 from recipes.json_lines import append
 from recipes.models.compiling import uncompiled
-from recipes.reports.runs import read_tasks
+from recipes.reports.runs import metrics_by_step, read_tasks
 from recipes.reports.scores import score_with_interval
-from recipes.run_files import TASKS
+from recipes.run_files import METRICS, TASKS
 from recipes.training.processes import as_first_rank_sees
 
 log = logging.getLogger("recipes")
+SECONDS = "evaluation/seconds"  # a metric of every evaluation, also of one that failed
 
 
 class TaskEvaluation(Callback):
@@ -68,18 +68,22 @@ class TaskEvaluation(Callback):
         if icl_tasks:
             subset = (subset_batches, reads, subset_of_category)
             self.tasks = tasks_of(icl_tasks, tokenizer, max_seq_len, batch_size, scratch, *subset)
-        self.harness = dict(harness_tasks) if harness_tasks else None
-        if self.harness is not None:
-            self._load_harness()  # what is missing is said now, not after the first interval
+        # what is missing is said now, and not after the first interval
+        self.harness = _load_harness(harness_tasks) if harness_tasks else None
+        self.limit = (harness_tasks or {}).get("limit")
         self._is_due = create_interval_scheduler(interval)  # before the checkpoint of the same step is saved
         self._backbone: Backbone | None = None
         self._last_batch = -1
 
     def make_up_for(self, state: State, logger: Logger) -> None:
         """Evaluate at the step that a run has come to, where a stop kept it from that."""
-        found = read_tasks(self.folder / TASKS) if dist.get_global_rank() == 0 else ()
-        if as_first_rank_sees(all(record.get("step") != int(state.timestamp.batch) for record in found)):
+        if as_first_rank_sees(dist.get_global_rank() == 0 and not self._has_judged(int(state.timestamp.batch))):
             self._evaluate(state, logger)
+
+    def _has_judged(self, step: int) -> bool:
+        """Whether this run has, and no other that was before it in this folder: tasks.jsonl has the records of both."""
+        is_noted = any(record.get("step") == step for record in read_tasks(self.folder / TASKS))
+        return is_noted and SECONDS in metrics_by_step(self.folder / METRICS).get(step, {})
 
     def fit_start(self, state: State, logger: Logger) -> None:
         if self.at_start and state.timestamp.batch == 0:
@@ -105,10 +109,7 @@ class TaskEvaluation(Callback):
                 with uncompiled(state.model):
                     results, numbers = self._scores(state)
                 trouble = ""
-            except (
-                ScoringError,
-                TaskError,
-            ) as error:  # no score is better than a wrong one, and than the end of the run
+            except ScoringError as error:  # no score is better than a wrong one, and than the end of the run
                 results, numbers, trouble = [], {}, str(error)
                 log.warning("tasks at step %d: %s", step, trouble)
             finally:
@@ -116,7 +117,7 @@ class TaskEvaluation(Callback):
         seconds = time.monotonic() - start
         rate = self.cost.rate.usd_per_device_hour
         usd = None if rate is None else seconds / 3600 * rate * dist.get_world_size()
-        spent = {"evaluation/seconds": seconds} | ({} if usd is None else {"evaluation/usd": usd})
+        spent = {SECONDS: seconds} | ({} if usd is None else {"evaluation/usd": usd})
         logger.log_metrics({**numbers, **spent})
         say_scores(state, {str(result["label"]): score_with_interval(result) for result in results})
         if dist.get_global_rank() == 0:
@@ -147,14 +148,14 @@ class TaskEvaluation(Callback):
             from eval.harness_lm import ScoringLM
 
             lm = ScoringLM(lambda: backbone, self.tokenizer, self.reads, self.batch_size)
-            found, _ = harness_results.evaluate(lm, self._load_harness(), self.harness.get("limit"))
+            found, _ = harness_results.evaluate(lm, self.harness, self.limit)
             results += found
             numbers |= {f"metrics/{r['label']}/{name}": value for r in found for name, value in r["metrics"].items()}
         return results, numbers
 
-    def _load_harness(self) -> Any:
-        from eval.harness_tasks import load_tasks
 
-        assert self.harness is not None
-        include = [Path(folder) for folder in self.harness.get("include") or []]
-        return load_tasks(self.harness["tasks"], include, self.harness.get("num_fewshot"))
+def _load_harness(settings: Mapping[str, Any]) -> Any:
+    from eval.harness_tasks import load_tasks
+
+    include = [Path(folder) for folder in settings.get("include") or []]
+    return load_tasks(settings["tasks"], include, settings.get("num_fewshot"))

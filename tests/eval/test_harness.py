@@ -240,16 +240,42 @@ def test_a_task_may_be_longer_than_the_others_of_a_run(twins: Twins, tmp_path: P
     assert (result["label"], result["truncated"]) == ("long/0-shot", 1)
 
 
-def test_tasks_that_can_no_longer_be_read_do_not_end_a_run(twins: Twins, tmp_path: Path) -> None:
+def test_tasks_of_the_harness_are_loaded_once_and_asked_alike_each_time(
+    twins: Twins, own_tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from eval import harness_results, harness_tasks
+
+    asked: list[Any] = []
+
+    def evaluated(lm: Any, loaded: Any, limit: int | None) -> Any:
+        found, examples = evaluate(lm, loaded, limit)
+        asked.append((found, [loaded["tasks"]["sotu_dates"].instances[i].args for i in range(8)]))
+        return found, examples
+
+    evaluate = harness_results.evaluate
+    monkeypatch.setattr(harness_results, "evaluate", evaluated)
+    settings = {"tasks": ["sotu_dates"], "include": [str(own_tasks)], "num_fewshot": 2, "limit": 4}
+    evaluation = in_loop(twins, tmp_path, [], None, settings)
+    again = harness_tasks.load_tasks(settings["tasks"], [own_tasks], 2)
+    monkeypatch.setattr(harness_tasks, "load_tasks", lambda *_: pytest.fail("they are loaded again"))
+    for step in (1, 2):
+        evaluate_once(evaluation, twins, step)
+    evaluation.harness = again  # as every evaluation loaded them
+    evaluate_once(evaluation, twins, 3)
+    assert asked[0] == asked[1] == asked[2]
+    assert "error" not in (tmp_path / "tasks.jsonl").read_text()
+
+
+def test_an_evaluation_is_made_up_for_by_this_runs_own_records(twins: Twins, tmp_path: Path) -> None:
+    (tmp_path / "tasks.jsonl").write_text(json.dumps({"step": 2, "tasks": []}) + "\n")
     evaluation = in_loop(twins, tmp_path, [], None)
-    evaluation.harness = {"tasks": ["t"]}
-
-    def gone() -> Any:
-        raise TaskError("its file is gone")
-
-    evaluation._load_harness = gone  # type: ignore[method-assign]
-    evaluate_once(evaluation, twins)
-    assert json.loads((tmp_path / "tasks.jsonl").read_text())["error"] == "its file is gone"
+    assert not evaluation._has_judged(2)
+    lines = [json.dumps({"step": 2, "evaluation/seconds": 1.0})]
+    for more, expected in (([], True), ([json.dumps({"step": step}) for step in (0, 1, 2)], False)):  # begun anew
+        lines += more
+        (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+        assert evaluation._has_judged(2) == expected
+    assert not evaluation._has_judged(1)
 
 
 def test_a_batch_too_large_for_tasks_does_not_end_a_run(
@@ -267,20 +293,20 @@ def test_a_batch_too_large_for_tasks_does_not_end_a_run(
     assert "no room for a batch of 1: set a smaller device_eval_batch_size" in json.loads(line)["error"]
 
 
-def in_loop(twins: Twins, folder: Path, tasks: list[Any], gauntlet: Any) -> TaskEvaluation:
+def in_loop(twins: Twins, folder: Path, tasks: list[Any], gauntlet: Any, harness_tasks: Any = None) -> TaskEvaluation:
     nothing: Any = None
     lengths = {"max_seq_len": 32, "reads": 96}
-    more = {"interval": "1ba", "at_start": False, "harness_tasks": None, "batch_size": 2}
+    more = {"interval": "1ba", "at_start": False, "harness_tasks": harness_tasks, "batch_size": 2}
     return TaskEvaluation(
         twins.tokenizer, nothing, Stopper(saves=False), folder, icl_tasks=tasks, gauntlet=gauntlet, **lengths, **more
     )  # type: ignore[arg-type]
 
 
-def evaluate_once(evaluation: TaskEvaluation, twins: Twins) -> None:
+def evaluate_once(evaluation: TaskEvaluation, twins: Twins, step: int = 1) -> None:
     """As at a step of a training run."""
     meter = {"spending": lambda _: contextlib.nullcontext(), "note": lambda *_, **__: None}
     evaluation.cost = SimpleNamespace(**meter, rate=SimpleNamespace(usd_per_device_hour=None))  # type: ignore[assignment]
-    done = SimpleNamespace(batch=1, token=9)
+    done = SimpleNamespace(batch=step, token=9)
     state: Any = SimpleNamespace(
         model=twins.composer, precision=Precision.FP32, precision_config=None, callbacks=[], timestamp=done
     )
