@@ -4,6 +4,7 @@ Exact and near duplicates are found later, by what is noted of each document her
 """
 
 import hashlib
+import re
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +24,17 @@ TOO_SHORT, TOO_LONG, PREDICATE = "too short", "too long", "refused by --filter"
 EXACT, NEAR = "exact duplicate", "near duplicate"
 _SHINGLE_WORDS = 5
 _WORD_CHARACTERS = 256
+_BLOCK_CHARACTERS = 1 << 16  # whose words are in memory at once: of Chinese that is 0.3 kB a character
+# Thai, Lao, Tibetan and Burmese; Khmer; New Tai Lue and Khmer signs; Tai Tham; Han, kana and their punctuation, without
+# Hangul, which has spaces; Burmese again; halfwidth kana.
+_UNSPACED = re.compile(
+    "([\u0e00-\u109f\u1780-\u17ff\u1980-\u19ff\u1a20-\u1aad\u2e80-\u312f\u3190-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\ua9e0-\ua9ff\uaa60-\uaa7f\uf900-\ufaff\uff66-\uff9f\U00016fe0-\U00016fff\U0001aff0-\U0001b16f\U00020000-\U0003ffff])"
+)
+_PERHAPS_UNSPACED = re.compile("[\u0e00-\u1fff\u2e80-\U0003ffff]")  # asked first: it takes a quarter of the time
+WORDS = (
+    "spaces, characters of scripts without them, 256 characters"  # what words end at: another makes other signatures
+)
 
 Predicate = Callable[[dict[str, Any]], bool]
 
@@ -114,7 +126,8 @@ def digest_pair(sha256: bytes) -> tuple[int, int]:
 def signature_of(blocks: Iterable[str]) -> npt.NDArray[np.uint32]:
     """The MinHash signature (SIGNATURES,) of a text's shingles of 5 words, in lower case; the text is given in blocks.
 
-    Of a word of more than 256 characters it takes as many.
+    A word is what stands between spaces, each character of a script that is written without them, and of more than 256
+    characters each 256 of them.
     """
     from rensa import RMinHash  # only here: an optional package
 
@@ -133,11 +146,21 @@ def signature_of(blocks: Iterable[str]) -> npt.NDArray[np.uint32]:
 
 
 def _words(blocks: Iterable[str]) -> Iterator[list[str]]:
-    """The words of a text, block by block, none of them cut where a block ends."""
+    """The words of a text, some at a time, none of them cut where a block ends."""
     begun = ""
-    for block in blocks:
-        text = begun + block
-        words = text.split()
-        begun = words.pop()[:_WORD_CHARACTERS] if words and not text[-1].isspace() else ""
-        yield [word[:_WORD_CHARACTERS].lower() for word in words]
+    pieces = (block[at : at + _BLOCK_CHARACTERS] for block in blocks for at in range(0, len(block), _BLOCK_CHARACTERS))
+    for piece in pieces:
+        text = begun + piece
+        if not text.isascii() and _PERHAPS_UNSPACED.search(text):
+            text = " ".join(_UNSPACED.split(text))
+        words = _without_long_ones(text.split())
+        begun = words.pop() if words and not text[-1].isspace() else ""
+        yield [word.lower() for word in words]
     yield [begun.lower()] if begun else []
+
+
+def _without_long_ones(words: list[str]) -> list[str]:
+    """The words, and the pieces of those that are too long."""
+    if len(max(words, key=len, default="")) <= _WORD_CHARACTERS:
+        return words
+    return [word[at : at + _WORD_CHARACTERS] for word in words for at in range(0, len(word), _WORD_CHARACTERS)]

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.curation import FilterSettings, filter_file, load_predicate
+from data_prep.curation import WORDS, FilterSettings, filter_file, load_predicate
 from data_prep.errors import PrepError, refuse_not_utf8
 from data_prep.holdout import checked_fraction
 from data_prep.long_rows import LONG_ROW
@@ -134,6 +134,7 @@ def _curation(arguments: argparse.Namespace) -> dict[str, Any]:
         "filter": arguments.filter,
         "dedup": arguments.dedup or None,
         "near_dedup": arguments.near_dedup,
+        "near_dedup_words": None if arguments.near_dedup is None else WORDS,  # earlier versions had others
         "shuffle_seed": arguments.shuffle_seed,
     }
     if arguments.near_dedup is not None and importlib.util.find_spec("rensa") is None:

@@ -130,7 +130,7 @@ def test_near_duplicates(compare: Callable[..., Any], rows: list[dict[str, Any]]
 
 def test_a_signature_does_not_depend_on_blocks(texts: list[str]) -> None:
     rng = random.Random(4)
-    text = "".join(texts[:9]) + "\u2003ΟΔΟΣ " + "x" * 300 + "\n" + "y" * 700 + " z"
+    text = "".join(texts[:9]) + "\u2003ΟΔΟΣ " + "x" * 300 + "\n" + "y" * 700 + " z漢字かな" + "ไทย" * 99 + "w" * 512
     for given in (text, "two words", "", " ", "one two three four five"):
         for longest in (1, 7, 400):
             blocks, at = [], 0
@@ -139,6 +139,22 @@ def test_a_signature_does_not_depend_on_blocks(texts: list[str]) -> None:
                 at += len(blocks[-1])
             assert signature_of(blocks).tolist() == signature_of([given]).tolist()
     assert signature_of(["a b c d e f"]).tolist() != signature_of(["a b c d e g"]).tolist()
+
+
+def test_texts_without_spaces_are_alike_by_all_that_they_hold() -> None:
+    rng = random.Random(5)
+
+    def written(first: int, last: int, count: int) -> str:
+        return "".join(chr(rng.randrange(first, last)) for _ in range(count))
+
+    for first, last in ((0x4E00, 0x9FA5), (0x3041, 0x3097), (0x0E01, 0x0E2F), (0x61, 0x7B)):
+        beginning = written(first, last, 256)
+        one, other = (signature_of([beginning, written(first, last, 5000)]) for _ in range(2))
+        assert np.mean(one == other) < 0.3
+    text = written(0x4E00, 0x9FA5, 140)
+    changed = text[:70] + "的" + text[71:]
+    assert np.mean(signature_of([text]) == signature_of([changed])) > 0.8
+    assert signature_of(["Ab漢c，字"]).tolist() == signature_of(["ab 漢 c， 字"]).tolist()
 
 
 def test_bands_find_pairs_at_the_threshold(tmp_path: Path) -> None:
