@@ -27,6 +27,7 @@ One subject a file. None imports torch or streaming, and only finetune imports t
     tasks.py            the kinds of tasks; workers.py: who does them here; cluster.py: a Ray cluster does them
     carrying_out.py     a plan carried out
     writing.py          sequences -> MDS shards; mds.py reads them
+    instruction_forms.py  the forms that instruction data is published in
     conversations.py    instruction data -> turns of ids; chat_tokenizer.py: a tokenizer that has a template for them
     manifest.py         what a finished split says about itself
     staging.py          what a run that was cut off leaves, for the next to go on from

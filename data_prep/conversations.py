@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_prep.errors import PrepError
+from data_prep.instruction_forms import EXPECTED, BadExample
 
 PROMPT_KEYS = ("prompt",)
 RESPONSE_KEYS = ("response", "completion")
@@ -30,10 +31,6 @@ DEFAULT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-
-
-class BadExample(ValueError):
-    """A row that cannot be trained on; the message is the reason."""
 
 
 @dataclass
@@ -145,7 +142,7 @@ def checked_pair(row: dict[str, Any]) -> tuple[str, str]:
     response_key = [key for key in RESPONSE_KEYS if key in row]
     if len(prompt_key) != 1 or len(response_key) != 1:
         keys = ", ".join(sorted(row)) or "none"
-        raise BadExample(f"expected prompt and response, or messages; its keys: {keys}")
+        raise BadExample(f"expected {EXPECTED}; its keys: {keys}")
     for key in (*prompt_key, *response_key):
         if not isinstance(row[key], str) or not row[key]:
             raise BadExample(f"{key!r} is {'empty' if row[key] == '' else type(row[key]).__name__}, expected text")

@@ -2,9 +2,10 @@
 
     python -m data_prep.finetune chats.jsonl --out shards/ --tokenizer tokenizer/ --seq-len 2048 --holdout 0.02
 
-A row has prompt and response, or messages, which the tokenizer's chat template puts into text. Each row is one sample
-of turns: a prompt, and the answer that the loss is on. In the recipe, `target_prompts: none` and
-`target_responses: all` put the loss on every answer and on nothing else (LLM Foundry's default is the last answer).
+A row has prompt and response, or messages, which the tokenizer's chat template puts into text; rows of Alpaca's form
+(instruction, input, output) and of ShareGPT's (conversations) become these. Each row is one sample of turns: a prompt,
+and the answer that the loss is on. In the recipe, `target_prompts: none` and `target_responses: all` put the loss on
+every answer and on nothing else (LLM Foundry's default is the last answer).
 """
 
 import argparse
@@ -16,16 +17,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from data_prep.conversations import (
-    NOT_VARIABLES,
-    BadExample,
-    ConversationTokenizer,
-    count_tokens,
-    trained_on,
-    truncated,
-)
+from data_prep.conversations import NOT_VARIABLES, ConversationTokenizer, count_tokens, trained_on, truncated
 from data_prep.errors import PrepError, changed_meanwhile, exit_status, refuse_not_utf8
 from data_prep.holdout import checked_fraction, is_held_out
+from data_prep.instruction_forms import BadExample, in_trained_form
 from data_prep.manifest import ROLE_HELD_OUT, ROLE_MAIN, Manifest, SourceRecord
 from data_prep.options import add_common_options
 from data_prep.plan import Plan, checked_common_options, held_option, is_finished, what_to_replace
@@ -160,6 +155,7 @@ def make(plan: Plan, staging: Path, out: Path, most: int) -> list[Manifest]:
                     value = parse_object(reader.rows_read, row)
                     if isinstance(value, Rejected):
                         raise BadExample(value.reason)
+                    value = in_trained_form(value)
                     turns = conversations.turns(value)
                 except BadExample as error:
                     _reject(staging, place, str(error), options["on_error"] == "skip")

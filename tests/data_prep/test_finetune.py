@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from data_prep.conversations import NOT_VARIABLES, BadExample, ConversationTokenizer, Turn, count_tokens, truncated
+from data_prep.conversations import NOT_VARIABLES, ConversationTokenizer, Turn, count_tokens, truncated
 from data_prep.errors import PrepError
 from data_prep.finetune import main
 from data_prep.holdout import is_held_out
+from data_prep.instruction_forms import BadExample
 from data_prep.mds import read_index, read_samples
 from tests.conftest import Command
 from tests.data_prep.conftest import tree
@@ -148,7 +149,7 @@ def test_turns_are_text_and_answers(with_template: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"text": "x"}, "expected prompt and response, or messages; its keys: text"),
+        ({"text": "x"}, "expected prompt and response, messages, conversations, or instruction and output; its"),
         ({"prompt": "x", "response": ""}, "'response' is empty, expected text"),
         ({"prompt": 3, "response": "x"}, "'prompt' is int, expected text"),
         ({"messages": []}, "not a list of two messages or more"),
