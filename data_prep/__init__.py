@@ -1,7 +1,8 @@
 """Text into a tokenizer (`data_prep.tokenizer`), into MDS shards (`pretrain`, `finetune`) and into what is told of them
 (`inspect`, `verify`, `mixture`).
 
-One subject a file. None imports torch or streaming, and only finetune imports transformers: commands start at once.
+One subject a file. No command imports torch or, but for copies to s3:// and the like, streaming; finetune alone imports
+transformers, and keeps it from importing torch: commands start at once.
 
     options.py          what the commands ask for in common
     plan.py             what a run will do, and how that stands to what is there

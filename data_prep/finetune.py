@@ -10,6 +10,7 @@ every answer and on nothing else (LLM Foundry's default is the last answer).
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Collection, Sequence
@@ -39,6 +40,8 @@ from data_prep.writing import JsonShardWriter
 
 HOLD_MB = 4  # of a row, as options.py says; a conversation takes a hundred times its size while it is encoded
 TOO_LONG = ("truncate", "drop", "stop")
+# With torch, and what it finds installed beside it, transformers takes ten times the memory and the time to import.
+_TOKENIZERS_ALONE = {"USE_TORCH": "0", "USE_TF": "0", "USE_FLAX": "0", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}
 
 
 class SplitWriter:
@@ -288,5 +291,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return exit_status(lambda: run(arguments))
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # and not in a process that has imported this, and may need torch
+    for name, value in _TOKENIZERS_ALONE.items():
+        os.environ.setdefault(name, value)
     sys.exit(main())
