@@ -73,8 +73,8 @@ class CostMonitor(Callback):
     Logged: `cost/usd`, `cost/usd_per_million_tokens`, `cost/usd_projected_total`, `cost/hours_left`,
     `cost/finish_unix_s`, `cost/goodput`, `energy/kwh`, `energy/kg_co2e`, `throughput/tokens_per_s`, `throughput/mfu`
     and `wall/<phase>_s`. The progress bar shows the first few. The cost metrics need a rate, energy known watts, MFU a
-    known device: what is not known is not logged. Goodput is the share of the billed time that went into training
-    steps which were not lost: (wall/train_s - wall/lost_s) / all. MFU counts the model's `flops_per_batch` (LLM
+    known device: what is not known is not logged. Goodput is the share of the billed time of all devices that
+    went into training steps which were not lost. MFU counts the model's `flops_per_batch` (LLM
     Foundry: 6 N + 12 n_layers d_model S a token, no recomputation) over the dense peak of the devices at the run's
     precision; every rank is taken to have a batch of the shape of rank 0's.
 

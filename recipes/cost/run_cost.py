@@ -21,7 +21,7 @@ class RunCost:
     checkpoint_s: float
     other_s: float
     lost_s: float  # of train_s: steps whose work was not kept
-    goodput: float | None  # (train_s - lost_s) / wall_s
+    goodput: float | None  # (train_s - lost_s) / wall_s, of all devices
     starts: int  # processes so far, one more than the restarts
     devices: int  # of the current process
     device_hours: float

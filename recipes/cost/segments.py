@@ -5,8 +5,7 @@ A segment is one process of a run, from its start to its end or its death. Durat
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,8 +50,9 @@ class Totals:
 
     seconds: Mapping[str, float]  # billed, by phase
     lost_s: float  # of seconds["train"]: steps that were lost in a crash and done again
-    device_hours: float
+    device_seconds: Mapping[str, float]  # by part, as in `parts`: starts may have different numbers of devices
     usd: float | None
+    usd_by_part: Mapping[str, float] | None  # each start at its own rate; None where usd is
     tokens: int  # that the model has learned from
     tokens_processed: int  # these and the ones repeated after restarts
     mfu: float | None  # of the processes whose peak is known
@@ -63,6 +63,10 @@ class Totals:
         return sum(self.seconds.values())
 
     @property
+    def device_hours(self) -> float:
+        return sum(self.device_seconds.values()) / 3600
+
+    @property
     def tokens_per_s(self) -> float | None:
         """All devices together, over training and data time."""
         active_s = self.seconds["train"] + self.seconds["data"]
@@ -71,12 +75,18 @@ class Totals:
     @property
     def parts(self) -> dict[str, float]:
         """Seconds by phase, with `lost` taken out of `train`: they add up to wall_s."""
-        return {**self.seconds, "train": self.seconds["train"] - self.lost_s, "lost": self.lost_s}
+        return _parts(self.seconds, self.lost_s)
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Of the billed time of all devices, by part; zeros before any was billed."""
+        whole = sum(self.device_seconds.values())
+        return {part: s / whole if whole else 0.0 for part, s in self.device_seconds.items()}
 
     @property
     def goodput(self) -> float | None:
-        """The share of billed time in which the model learned what it now knows."""
-        return self.parts["train"] / self.wall_s if self.wall_s else None
+        """The share of the billed time of all devices in which the model learned what it now knows."""
+        return self.shares["train"] if self.wall_s else None
 
     @property
     def usd_per_million_tokens(self) -> float | None:
@@ -91,16 +101,31 @@ def totals_of(segments: Iterable[Segment], tokens: int) -> Totals:
     segments = list(segments)
     counted = [s for s in segments if s.peak_flops_per_s and s.flops]
     at_peak = sum((s.seconds["train"] + s.seconds["data"]) * s.devices * (s.peak_flops_per_s or 0) for s in counted)
+    lost_s, usd, rates = lost_seconds(segments, tokens), usd_of(segments), _rate_by_segment(segments)
+    parts = [_parts(s.seconds, lost) for s, lost in zip(segments, lost_s, strict=True)]
     return Totals(
         seconds={phase: sum(s.seconds[phase] for s in segments) for phase in PHASES},
-        lost_s=lost_seconds(segments, tokens),
-        device_hours=sum(s.device_hours for s in segments),
-        usd=usd_of(segments),
+        lost_s=sum(lost_s),
+        device_seconds=_sum_by_part(parts, [s.devices for s in segments]),
+        usd=usd,
+        usd_by_part=None
+        if usd is None
+        else _sum_by_part(parts, [s.devices * (rates[s.id] or 0.0) / 3600 for s in segments]),
         tokens=tokens,
         tokens_processed=sum(s.tokens for s in segments),
         mfu=sum(s.flops for s in counted) / at_peak if at_peak else None,
         device_kwh=_device_kwh(segments),
     )
+
+
+def _parts(seconds: Mapping[str, float], lost_s: float) -> dict[str, float]:
+    """Seconds by phase, with `lost` taken out of `train`."""
+    return {**seconds, "train": seconds["train"] - lost_s, "lost": lost_s}
+
+
+def _sum_by_part(parts: Sequence[Mapping[str, float]], weights: Sequence[float]) -> dict[str, float]:
+    pairs = list(zip(parts, weights, strict=True))
+    return {part: sum(each[part] * weight for each, weight in pairs) for part in (*PHASES, "lost")}
 
 
 def _device_kwh(segments: Iterable[Segment]) -> float | None:
@@ -156,12 +181,18 @@ def merge(sources: Iterable[Mapping[str, Segment]]) -> dict[str, Segment]:
 
 
 def usd_by_segment(segments: Iterable[Segment]) -> dict[str, float | None]:
-    """Dollars of each by id, at the rate that it ran at; None where that is not known.
+    """Dollars of each by id, at the rate that it ran at; None where that is not known."""
+    segments = list(segments)
+    rates = _rate_by_segment(segments)
+    return {s.id: None if (rate := rates[s.id]) is None else s.device_hours * rate for s in segments}
+
+
+def _rate_by_segment(segments: Sequence[Segment]) -> dict[str, float | None]:
+    """Dollars a device-hour of each by id.
 
     One that knew none has the last rate of the same kind of device, and one that died before it knew its device the
     last of any: a run does not go on for nothing because one start of it could not be priced.
     """
-    segments = list(segments)
     rates = {s.gpu: s.usd_per_device_hour for s in segments if s.usd_per_device_hour is not None}
     last = next((s.usd_per_device_hour for s in reversed(segments) if s.usd_per_device_hour is not None), None)
     found: dict[str, float | None] = {}
@@ -169,7 +200,7 @@ def usd_by_segment(segments: Iterable[Segment]) -> dict[str, float | None]:
         rate = segment.usd_per_device_hour
         if rate is None:
             rate = rates.get(segment.gpu) if segment.knew_its_device else last
-        found[segment.id] = None if rate is None else segment.device_hours * rate
+        found[segment.id] = rate
     return found
 
 
@@ -185,23 +216,22 @@ def usd_of(segments: Iterable[Segment], otherwise: float | None = None) -> float
     return None if None in each.values() else sum(usd for usd in each.values() if usd is not None)
 
 
-def lost_seconds(segments: Iterable[Segment], tokens: int) -> float:
-    """Training seconds whose steps a later process did again, or that no process has gone on from.
+def lost_seconds(segments: Iterable[Segment], tokens: int) -> list[float]:
+    """Of each segment, the training seconds whose steps a later process did again, or that no process has gone on from.
 
     A process that began after `tokens_from` tokens and trained on `tokens` more has lost those beyond the point where
     the next one began; `tokens` is where the run stands now. Its training time is lost in the same proportion. One that
     died in its first step has lost it all; the last may be in it still.
     """
     segments = list(segments)
-    lost = sum(s.seconds["train"] for s in segments[:-1] if s.tokens == 0)
-    trained = [s for s in segments if s.tokens > 0]
-    if not trained:
-        return lost
-    starts = [s.tokens_from for s in trained[1:]] + [tokens]
-    went_on_from = list(itertools.accumulate(reversed(starts), min))[
-        ::-1
-    ]  # a later one may go back further than the next
-    for segment, start in zip(trained, went_on_from, strict=True):
-        repeated = max(0, segment.tokens_from + segment.tokens - start)
-        lost += segment.seconds["train"] * min(1.0, repeated / segment.tokens)
-    return lost
+    lost = []
+    went_on_from = tokens  # the least of all starts behind: a later one may go back further than the next
+    for i, segment in reversed(list(enumerate(segments))):
+        if segment.tokens == 0:
+            share = float(i < len(segments) - 1)
+        else:
+            repeated = max(0, segment.tokens_from + segment.tokens - went_on_from)
+            share = min(1.0, repeated / segment.tokens)
+            went_on_from = min(went_on_from, segment.tokens_from)
+        lost.append(segment.seconds["train"] * share)
+    return lost[::-1]

@@ -142,6 +142,8 @@ def to_json(bill: Bill) -> dict[str, Any]:
         "usd": bill.total.usd,
         "tokens": bill.total.tokens,
         "seconds": bill.total.parts,
+        "device_seconds": bill.total.device_seconds,
+        "usd_by_part": bill.total.usd_by_part,
         "goodput": bill.total.goodput,
         "warnings": list(bill.warnings),
     }
@@ -181,7 +183,7 @@ def print_bills(bills: Sequence[Bill]) -> None:
         usd_in_all = "?" if run.usd is None else f"{run.usd:,.4f}"
         table.add_row("all", "", "", "", in_words(run.wall_s), training, f"{run.tokens:,}", usd_in_all, style="bold")
         console.print(table)
-        shares = [f"{name} {s / run.wall_s:.1%}" for name, s in run.parts.items() if s > 0] if run.wall_s else []
+        shares = [f"{name} {share:.1%}" for name, share in run.shares.items() if share > 0]
         console.print(f"  goodput {run.goodput or 0:.1%} of {run.device_hours:.4g} device-hours: {', '.join(shares)}")
         for source in dict.fromkeys(start.rate_source for start in bill.starts if start.rate_source):
             console.print(f"  rate: {escape(source)}")

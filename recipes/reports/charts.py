@@ -81,7 +81,7 @@ def share_bar(shares: Iterable[tuple[str, str, float]]) -> Markup:
         x += width
     return Markup(
         f'<svg class="bar" viewBox="0 0 {WIDTH} {height}" preserveAspectRatio="none" role="img" '
-        f'aria-label="shares of the billed time">{"".join(parts)}</svg>'
+        f'aria-label="shares of the billed time of all devices">{"".join(parts)}</svg>'
     )
 
 

@@ -72,7 +72,7 @@ def page(runs: Sequence[RunRecord]) -> str:
         title=names[0] if len(runs) == 1 else f"{len(runs)} runs: {', '.join(names)}",
         key_figures={name: [column.get(name, "") for column in columns] for name in dict.fromkeys(chain(*columns))},
         loss_charts={x_label: _loss_chart(runs, x_label) for x_label in ("tokens", "dollars")},
-        bars=[share_bar((name, part, _share(run, part)) for part, name in PARTS.items()) for run in runs],
+        bars=[share_bar((name, part, run.bill.total.shares[part]) for part, name in PARTS.items()) for run in runs],
         parts=_parts(runs),
         plans=[(run, figures(run), reasons(run)) for run in runs],
         scores=[row for run in runs for row in _scores(run, len(runs) > 1)],
@@ -118,18 +118,14 @@ def _parts(runs: Sequence[RunRecord]) -> list[tuple[str, str, list[str]]]:
     """(CSS class, name, cells) of what was paid for. Cells: a run's time, share and dollars; of several, the shares."""
     rows = []
     for part, name in PARTS.items():
-        cells = [f"{_share(run, part):.1%}" for run in runs]
+        cells = [f"{run.bill.total.shares[part]:.1%}" for run in runs]
         if len(runs) == 1:
             paid = runs[0].bill.total
-            usd = None if paid.usd is None else paid.usd * _share(runs[0], part)
+            usd = None if paid.usd_by_part is None else paid.usd_by_part[part]
             cells = [in_words(paid.parts[part]), *cells, _usd(usd)]
         if any(run.bill.total.parts[part] > 0 for run in runs):
             rows.append((part, name, cells))
     return rows
-
-
-def _share(run: RunRecord, part: str) -> float:
-    return run.bill.total.parts[part] / (run.bill.total.wall_s or 1.0)
 
 
 def _scores(run: RunRecord, several: bool) -> Iterator[tuple[str, ...]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from recipes.reports.bill import print_bills, read_bill
+from recipes.reports.page import write_page
 
 from ..conftest import Command
 from ..run_folders import BEGAN, FIRST, TOKENS_PER_STEP, USD, WALL_S, crashed_run, ledger_line
@@ -23,6 +24,26 @@ def test_every_start_is_billed_and_lost_steps_are_named(tmp_path: Path) -> None:
     assert bill.total.parts["lost"] == pytest.approx(600 * 100 / 1600)
     assert sum(bill.total.parts.values()) == pytest.approx(bill.total.wall_s) == pytest.approx(WALL_S)
     assert bill.total.goodput == pytest.approx((2000 - 37.5) / WALL_S)
+
+
+def test_parts_are_of_all_devices_at_the_rate_of_their_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = {"usd_per_device_hour": 2.0, "tokens": 100}
+    lines = [
+        ledger_line("end", "a", BEGAN, {"train": 3600.0}, devices=64, **more),
+        ledger_line("end", "b", BEGAN + 9, {"evaluation": 3600.0}, devices=8, tokens_from=75, **more),
+    ]
+    (tmp_path / "ledger.jsonl").write_text("\n".join(lines) + "\n")
+    bill = read_bill(tmp_path)
+    assert bill.total.usd_by_part is not None
+    paid = {part: usd for part, usd in bill.total.usd_by_part.items() if usd}
+    assert paid == pytest.approx({"train": 96, "lost": 32, "evaluation": 16})
+    assert bill.total.parts["lost"] == 900
+    print_bills([bill])
+    assert "goodput 66.7% of 72 device-hours: train 66.7%, evaluation 11.1%, lost 22.2%" in capsys.readouterr().out
+    html = write_page([tmp_path]).read_text()
+    assert [f'<td class="n">{usd}</td></tr>' in html for usd in ("$96.00", "$32.00", "$16.00")] == [True] * 3
 
 
 def test_the_command_prints_a_table_and_the_sum_of_runs(tmp_path: Path, run_command: Command) -> None:
