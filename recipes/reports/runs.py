@@ -48,7 +48,8 @@ def metrics_by_step(path: Path) -> dict[int, dict[str, float]]:
         except (KeyError, TypeError, ValueError):
             continue
         if steps and step < next(reversed(steps)):
-            steps = {done: values for done, values in steps.items() if done <= step}
+            # the steps before it stand, but a run that begins anew goes on from none
+            steps = {done: values for done, values in steps.items() if done <= step} if step else {}
         steps.setdefault(step, {}).update(record)
     return steps
 
@@ -116,15 +117,24 @@ def read_metrics(path: Path) -> Iterator[Mapping[str, float]]:
 
 
 def read_tasks(path: Path) -> tuple[Mapping[str, Any], ...]:
-    """One record a step, the last one written, with what all of that step cost; a line torn by a kill is left out."""
+    """One record a step, the last one written; without those of steps that a later start did again, or never came to.
+
+    What these had cost is added to the record that came after them. A line torn by a kill is left out.
+    """
     by_step: dict[int, Mapping[str, Any]] = {}
     for record in json_lines.read(path):
         try:
             if record is None:
                 continue
-            before = by_step.get(int(record["step"]), {})
-            paid = {key: before[key] + record[key] for key in ("seconds", "usd") if before.get(key) and record.get(key)}
-            by_step[int(record["step"])] = {**record, **paid, "tasks": list(record["tasks"])}
+            step = int(record["step"])
+            undone = [done for done in by_step if done >= step]
+            paid = {
+                key: sum((by_step[done].get(key) or 0 for done in undone), start=record[key])
+                for key in ("seconds", "usd")
+                if record.get(key)
+            }
+            kept = {**record, **paid, "tasks": list(record["tasks"])}
         except (ValueError, KeyError, TypeError):
             continue
-    return tuple(record for _, record in sorted(by_step.items()))
+        by_step = {done: each for done, each in by_step.items() if done < step} | {step: kept}
+    return tuple(by_step.values())

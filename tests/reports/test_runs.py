@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from recipes.callbacks.metrics_file import MetricsFile
-from recipes.reports.runs import TRAIN_LOSS, metrics_by_step, not_finite_since
+from recipes.reports.runs import TRAIN_LOSS, metrics_by_step, not_finite_since, read_tasks
 
 
-def write(path: Path, *records: dict[str, float]) -> None:
+def write(path: Path, *records: dict[str, Any]) -> None:
     with path.open("a") as file:
         file.write("".join(json.dumps(record) + "\n" for record in records))
 
@@ -28,6 +28,20 @@ def test_steps_that_a_later_start_did_again_or_never_came_to_are_not_its_own(tmp
     assert found[6]["loss"] == 3.5
     write(path, {"step": 0, "loss": 9.0}, {"step": 1, "loss": 8.0})  # from the beginning, and shorter
     assert {step: values["loss"] for step, values in metrics_by_step(path).items()} == {0: 9.0, 1: 8.0}
+    write(path, {"step": 0, "usd": 0.0})
+    assert metrics_by_step(path) == {0: {"step": 0, "usd": 0.0}}  # the old run's loss is not its own
+
+
+def test_scores_of_a_run_that_began_anew_are_its_own_and_all_are_paid_for(tmp_path: Path) -> None:
+    path = tmp_path / "tasks.jsonl"
+    write(path, *({"step": step, "seconds": 10, "usd": 1.0, "tasks": []} for step in (100, 200, 300, 300)))
+    write(path, {"step": 100, "seconds": 10, "usd": 1.0, "tasks": []})
+    assert [(each["step"], each["seconds"], each["usd"]) for each in read_tasks(path)] == [(100, 50, 5.0)]
+    write(path, {"step": 200, "seconds": 10, "usd": None, "tasks": []})
+    assert [(each["step"], each["seconds"], each["usd"]) for each in read_tasks(path)] == [
+        (100, 50, 5.0),
+        (200, 10, None),
+    ]
 
 
 def test_lines_without_a_step_are_left_out(tmp_path: Path) -> None:
