@@ -21,6 +21,7 @@ OPTIMIZER_BYTES: Mapping[str, int] = {
 }
 SHARDINGS = ("FULL_SHARD", "SHARD_GRAD_OP", "HYBRID_SHARD", "_HYBRID_SHARD_ZERO2", "NO_SHARD")
 PADDED = ("finetuning", "preferences")  # loaders whose rows may end before max_seq_len
+DROPS_LAST = ("preferences",)  # loaders that leave out an epoch's last batch, if it is no whole one, unless told not to
 MICROBATCH_AUTO = "auto"
 # What is done again for a backward pass. `selective_checkpointing` repeats a block's operations but matrix products;
 # FlexAttention's compiled kernel it does not see, and repeats. `activation_checkpointing` repeats whole blocks.
@@ -179,9 +180,14 @@ def steps_of_run(recipe: Mapping[str, Any], dataset_tokens: int | None = None) -
         return -(-amount // positive_integer("global_train_batch_size", _required(recipe, "global_train_batch_size")))
     if unit != "ep" or dataset_tokens is None:
         return None
-    drop_last = isinstance(loader, Mapping) and loader.get("drop_last")
     per_epoch, left = divmod(dataset_tokens, tokens_per_step(recipe))
-    return amount * (per_epoch + bool(left and not drop_last))
+    return amount * (per_epoch + bool(left and not drops_last(recipe)))
+
+
+def drops_last(recipe: Mapping[str, Any]) -> bool:
+    """Whether the training loader leaves out what is no whole batch; where the recipe is silent, by its default."""
+    loader = recipe.get("train_loader")
+    return isinstance(loader, Mapping) and bool(loader.get("drop_last", loader.get("name") in DROPS_LAST))
 
 
 def tokens_of_run(recipe: Mapping[str, Any], dataset_tokens: int | None = None) -> int | None:

@@ -16,7 +16,7 @@ from recipes.config.load import Recipe
 from recipes.cost.architecture import OURS
 from recipes.cost.hardware import Gpu
 from recipes.cost.memory import largest_microbatch
-from recipes.cost.setup import read_setup, sequences_per_item, steps_of_run, tokens_per_step
+from recipes.cost.setup import drops_last, read_setup, sequences_per_item, steps_of_run, tokens_per_step
 from recipes.ranks import world_size
 
 
@@ -109,9 +109,11 @@ def sequences_per_epoch(recipe: Recipe) -> int | None:
 def too_little_data(recipe: Recipe, batches: Batches) -> str | None:
     """What is wrong where the training data gives not one batch; None where it does, or that cannot be said."""
     there = sequences_per_epoch(recipe)
-    if there is None or not recipe.get("train_loader.drop_last") or batches.sequences_per_device == 0:
+    if there is None or not drops_last(recipe.values) or batches.sequences_per_device == 0:
         return None
-    if math.ceil(there / batches.devices) >= batches.sequences_per_device:  # Streaming deals them out evenly
+    # Streaming deals them out evenly, with some twice; the sampler of pairs leaves out what does not go round
+    each = there // batches.devices if recipe.get("dpo") else math.ceil(there / batches.devices)
+    if each >= batches.sequences_per_device:
         return None
     return (
         f"{there:,} {batches.items} are fewer than a batch of {batches.sequences_per_step:,}, and drop_last leaves out "

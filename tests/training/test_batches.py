@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from composer import DataSpec
 from recipes import build
 from recipes.config.load import Recipe, load
 from recipes.cost.hardware import find_gpu
+from recipes.cost.setup import drops_last
 from recipes.training.batches import (
     dataset_tokens,
     microbatch_with_room,
@@ -20,6 +22,7 @@ from recipes.training.batches import (
     sequences_per_epoch,
     too_little_data,
 )
+from recipes.training.preferences import build_preference_loader
 
 
 def recipe(folder: Path, duration: str = "1ep", dataset: dict[str, Any] | None = None, **more: Any) -> Recipe:
@@ -110,6 +113,34 @@ def test_an_epoch_of_pairs_is_the_rows_of_their_file(tmp_path: Path) -> None:
     made = recipe(tmp_path / "data", dataset={"path": str(tmp_path / "pairs.jsonl")}, dpo={"beta": 0.1})
     assert plan_batches(made, 1).steps == 2
     assert dataset_tokens(made) == 20 * 2 * 128
+
+
+@pytest.mark.parametrize(
+    ("pairs", "devices", "said", "steps", "is_enough"),
+    [
+        (10, 1, {}, 2, True),
+        (10, 1, {"drop_last": False}, 4, True),
+        (5, 1, {}, 0, False),
+        (5, 1, {"drop_last": False}, 2, True),
+        (15, 2, {}, 0, False),  # seven each: the sampler leaves out the last, too
+    ],
+)
+def test_pairs_that_are_no_whole_batch_are_left_out_unless_the_recipe_keeps_them(
+    pairs: int, devices: int, said: dict[str, bool], steps: int, is_enough: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "pairs.jsonl").write_text("{}\n" * pairs)
+    loader = {"name": "preferences", "dataset": {"path": str(tmp_path / "pairs.jsonl")}, **said}
+    more = {"dpo": {"beta": 0.1}, "global_train_batch_size": 8 * devices}
+    made = recipe(tmp_path / "data", "2ep", train_loader=loader, **more)
+    batches = plan_batches(made, devices)
+    assert batches.steps == steps
+    assert (too_little_data(made, batches) is None) is is_enough
+
+
+def test_what_an_unsaid_drop_last_is_taken_for_is_the_loaders_own_default() -> None:
+    default = inspect.signature(build_preference_loader).parameters["drop_last"].default
+    assert drops_last({"train_loader": {"name": "preferences"}}) is default
+    assert not drops_last({"train_loader": {"name": "text"}})
 
 
 def test_a_pair_is_two_sequences(tmp_path: Path) -> None:
