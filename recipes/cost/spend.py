@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from recipes.cost.architecture import RWKV
+from recipes.cost.architecture import MODEL_DEFAULTS, RWKV
 from recipes.cost.estimate import WHOLE_RUN_MID
 from recipes.cost.hardware import Gpu
 from recipes.cost.memory import largest_microbatch
@@ -124,31 +124,34 @@ def gpu_hours_for(budget_usd: float, usd_per_gpu_hour: float) -> float:
 
 def _candidates(recipe: Mapping[str, Any], gpu: Gpu, gpus: int) -> Iterator[tuple[Setup, tuple[str, ...]]]:
     """Every size that fits the devices, checkpointed as the recipe says or else."""
+    own = read_setup(recipe, gpus).recompute
+    choices: tuple[Recompute, ...] = ("nothing" if own == "blocks" else own, "blocks")
     for layers in range(2, MOST_LAYERS + 1):
-        changes = _shape(recipe["model"], layers)
-        if changes is None:
+        shape = _shape(recipe["model"], layers)
+        if shape is None:
             continue
-        sized = _changed(recipe, changes)
-        own = read_setup(sized, gpus)
-        choices: tuple[Recompute, ...] = ("nothing" if own.recompute == "blocks" else own.recompute, "blocks")
         for recompute in choices:
-            setup = dataclasses.replace(own, microbatch_sequences=1, recompute=recompute)
-            most = largest_microbatch(setup, gpu)
+            keys = {**shape, "device_train_microbatch_size": 1}
+            if recompute != own:
+                keys["fsdp_config.activation_checkpointing"] = recompute == "blocks"
+                if own == "operations":
+                    keys["selective_checkpointing"] = False
+            setup = read_setup(_changed(recipe, keys), gpus)  # with these keys, one of which may turn FSDP on
+            keys["device_train_microbatch_size"] = most = largest_microbatch(setup, gpu)
             if most:
-                keys = {**changes, "device_train_microbatch_size": most}
-                if recompute != own.recompute:
-                    keys["fsdp_config.activation_checkpointing"] = str(recompute == "blocks").lower()
-                    if own.recompute == "operations":
-                        keys["selective_checkpointing"] = "false"
-                texts = tuple(f"{key}={value}" for key, value in keys.items())
+                texts = tuple(f"{key}={str(value).lower()}" for key, value in keys.items())
                 yield dataclasses.replace(setup, microbatch_sequences=most), texts
 
 
 def _shape(model: Mapping[str, Any], layers: int) -> dict[str, Any] | None:
-    """Keys that give a model this many layers; None where its key-value heads do not divide so many heads."""
+    """Keys that give a model this many layers; None where no such model can be built.
+
+    That is where its key-value heads do not divide so many heads, or RWKV's ratio makes no whole width.
+    """
     width = HEAD_DIM * layers
     keys: dict[str, Any] = {"model.d_model": width, "model.n_heads": layers, "model.n_layers": layers}
-    if model.get("name") == RWKV:
+    is_rwkv = model.get("name") == RWKV
+    if is_rwkv:
         del keys["model.n_heads"]
     if model.get("head_dim") is not None:
         keys["model.head_dim"] = HEAD_DIM
@@ -156,8 +159,13 @@ def _shape(model: Mapping[str, Any], layers: int) -> dict[str, Any] | None:
     if kv_heads and layers % kv_heads:
         return None
     hidden = (model.get("ffn_config") or {}).get("ffn_hidden_size")
-    if hidden:
-        keys["model.ffn_config.ffn_hidden_size"] = round(hidden / model.get("d_model", 2048) * width / 64) * 64
+    values = {**MODEL_DEFAULTS, **{key: value for key, value in model.items() if value is not None}}
+    ratio = hidden / values["d_model"] if hidden else values["expansion_ratio"]
+    is_whole = abs(ratio * width - round(ratio * width)) <= (1e-6 if is_rwkv else 0)
+    if is_rwkv and not is_whole:  # which has no key for it
+        return None
+    if hidden or not is_whole:
+        keys["model.ffn_config.ffn_hidden_size"] = round(ratio * width / 64) * 64
     return keys
 
 
@@ -167,6 +175,8 @@ def _changed(recipe: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
         *sections, last = key.split(".")
         section = changed
         for name in sections:
+            if not section.get(name):  # absent, or null
+                section[name] = {}
             section = section[name]
         section[last] = value
     return changed

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from recipes.config.check import check
 from recipes.config.load import load
 from recipes.cost.architecture import model_shape
 from recipes.cost.duration import hours_of, in_words
+from recipes.cost.estimate import estimate
 from recipes.cost.hardware import find_gpu
 from recipes.cost.scaling import scaling_law
 from recipes.cost.spend import best_for
@@ -162,8 +164,6 @@ def test_a_budget_alone_buys_the_best_model_and_its_recipe_is_sound(run_command:
 
 
 def test_a_budget_for_rwkv_names_keys_that_it_has(run_command: Command) -> None:
-    from recipes.config.check import check
-
     asked = "yamls/pretrain/rwkv-169m.yaml"
     best = plan(run_command, asked, "--budget", "500", "--gpu", "h100", "--gpus", "8")["best_for_budget"]
     assert any(override.startswith("model.d_model=") for override in best["overrides"])
@@ -183,6 +183,30 @@ def test_more_money_is_never_worse_and_a_deadline_limits_it() -> None:
     assert in_a_day.limited_by == "deadline"
     assert in_a_day.gpu_hours == 64 * 24
     assert best_for(recipe, gpu, 64, 1e-6, 2.0) is None  # not one step
+
+
+@pytest.mark.parametrize(
+    ("recipe", "gpu", "changes"),
+    [
+        ("yamls/pretrain/mpt-125m.yaml", "h100", {"model.expansion_ratio": 2.6666666666666665}),  # of few widths whole
+        (SEVEN_B, "a100-40gb", {"fsdp_config": None}),  # which a key for checkpointing turns on
+    ],
+)
+def test_what_is_counted_is_what_the_overrides_make(
+    recipe: str, gpu: str, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    asked = [f"{key}={'null' if value is None else value}" for key, value in changes.items()]
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(load(ROOT / recipe, asked).to_yaml())
+    bought = best_for(load(mine).values, find_gpu(gpu), 8, 1e4, 2.0)
+    assert bought is not None
+    made = load(mine, bought.overrides)
+    assert check(made) == []
+    planned = estimate(made.values, gpu, 8, usd_per_gpu_hour=2.0)
+    assert planned.fits
+    assert (planned.params_total, planned.mfu) == (bought.params_total, bought.mfu)
+    assert planned.usd is not None
+    assert planned.usd.mid == pytest.approx(1e4, rel=0.01)
 
 
 def test_what_does_not_fit_is_within_no_budget(run_command: Command) -> None:
