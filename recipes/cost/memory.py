@@ -141,8 +141,8 @@ def largest_microbatch(setup: Setup, gpu: Gpu) -> int:
 def smallest_change(setup: Setup, gpu: Gpu) -> str | None:
     """The first of these that makes a step fit, cheapest first, as a sentence; None when it fits as it is.
 
-    A smaller micro-batch costs nothing but a little speed, checkpointing a third more compute, sharding communication,
-    and more GPUs money.
+    A smaller micro-batch costs nothing but a little speed, 16-bit weights that adapters leave as they are some of their
+    digits, checkpointing a third more compute, sharding communication, and more GPUs money.
     """
     if fits(setup, gpu):
         return None
@@ -155,9 +155,15 @@ def smallest_change(setup: Setup, gpu: Gpu) -> str | None:
         attempts.append(("model.attn_config.attn_impl: flash", {"attn_impl": "flash"}))
     if setup.loss == "torch":
         attempts.append(("model.loss_fn: fused_crossentropy", {"loss": "chunked"}))
+    if setup.is_frozen and setup.master_bytes == FP32_BYTES:
+        halved = {"master_bytes": FP32_BYTES // 2, "optimizer_bytes": setup.optimizer_bytes // 2}
+        attempts.append(("model.master_weights_dtype: bf16", halved))
     if setup.recompute != "blocks":
         selective = " without selective_checkpointing" if setup.recompute == "operations" else ""
-        attempts.append((f"fsdp_config.activation_checkpointing: true{selective}", {"recompute": "blocks"}))
+        turned_on = {} if setup.has_fsdp or setup.gpus == 1 else {"sharding": "FULL_SHARD"}  # by any key of its section
+        attempts.append(
+            (f"fsdp_config.activation_checkpointing: true{selective}", {"recompute": "blocks", **turned_on})
+        )
     if setup.gpus > 1 and setup.sharding != "FULL_SHARD":
         attempts.append(("fsdp_config.sharding_strategy: FULL_SHARD", {"sharding": "FULL_SHARD"}))
     keys: list[str] = []
@@ -168,16 +174,15 @@ def smallest_change(setup: Setup, gpu: Gpu) -> str | None:
         keys.append(key)
         if fits(one, gpu):
             return _sentence(keys, one, setup)
-    gpus = setup.gpus
-    while gpus < MOST_GPUS:
-        gpus *= 2
-        if setup.global_batch_sequences % gpus:
-            break  # the batch cannot be shared by so many
+    fewest, most = setup.gpus + 1, min(setup.global_batch_sequences, MOST_GPUS)
+    shared = [gpus for gpus in range(fewest, most + 1) if setup.global_batch_sequences % gpus == 0]
+    for gpus in shared:
         more = dataclasses.replace(one, gpus=gpus, sharding="FULL_SHARD" if setup.gpus == 1 else one.sharding)
         if fits(more, gpu):
             return _sentence([*keys, f"{gpus} GPUs with fsdp_config.sharding_strategy: {more.sharding}"], more, setup)
     needed, has = memory(one, gpu).total_gib, gpu.visible_memory_gib
-    other_batch = f", or a global_train_batch_size that {gpus} GPUs can share" if gpus < MOST_GPUS else ""
+    beyond = 2 * max(shared, default=setup.gpus)
+    other_batch = f", or a global_train_batch_size that {beyond} GPUs can share" if beyond <= MOST_GPUS else ""
     return f"use a GPU with more memory{other_batch}: here {needed:.0f} GiB are needed and {gpu.name} has {has:.0f}"
 
 

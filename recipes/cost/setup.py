@@ -44,6 +44,7 @@ class Setup:
     trained_parameters: int  # all, or LoRA's
     sequences_per_item: int  # of a batch: DPO's are pairs
     has_reference: bool  # one more forward pass, of DPO's model without adapters
+    has_fsdp: bool  # whether the recipe has an fsdp_config, even one that does not shard
     sharding: str
     shard_degree: int | None  # devices of one copy of the model, where fsdp_config states it
     recompute: Recompute
@@ -144,6 +145,7 @@ def read_setup(recipe: Mapping[str, Any], gpus: int) -> Setup:
         trained_parameters=adapter_parameters(shape, lora) if lora else parameters.total,
         sequences_per_item=sequences_per_item(recipe),
         has_reference=is_dpo,
+        has_fsdp=recipe.get("fsdp_config") is not None,
         sharding=_sharding(recipe.get("fsdp_config"), gpus),
         shard_degree=shard_degree(fsdp, gpus),
         recompute=_recompute(recipe),

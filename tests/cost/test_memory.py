@@ -162,6 +162,21 @@ def test_smallest_change() -> None:
     alone = smallest_change(mpt_7b(1, sharding="NO_SHARD", recompute="blocks", microbatch_sequences=1), A100_80)
     assert alone == "set 2 GPUs with fsdp_config.sharding_strategy: FULL_SHARD"
 
+    for gpus in (3, 6, 12):  # which doubling never takes to a divisor of the batch
+        small = mpt_7b(gpus, recompute="blocks", microbatch_sequences=1, global_batch_sequences=32)
+        answer = smallest_change(small, dataclasses.replace(A100_40, visible_memory_gib=8.0))
+        assert answer == "set 32 GPUs with fsdp_config.sharding_strategy: FULL_SHARD"
+
+    none: dict[str, Any] = {
+        **RECIPE,
+        "fsdp_config": None,
+        "device_train_microbatch_size": 1,
+    }  # FSDP comes on with its key
+    assert smallest_change(read_setup(none, 8), A100_40) == "set fsdp_config.activation_checkpointing: true"
+
+    alone = smallest_change(read_setup(with_lora(), 1), find_gpu("rtx-4090"))
+    assert alone == "set model.master_weights_dtype: bf16"
+
     huge = mpt_7b(8, seq_len=2**22, microbatch_sequences=1, recompute="blocks")
     answer = smallest_change(huge, A100_40)
     assert answer is not None
