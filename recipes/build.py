@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import torch
 from composer import Callback, Evaluator, Trainer
+from composer.core import ensure_data_spec
 from composer.profiler import JSONTraceHandler, Profiler, TraceHandler, cyclic_schedule
 from composer.utils import dist
 from llmfoundry.callbacks import HuggingFaceCheckpointer
@@ -39,6 +40,7 @@ from recipes.training.batches import Batches, microbatch_with_room, plan_batches
 from recipes.training.checkpoints import Found, as_composer_lists, latest_filename, resumes, save_filename
 from recipes.training.loaders_lock import holding_loaders_lock
 from recipes.training.lora import reset_lora
+from recipes.training.packing import Packing
 from recipes.training.preferences import PreferenceModel
 from recipes.training.processes import log_from, parallelism, prepare_process
 from recipes.training.resuming import how_it_starts, resume_point
@@ -96,12 +98,14 @@ def build(recipe: Recipe) -> Run:
     with holding_loaders_lock():
         with parts.reporting(recipe, "train_loader"):
             loader = parts.complete_loader(settings["train_loader"], settings)
-            train_loader = build_dataloader(loader, tokenizer, batches.sequences_per_device)
+            train_loader = ensure_data_spec(build_dataloader(loader, tokenizer, batches.sequences_per_device))
             if _is_empty(train_loader):  # Composer would ask it for ever
                 raise ValueError(f"its data gives no batch of {batches.sequences_per_step} {batches.items}")
-            if recipe.get("model.name") in OURS and not recipe.get("dpo"):
-                train_loader.batch_transforms = without_needless_mask
         evaluators = build_evaluators(recipe, settings, tokenizer)
+        packing = Packing(train_loader, [evaluator.dataloader for evaluator in evaluators])
+        if recipe.get("model.name") in OURS and not recipe.get("dpo"):
+            as_built = train_loader.batch_transforms
+            train_loader.batch_transforms = lambda batch: without_needless_mask(as_built(batch))
     model = _model_to_train(recipe, settings, tokenizer, fsdp, tensor_parallel)
     with parts.reporting(recipe, "optimizer"):
         optimizer = builders.build_optimizer(model, settings["optimizer"].pop("name"), settings["optimizer"])
@@ -112,6 +116,7 @@ def build(recipe: Recipe) -> Run:
 
     stopper = Stopper(saves=bool(settings["save_folder"]))
     callbacks = [cost, *_callbacks(recipe, settings, batches), DivergenceGuard(), stopper]
+    callbacks += [packing] if packing.is_needed else []
     callbacks += _tasks_in_the_loop(recipe, settings, tokenizer, folder, cost, stopper)
     for data in (train_loader, *(evaluator.dataloader for evaluator in evaluators)):
         keep_workers(data)
