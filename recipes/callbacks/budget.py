@@ -29,7 +29,7 @@ from recipes.planning.budget import WARN_AT, check_limits, deadline_unix_s
 
 log = logging.getLogger(__name__)
 
-LOSS = "LanguageCrossEntropy"
+LOSSES = ("LanguageCrossEntropy", "PairLoss")  # of which a run has one: that of preferences with `dpo`
 LIMITS = ("budget", "deadline", "marginal value")
 DEAR_EVALUATIONS = 2  # in a row: one may be noise
 
@@ -40,8 +40,8 @@ class BudgetGuard(Callback):
     Args:
         budget_usd: dollars for the whole run, with every start and everything that crashes wasted.
         deadline: time from the run's first start (`36h`, `10d`), or a date and time of this machine's clock.
-        max_usd_per_hundredth_loss: most dollars for the next 0.01 nats of validation loss, judged by the last two
-            evaluations; two in a row above it stop the run.
+        max_usd_per_hundredth_loss: most dollars for the next 0.01 nats of validation loss (with `dpo` that of pairs),
+            judged by the last two evaluations; two in a row above it stop the run.
         start_over_budget: start although the plan exceeds the budget or the deadline.
 
     Logged: `budget/share_used` and, after an evaluation, `budget/usd_per_hundredth_loss`. Warns at 50, 80 and 95 %.
@@ -102,14 +102,18 @@ class BudgetGuard(Callback):
             self._usd = self._cost.usd or 0.0
 
     def eval_end(self, state: State, logger: Logger) -> None:
-        if LOSS in state.eval_metrics.get(state.dataloader_label or "", {}):
-            self._losses.append(float(state.eval_metric_values[LOSS]))
+        of_loader = state.eval_metrics.get(state.dataloader_label or "", {})
+        self._losses += [float(state.eval_metric_values[name]) for name in LOSSES if name in of_loader]
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
         self.read()
         losses, self._losses = self._losses, []
         if losses and self._cost.rate.usd_per_device_hour is not None and self._is_first:
             self._judge(sum(losses) / len(losses), logger)  # of several loaders the mean, as in reports
+
+    def eval_standalone_end(self, state: State, logger: Logger) -> None:
+        """The evaluation before the first step, which Composer does not count among those of training."""
+        self.eval_after_all(state, logger)
 
     def _judge(self, loss: float, logger: Logger) -> None:
         """Marginal value, with the evaluation that has just ended."""

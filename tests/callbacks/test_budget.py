@@ -177,6 +177,19 @@ def test_marginal_value_stops_after_two_dear_evaluations(tmp_path: Path) -> None
     trainer.close()
 
 
+@pytest.mark.parametrize("loss", ["LanguageCrossEntropy", "PairLoss"])
+def test_the_evaluation_before_the_first_step_is_one_by_itself(loss: str) -> None:
+    guard = BudgetGuard(max_usd_per_hundredth_loss=5)
+    guard._cost = SimpleNamespace(usd=1.0, rate=SimpleNamespace(usd_per_device_hour=1.0))  # type: ignore[assignment]
+    logger: Any = SimpleNamespace(log_metrics=lambda _: None)
+    state: Any = SimpleNamespace(dataloader_label="eval", eval_metrics={"eval": {loss: None, "PairAccuracy": None}})
+    for value, end in ((6.0, Event.EVAL_STANDALONE_END), (4.0, Event.EVAL_AFTER_ALL)):
+        state.eval_metric_values = {loss: value, "PairAccuracy": 0.5}
+        guard.run_event(Event.EVAL_END, state, logger)
+        guard.run_event(end, state, logger)
+    assert guard._evaluations == [(1.0, 6.0), (1.0, 4.0)]
+
+
 def test_wrong_limits_are_answered_in_words(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="got no limit"):
         BudgetGuard()
