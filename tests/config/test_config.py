@@ -38,6 +38,11 @@ def test_the_recipe_of_the_readme_is_sound(
     recipe_file(example, "mine.yaml")
     assert main(["check", "mine.yaml"]) == 0
     assert "The recipe is sound." in capsys.readouterr().out
+    (tuning,) = re.findall(r"```yaml\n(# chat\.yaml.+?)```", readme, re.DOTALL)
+    recipe_file(tuning, "chat.yaml")
+    assert main(["check", "chat.yaml"]) == 0
+    assert "The recipe is sound." in capsys.readouterr().out
+    assert load("chat.yaml").get("eval_loader.dataset.streams.mine.split") == "val"
     recipe = load("mine.yaml", ["eval_loader=null", "callbacks.budget_guard={budget_usd: 500}"])
     assert recipe["fsdp_config"] is recipe["eval_loader"] is None
     assert recipe["callbacks"]["budget_guard"] == {"budget_usd": 500}
