@@ -15,7 +15,7 @@ from data_prep.manifest import Manifest, digest_problems, load_manifest, shard_p
 from recipes.config.file_names import is_remote
 from recipes.config.keys import KeyPath
 from recipes.config.load import Recipe
-from recipes.preflight.hub import in_hub_cache, not_from_hub
+from recipes.preflight.hub import in_hub_cache, not_from_hub, tokenizer_folder
 from recipes.preflight.packages import importable, scheme_problems
 from recipes.preflight.weights import embeddings_of, id_of_end, read_mapping, vocabulary_problems
 from recipes.ranks import is_first_of_machine
@@ -25,11 +25,8 @@ from recipes.training.batches import shard_folders
 def data_problems(key: KeyPath, loader: Mapping[str, Any], recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     dataset = loader.get("dataset") or {}
     where = (*key, "dataset")
-    separator, tells_apart = dataset.get("eos_token_id"), recipe.get("model.attn_config.attn_uses_sequence_id")
-    end = id_of_end(recipe.get("tokenizer", {})) if tells_apart and separator is not None else None
-    if end is not None and separator != end:
-        text = f"got {separator}, and the tokenizer {recipe.get('tokenizer.name')} ends a text with {end}"
-        yield (*where, "eos_token_id"), f"{text}: documents would not be told apart"
+    if recipe.get("model.attn_config.attn_uses_sequence_id") and loader.get("name") == "text":
+        yield from _separator_problems(where, dataset, recipe)
     if loader.get("name") == "preferences" and not Path(str(dataset.get("path"))).is_file():
         yield (*where, "path"), f"no data: there is no file {dataset.get('path')} of prompt, chosen and rejected"
     if dataset.get("hf_name"):
@@ -48,6 +45,31 @@ def data_problems(key: KeyPath, loader: Mapping[str, Any], recipe: Recipe) -> It
         if root:
             folder = Path(str(root)) / str(split) if split else Path(str(root))
             yield from _shards((*inner, "remote" if remote else "local"), folder, loader, recipe)
+
+
+def _separator_problems(where: KeyPath, dataset: Mapping[str, Any], recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
+    """A token by which documents are told apart, and which does not stand between those of the shards.
+
+    Shards without a manifest do not say what does: there it is to be the tokenizer's own end of a text.
+    """
+    key, place = ("bos_token_id", "before") if dataset.get("eos_token_id") is None else ("eos_token_id", "after")
+    token, unlisted = dataset.get(key), False
+    if token is None:  # said of the recipe
+        return
+    for folder in shard_folders(dataset):
+        manifest = None
+        with contextlib.suppress(ValueError):  # said of the shards
+            manifest = load_manifest(folder)
+        unlisted = unlisted or manifest is None
+        if manifest is not None and manifest.separators[place] != [token]:
+            there = manifest.separators[place]
+            mend = f"set it to {there[0]}" if len(there) == 1 else "prepare them with one token there (--eos-text)"
+            text = f"got {token}, and the shards in {folder} have {there or 'nothing'} {place} a document"
+            yield (*where, key), f"{text}: documents would not be told apart; {mend}"
+    end = id_of_end(recipe.get("tokenizer", {})) if key == "eos_token_id" and unlisted else None
+    if end is not None and token != end:
+        text = f"got {token}, and the tokenizer {recipe.get('tokenizer.name')} ends a text with {end}"
+        yield (*where, key), f"{text}: documents would not be told apart"
 
 
 def _cache_problems(key: KeyPath, dataset: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
@@ -121,9 +143,10 @@ def _shards(key: KeyPath, folder: Path, loader: Mapping[str, Any], recipe: Recip
 
 def _strangers(folder: Path, manifest: Manifest, model: Mapping[str, Any]) -> Iterator[str]:
     """What keeps a model, with its tokenizer, from reading the ids of shards."""
-    used = Path(str((model.get("tokenizer") or {}).get("name"))) / "tokenizer.json"
+    name = str((model.get("tokenizer") or {}).get("name"))
+    used = tokenizer_folder(name) / "tokenizer.json"
     if read_mapping(used) is not None and not manifest.was_made_with(used):
-        text = f"the shards in {folder} were made with another tokenizer ({manifest.tokenizer.path}) than {used.parent}"
+        text = f"the shards in {folder} were made with another tokenizer ({manifest.tokenizer.path}) than {name}"
         yield f"{text}: the ids would mean other words; prepare the shards again, or name their tokenizer"
     size, ids = embeddings_of(model), manifest.tokenizer.vocab_size
     if size is not None and ids > size and not any(vocabulary_problems(model)):
@@ -134,16 +157,18 @@ def _strangers(folder: Path, manifest: Manifest, model: Mapping[str, Any]) -> It
 def local_data_files(dataset: Mapping[str, Any]) -> list[Path]:
     """The files on this machine that a data set of Hugging Face's loaders is read from."""
     options = dataset.get("hf_kwargs") or {}
-    names = [
-        *_names_in(options.get("data_files")),
-        *_names_in(options.get("data_dir")),
-        str(dataset.get("hf_name", "")),
-    ]
+    names = [*_data_files(options), *_names_in(options.get("data_dir")), str(dataset.get("hf_name", ""))]
     files: set[Path] = set()
     for name in names:
         for path in (Path(found) for found in glob.glob(name, recursive=True)):
             files |= {inner for inner in (path.rglob("*") if path.is_dir() else [path]) if inner.is_file()}
     return sorted(files)
+
+
+def _data_files(options: Mapping[str, Any]) -> list[str]:
+    """The files and patterns of `hf_kwargs`; Hugging Face looks for them below `data_dir`."""
+    folder = Path(str(options.get("data_dir") or ""))
+    return [name if is_remote(name) else str(folder / name) for name in _names_in(options.get("data_files"))]
 
 
 def _names_in(value: Any) -> list[str]:
@@ -165,8 +190,8 @@ def _hub_dataset_problems(where: KeyPath, dataset: Mapping[str, Any]) -> Iterato
         folder = options.get("data_dir")
         if folder and not is_remote(folder) and not Path(str(folder)).is_dir():
             yield (*where, "hf_kwargs", "data_dir"), f"no data: there is no folder {folder}"
-        for file in _names_in(options.get("data_files")):
-            if not is_remote(file) and "*" not in file and not Path(file).exists():
+        for file in _data_files(options):
+            if not is_remote(file) and not os.path.exists(file) and not glob.glob(file, recursive=True):
                 yield (*where, "hf_kwargs", "data_files"), f"no data: there is no file {file}"
     elif is_remote(name):
         yield from scheme_problems((*where, "hf_name"), name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,3 +27,13 @@ def cache_folder(kind: str, name: str) -> Path:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return Path(HF_HUB_CACHE) / f"{kind}--{name.replace('/', '--')}"  # of anything, also what is no name of the hub's
+
+
+def tokenizer_folder(name: str) -> Path:
+    """Where a tokenizer of that path or name on the hub lies on this machine; the name itself where it does not."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if os.path.isdir(name):
+        return Path(name)
+    cached = try_to_load_from_cache(name, "tokenizer.json")
+    return Path(cached).parent if isinstance(cached, str) else Path(name)

@@ -13,7 +13,7 @@ from recipes.config.file_names import is_remote
 from recipes.config.keys import KeyPath
 from recipes.config.load import Recipe
 from recipes.cost.architecture import MODEL_DEFAULTS, OURS
-from recipes.preflight.hub import in_hub_cache, not_from_hub
+from recipes.preflight.hub import in_hub_cache, not_from_hub, tokenizer_folder
 from recipes.preflight.packages import missing_package, scheme_problems
 from recipes.training.checkpoints import writes_sharded
 
@@ -80,7 +80,7 @@ def pretrained_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
 def vocabulary_problems(settings: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
     """A tokenizer here with more ids than one of our models has embeddings: Composer would silently make more."""
     tokenizer, size = (settings.get("tokenizer") or {}).get("name"), embeddings_of(settings)
-    there = ids_of(Path(str(tokenizer)))
+    there = ids_of(tokenizer_folder(str(tokenizer)))
     if (settings.get("model") or {}).get("name") in OURS and size is not None and there > size:
         text = f"the tokenizer {tokenizer} has ids up to {there - 1}, the model has {size} embeddings"
         yield ("model", "vocab_size"), f"{text}: set model.vocab_size to at least {there}"
@@ -110,7 +110,7 @@ def ids_of(folder: Path) -> int:
 
 def id_of_end(tokenizer: Mapping[str, Any]) -> int | None:
     """The id of the token that ends a text, by a `tokenizer:` section and its folder; None where neither says."""
-    folder, said = Path(str(tokenizer.get("name"))), (tokenizer.get("kwargs") or {}).get("eos_token")
+    folder, said = tokenizer_folder(str(tokenizer.get("name"))), (tokenizer.get("kwargs") or {}).get("eos_token")
     token = said or (read_mapping(folder / "tokenizer_config.json") or {}).get("eos_token")
     token = token.get("content") if isinstance(token, dict) else token
     content = read_mapping(folder / "tokenizer.json") or {}

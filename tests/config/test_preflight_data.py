@@ -14,7 +14,7 @@ import yaml
 
 from recipes.config.load import Recipe
 from recipes.parts import build_model
-from recipes.preflight.data import data_problems
+from recipes.preflight.data import data_problems, local_data_files
 from recipes.preflight.weights import id_of_end, tokenizer_problems, vocabulary_problems
 from tests.conftest import ROOT
 from tests.tiny import MPT
@@ -64,18 +64,45 @@ def test_a_tokenizer_from_the_hub_is_asked_when_the_model_is_built() -> None:
         build_model(section, range(4), None, None)
 
 
-def test_documents_end_with_the_token_that_the_tokenizer_ends_them_with(shards: Path) -> None:
-    end = id_of_end({"name": str(shards / "tokenizer")})
+def said_of_separators(shards: Path, **separator: int) -> list[tuple[str, str]]:
+    dataset = {"local": str(shards), "split": "train", **separator}
+    values = {"max_seq_len": 32, "tokenizer": {"name": str(shards / "tokenizer")}}
+    recipe = Recipe(Path("r.yaml"), {**values, "model": {"attn_config": {"attn_uses_sequence_id": True}}}, {})
+    said = data_problems(("train_loader",), {"name": "text", "dataset": dataset}, recipe)
+    return [(key[-1], text) for key, text in said]
+
+
+def with_separators(shards: Path, **ids: list[int]) -> None:
+    path = shards / "train" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({**manifest, "separators": {"before": [], "after": [], **ids}}))
+
+
+def test_documents_are_told_apart_by_what_the_shards_have_between_them(shards: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(shards, copy)
+    with_separators(copy, after=[1])  # not the tokenizer's own
+    assert said_of_separators(copy, eos_token_id=1) == []
+    ((key, text),) = said_of_separators(copy, eos_token_id=0)
+    assert key == "eos_token_id"
+    assert text.endswith("have [1] after a document: documents would not be told apart; set it to 1")
+    ((key, text),) = said_of_separators(copy, bos_token_id=1)
+    assert (key, "have nothing before a document" in text) == ("bos_token_id", True)
+    with_separators(copy, after=[5, 5])
+    assert "with one token there (--eos-text)" in said_of_separators(copy, eos_token_id=5)[0][1]
+    with_separators(copy, before=[2])
+    assert said_of_separators(copy, bos_token_id=2) == []
+
+
+def test_shards_without_a_manifest_end_documents_as_the_tokenizer_does(shards: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(shards, copy)
+    (copy / "train" / "manifest.json").unlink()
+    end = id_of_end({"name": str(copy / "tokenizer")})
     assert end is not None
-    loader = {"name": "text", "dataset": {"local": str(shards), "split": "train", "eos_token_id": end}}
-    values: dict[str, Any] = {"max_seq_len": 32, "tokenizer": {"name": str(shards / "tokenizer")}}
-    values["model"] = {"attn_config": {"attn_uses_sequence_id": True}}
-    recipe = Recipe(Path("r.yaml"), values, {})
-    assert [*data_problems(("train_loader",), loader, recipe)] == []
-    loader["dataset"] = {**loader["dataset"], "eos_token_id": 77}  # type: ignore[dict-item]
-    ((key, text),) = data_problems(("train_loader",), loader, recipe)
-    assert key == ("train_loader", "dataset", "eos_token_id")
-    assert text.startswith("got 77, and the tokenizer")
+    assert said_of_separators(copy, eos_token_id=end) == []
+    ((key, text),) = said_of_separators(copy, eos_token_id=77)
+    assert (key, text.startswith("got 77, and the tokenizer")) == ("eos_token_id", True)
 
 
 def test_a_tokenizers_configuration_is_a_mapping(shards: Path, tmp_path: Path) -> None:
@@ -129,3 +156,37 @@ def test_a_cache_has_room_for_four_shards(shards: Path) -> None:
         expected = f"got {limit}, and the largest shard takes {largest:,} bytes: expected four times that at least, "
         texts = [text for key, text in said if key[-1] == "cache_limit"]
         assert texts == ([f"{expected}{4 * largest:,}"] if refused else [])
+
+
+def test_a_tokenizer_in_the_hubs_cache_is_compared_with_the_shards(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    cached = tmp_path / "models--somebody--words"
+    shutil.copytree(shards / "tokenizer", cached / "snapshots" / "abc")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("abc")
+    assert said_of(shards, tokenizer={"name": "somebody/words"}) == []
+    settings = {"tokenizer": {"name": "somebody/words"}, "model": {"name": "mpt_causal_lm", "vocab_size": 500}}
+    ((_, text),) = vocabulary_problems(settings)
+    assert "the tokenizer somebody/words has ids up to 511" in text
+    file = cached / "snapshots" / "abc" / "tokenizer.json"
+    file.write_text(file.read_text().replace("\u0120the", "\u0120thé", 1))
+    (text,) = said_of(shards, tokenizer={"name": "somebody/words"})
+    assert "than somebody/words: the ids would mean other words" in text
+
+
+@pytest.mark.parametrize(
+    ("files", "there"),
+    [("a1.jsonl", True), ("a[0-9].jsonl", True), ("a?.jsonl", True), ("b.jsonl", False), ("b?.jsonl", False)],
+)
+def test_files_of_a_data_set_are_found_below_its_folder(files: str, there: bool, tmp_path: Path) -> None:
+    (tmp_path / "a1.jsonl").touch()
+    dataset = {"hf_name": "json", "hf_kwargs": {"data_dir": str(tmp_path), "data_files": {"train": [files]}}}
+    said = data_problems(("train_loader",), {"name": "finetuning", "dataset": dataset}, Recipe(Path("r.yaml"), {}, {}))
+    expected = [] if there else [f"no data: there is no file {tmp_path / files}"]
+    assert [text for _, text in said] == expected
+    of_files = {"hf_name": "json", "hf_kwargs": dataset["hf_kwargs"]}
+    assert (tmp_path / "a1.jsonl" in local_data_files(of_files)) is True
+    relative = {"hf_name": "json", "hf_kwargs": {"data_files": str(tmp_path / files)}}
+    assert local_data_files(relative) == ([tmp_path / "a1.jsonl"] if there else [])
