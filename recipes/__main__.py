@@ -43,11 +43,11 @@ def main(arguments: list[str]) -> int:
         return made
 
     check = command("check", _check, "everything wrong with a recipe, and what this machine lacks for it")
-    check.add_argument("recipe")
-    check.add_argument("overrides", nargs="*", metavar="key=value")
+    check.add_argument("recipe", metavar="RECIPE", help="a recipe for train.py, such as yamls/pretrain/mpt-1b.yaml")
+    check.add_argument("overrides", nargs="*", metavar="key=value", help="the same as for train.py")
     _plan_arguments(command("plan", _plan, "what a recipe will take, before it runs", allow_abbrev=False))
     summary = command("summary", _summary, "what a finished run came to")
-    summary.add_argument("run_folder", type=Path)
+    summary.add_argument("run_folder", type=Path, metavar="RUN_FOLDER", help="such as runs/mpt-quickstart")
     bill = command("bill", _bill, "what was paid for, start by start")
     bill.add_argument("runs", nargs="+", type=Path, metavar="RUN_FOLDER")
     bill.add_argument("--json", action="store_true", help="for machines: one object, or a list for several runs")

@@ -75,7 +75,15 @@ def _data_source(recipe: Mapping[str, Any]) -> Iterator[Finding]:
             if dataset.get("eos_token_id") is not None and dataset.get("bos_token_id") is not None:
                 yield (*where, "bos_token_id"), "eos_token_id and bos_token_id are both set: documents are split by one"
         elif loader.get("name") == "finetuning" and not any(dataset.get(k) for k in ("hf_name", "remote", "streams")):
-            yield (*where, "hf_name"), "missing; say where the examples are: hf_name, remote or streams"
+            text = "missing; say where the examples are: hf_name, remote or streams"
+            if dataset.get("local"):  # LLM Foundry's loader takes it for the cache of a remote
+                text = f"{text}. Shards in a folder are a stream: {_as_stream(dataset)} in place of local"
+            yield (*where, "hf_name"), text
+
+
+def _as_stream(dataset: Mapping[str, Any]) -> str:
+    split = f", split: {dataset['split']}" if dataset.get("split") else ""
+    return f"streams: {{mine: {{local: {dataset['local']}{split}}}}}"
 
 
 def _streams(recipe: Mapping[str, Any]) -> Iterator[Finding]:

@@ -5,6 +5,7 @@ python -m recipes.cost.published
 
 from __future__ import annotations
 
+import argparse
 import csv
 import signal
 import statistics
@@ -131,4 +132,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
+    argparse.ArgumentParser(prog="python -m recipes.cost.published", description=(__doc__ or "").partition("\n")[0]).parse_args()
     main()

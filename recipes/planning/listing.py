@@ -6,6 +6,7 @@ python -m recipes.planning.listing --check   # is it the one that the recipes an
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -243,8 +244,11 @@ def _trained(row: Row) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m recipes.planning.listing", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where the table is out of date")
+    only_checks = parser.parse_args(arguments).check
     text = table_text()
-    if list(arguments) == ["--check"]:
+    if only_checks:
         if TABLE.is_file() and TABLE.read_text(encoding="utf-8") == text:
             return 0
         print(
@@ -252,9 +256,6 @@ def main(arguments: Sequence[str]) -> int:
             file=sys.stderr,
         )
         return 1
-    if arguments:
-        print(f"usage: python -m recipes.planning.listing [--check], got {' '.join(arguments)}", file=sys.stderr)
-        return 2
     TABLE.write_text(text, encoding="utf-8")
     print(f"{TABLE}: {len(rows())} recipes")
     return 0

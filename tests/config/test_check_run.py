@@ -91,3 +91,9 @@ def test_of_a_model_behind_an_api_one_thing_is_said() -> None:
     (said,) = found("model={name: openai_chat, version: x}").items()
     assert said[0] == "model.name"
     assert "is asked over the network" in said[1]
+
+
+def test_shards_of_instructions_in_a_folder_are_a_stream() -> None:
+    tuning = ROOT / "yamls" / "finetune" / "mpt-quickstart-chat.yaml"
+    local = "train_loader={name: finetuning, dataset: {local: mine, split: train, streams: null}}"
+    assert "streams: {mine: {local: mine, split: train}}" in found(local, recipe=tuning)["train_loader.dataset.hf_name"]

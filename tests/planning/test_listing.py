@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from recipes.planning.listing import print_list, rows, table_text
+from recipes.planning.listing import main, print_list, rows, table_text
 from recipes.weights.hf_architecture import CLASSES, family_of
 from recipes.weights.hf_refusals import refusals
 
@@ -38,3 +38,10 @@ def test_the_list_is_whole_where_no_terminal_is(capsys: pytest.CaptureFixture[st
     listed = capsys.readouterr().out
     assert "…" not in listed
     assert all(row.name.removesuffix(".yaml") in listed and row.tuning in listed for row in rows())
+
+
+def test_help_is_no_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    assert "--check" in capsys.readouterr().out
