@@ -163,6 +163,8 @@ def _value(text: str) -> Any:
 def merge(base: Mapping[str, Any], over: Mapping[str, Any], root: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Mappings are merged key by key; anything else replaces what was there.
 
+    Null takes a key of a section away, as if nothing below had said it: what another optimizer does not know, or a
+    callback. At the top, where keys are sections, it stays as what takes the section's defaults away too.
     A list is replaced whole, unless every key over it is one of its numbers: `models.0.run=…` changes one entry.
     root: where the section is looked up for which a `${key}` stands that a mapping is merged with.
     """
@@ -181,6 +183,8 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], root: Mapping[str, A
             merged[key] = list(by_index.values())
         elif isinstance(below, Mapping) and isinstance(value, Mapping):
             merged[key] = merge(below, value, root)
+        elif value is None and below is not None and base is not root:
+            del merged[key]
         else:
             merged[key] = value
     return merged

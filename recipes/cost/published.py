@@ -132,5 +132,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
-    argparse.ArgumentParser(prog="python -m recipes.cost.published", description=(__doc__ or "").partition("\n")[0]).parse_args()
+    argparse.ArgumentParser(
+        prog="python -m recipes.cost.published", description=(__doc__ or "").partition("\n")[0]
+    ).parse_args()
     main()

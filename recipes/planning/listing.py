@@ -244,7 +244,9 @@ def _trained(row: Row) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m recipes.planning.listing", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m recipes.planning.listing", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where the table is out of date")
     only_checks = parser.parse_args(arguments).check
     text = table_text()

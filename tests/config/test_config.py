@@ -11,6 +11,7 @@ import pytest
 
 from data_prep.mixture import fragment, plan_mixture
 from recipes.__main__ import main
+from recipes.config.check import load_checked
 from recipes.config.keys import COMMAND_LINE, RecipeError
 from recipes.config.load import load
 
@@ -175,6 +176,22 @@ def test_lists_are_replaced_and_sections_merged(recipe_file: Write) -> None:
     recipe = load(recipe_file("include: base.yaml\nbetas: [0.8]\ncallbacks: {c: {}}\n"))
     assert recipe["betas"] == [0.8]
     assert list(recipe["callbacks"]) == ["a", "b", "c"]
+
+
+def test_null_takes_away_what_a_layer_below_has_said(recipe_file: Write) -> None:
+    recipe_file("optimizer: {name: a, eps: 1}\ncallbacks: {a: {}, b: {x: 1}}\nfsdp_config: {x: 1}\n", "base.yaml")
+    path = recipe_file("include: base.yaml\nfsdp_config: null\ncallbacks: {a: null, c: null}\n")
+    recipe = load(path, ["optimizer.name=b", "optimizer.eps=null", "callbacks.b.x=null"])
+    assert recipe["optimizer"] == {"name": "b"}
+    assert recipe["callbacks"] == {"b": {}, "c": None}  # c: null, of which nothing is below, is what the code takes
+    assert recipe["fsdp_config"] is None
+
+
+def test_the_optimizer_of_a_recipe_can_be_exchanged() -> None:
+    lion = ["optimizer.name=decoupled_lionw", "optimizer.eps=null", "callbacks.memory_monitor=null"]
+    recipe = load_checked(ROOT / "yamls" / "pretrain" / "mpt-quickstart.yaml", lion)
+    assert recipe["optimizer"].keys() == {"name", "lr", "betas", "weight_decay"}
+    assert "memory_monitor" not in recipe["callbacks"]
 
 
 def test_the_resolved_recipe_reads_back_the_same(recipe_file: Write) -> None:
