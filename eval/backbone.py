@@ -41,6 +41,7 @@ class Backbone:
         self.vocabulary: int = self.causal.config.vocab_size
         self._takes_positions = _takes_positions(self.body)
         self._goes_on = _goes_on(self.body)
+        self.turns_at = turns_at(self.causal.config)
         self.shares = True  # whether rows can go on from tokens that another row has read; found out by the first run
         self._checked = False
 
@@ -147,7 +148,7 @@ class Backbone:
                 f"{type(self.causal).__name__}: its logits are not its output layer applied to its last hidden states; "
                 "this model cannot be scored here"
             )
-        self.shares = can_be_shared(past) and self._goes_on
+        self.shares = can_be_shared(past) and self._goes_on and self.turns_at is None
 
 
 def causal_model(model: nn.Module) -> Any:
@@ -193,6 +194,17 @@ def _goes_on(body: Any) -> bool:
     # flash-attn 2's rotary kernel turns new tokens from the padded length of what they go on from
     rotates_by_length = getattr(body, "rope_impl", None) == "dail"
     return not rotates_by_length and goes_on_exactly(getattr(getattr(body, "config", None), "attn_config", None))
+
+
+def turns_at(config: Any) -> int | None:
+    """Tokens of the longest row of a pass beyond which all its rows are turned by other angles; None where none are.
+
+    So it is with longrope, as Phi-3's 128k models have it: an answer would depend on its neighbours in the batch.
+    """
+    scaling = getattr(config, "rope_scaling", None) or {}
+    if "longrope" not in (scaling.get("rope_type"), scaling.get("type")):
+        return None
+    return int(getattr(config, "original_max_position_embeddings", None) or config.max_position_embeddings)
 
 
 def _sharded_root(model: nn.Module) -> Any:

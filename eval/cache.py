@@ -15,7 +15,7 @@ from typing import Any
 from eval.questions import Scored, ScoringError
 
 FOLDER = ".answers"  # beside the results
-SCORING = 5  # to be raised when the same model would answer otherwise
+SCORING = 6  # to be raised when the same model would answer otherwise
 DIGITS = 24  # of a digest in a file name
 Answer = Scored | str  # to a Request, to a Prompt
 

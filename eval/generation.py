@@ -47,7 +47,9 @@ def generate(
     keys = [[unique[i].key for i in batch] for batch in batches]
 
     def compute(backbone: Backbone, index: int) -> dict[str, Answer]:
-        texts = _batch(backbone, [unique[i] for i in batches[index]], tokenizer, as_harness)
+        texts = []
+        for together in _turned_alike(backbone, [unique[i] for i in batches[index]]):
+            texts += _batch(backbone, together, tokenizer, as_harness)
         return dict(zip(keys[index], texts, strict=True))
 
     answers = answer_batches(model, keys, compute, cache, progress)
@@ -56,6 +58,22 @@ def generate(
 
 def _ways(prompt: Prompt) -> Any:
     return prompt.max_new_tokens, prompt.stop, prompt.settings
+
+
+def _turned_alike(backbone: Backbone, prompts: Sequence[Prompt]) -> list[Sequence[Prompt]]:
+    """The prompts one by one, where the longest would change how all are turned (see eval/backbone.py, `turns_at`).
+
+    Raises ScoringError where the model's weights are sharded: every process must generate equally often.
+    """
+    most = max(len(prompt.tokens) + prompt.max_new_tokens for prompt in prompts)
+    if len(prompts) == 1 or backbone.turns_at is None or most <= backbone.turns_at:
+        return [prompts]
+    if backbone.sharded:
+        text = (
+            f"{most} tokens are beyond the {backbone.turns_at} from which this model turns all of a batch otherwise"
+        )
+        raise ScoringError(f"{prompts[0].name}: {text}: set batches of one (device_eval_batch_size, --batch-size)")
+    return [[prompt] for prompt in prompts]
 
 
 def _batch(backbone: Backbone, prompts: Sequence[Prompt], tokenizer: Any, as_harness: bool) -> list[str]:
@@ -68,7 +86,7 @@ def _batch(backbone: Backbone, prompts: Sequence[Prompt], tokenizer: Any, as_har
     settings: dict[str, Any] = {"do_sample": False, **json.loads(prompts[0].settings)}
     if not settings["do_sample"]:
         settings |= dict.fromkeys(("temperature", "top_p", "top_k"), None)
-    stop, ends = prompts[0].stop, _ends(backbone, tokenizer) if as_harness else tokenizer.eos_token_id
+    stop, ends = prompts[0].stop, ends_of(backbone, tokenizer) if as_harness else tokenizer.eos_token_id
     with torch.random.fork_rng(own_gpu()):  # a training run draws its own numbers on
         torch.manual_seed(SEED)
         try:
@@ -94,7 +112,7 @@ def _batch(backbone: Backbone, prompts: Sequence[Prompt], tokenizer: Any, as_har
     return texts
 
 
-def _ends(backbone: Backbone, tokenizer: Any) -> list[int]:
+def ends_of(backbone: Backbone, tokenizer: Any) -> list[int]:
     """The tokenizer's end of text, and those that the model's own generation_config names: one, or a list."""
     own = getattr(getattr(backbone.causal, "generation_config", None), "eos_token_id", None)
     ends = [tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]

@@ -46,7 +46,10 @@ def continued(backbone: Backbone, tokenizer: Any, wanted: dict[str, Any]) -> lis
     """Continue each prompt of `samples:`; sampling is seeded, so that the same checkpoint says the same."""
     import torch
 
+    from eval.generation import ends_of
+
     made = []
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     for prompt in wanted["prompts"]:
         torch.manual_seed(wanted.get("seed", 17))
         ids = tokenizer(prompt, return_tensors="pt")
@@ -57,8 +60,10 @@ def continued(backbone: Backbone, tokenizer: Any, wanted: dict[str, Any]) -> lis
             do_sample=wanted.get("temperature", 0.8) > 0,
             temperature=wanted.get("temperature", 0.8) or None,
             top_p=wanted.get("top_p", 0.9),
-            pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
+            pad_token_id=pad,
+            eos_token_id=ends_of(backbone, tokenizer) or None,  # a run's model has no generation_config that says
             synced_gpus=backbone.sharded,
         )
-        made.append({"prompt": prompt, "text": tokenizer.decode(text[0, ids["input_ids"].shape[1] :])})
+        new = text[0, ids["input_ids"].shape[1] :]
+        made.append({"prompt": prompt, "text": tokenizer.decode(new, skip_special_tokens=True)})
     return made

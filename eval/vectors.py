@@ -32,6 +32,8 @@ def vectors_for(
     # a sharded model's processes must take the same number of passes: one of each kind
     most, enough = (len(requests), 0) if backbone.sharded else (rows, ENOUGH_TOKENS.get(backbone.device.type, 0))
     whole, branches = passes(batch, requests, most, enough)
+    if backbone.turns_at is not None:  # no branches: nothing is shared
+        whole = [part for group in whole for part in _by_side(group, requests, backbone.turns_at)]
     asked, tokens = _asked(requests, batch)
     needed: dict[Row, dict[int, None]] = defaultdict(dict)  # positions of each row, once each
     for row, position in asked:
@@ -47,13 +49,19 @@ def vectors_for(
         found.append(_picked(hidden, group, needed))
     for group in branches:
         found.append(_picked(_go_on(backbone, requests, batch, group, prefixes, firsts), group, needed))
-    if backbone.sharded and not branches:
+    if backbone.sharded and len(whole) + len(branches) == 1:
         backbone.hidden(_padded([(0,)], backbone), None)
     order = {
         spot: n for n, spot in enumerate((r, p) for group in (*whole, *branches) for r in group for p in needed[r])
     }
     which = torch.tensor([order[spot] for spot in asked], device=backbone.device)
     return torch.cat(found), which, torch.tensor(tokens, device=backbone.device)
+
+
+def _by_side(group: Sequence[Row], requests: Sequence[Request], length: int) -> list[list[Row]]:
+    """The rows of a pass that have more than `length` tokens, and those that do not."""
+    sides = [[row for row in group if (len(requests[row[1]].inputs) > length) == is_long] for is_long in (True, False)]
+    return [side for side in sides if side]
 
 
 def _asked(requests: Sequence[Request], batch: Batch) -> tuple[list[tuple[Row, int]], list[int]]:

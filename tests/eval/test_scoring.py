@@ -16,6 +16,7 @@ from eval.cache import AnswerCache
 from eval.generation import generate
 from eval.harness_results import _seeded
 from eval.questions import Prompt, Request, ScoringError
+from eval.samples import continued
 from eval.scoring import score
 from eval.vocabulary import BLOCK, answers_at
 
@@ -160,6 +161,50 @@ def test_learned_positions_and_the_plain_kernel(twins: Twins) -> None:
         requests = requests_like_a_task()
         for request, answer in zip(requests, score(lambda b=backbone: b, requests, 16, 96), strict=True):
             assert answer.logprobs == pytest.approx(one_by_one(backbone.causal, request)[0], abs=TOLERANCE)
+
+
+def longrope() -> Any:
+    """Whose angles are others for all rows of a pass as soon as one has more than 24 tokens."""
+    from transformers import Phi3Config, Phi3ForCausalLM
+
+    torch.manual_seed(2)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    lengths = {"max_position_embeddings": 128, "original_max_position_embeddings": 24}
+    scaling = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 4.0, 8.0]}
+    ends = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    config = Phi3Config(vocab_size=512, num_key_value_heads=2, rope_scaling=scaling, **sizes, **lengths, **ends)
+    model = Phi3ForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(5)  # so that where a token stands is of weight
+    return model
+
+
+def test_a_long_row_does_not_change_how_others_are_turned(twins: Twins) -> None:
+    backbone = Backbone(longrope(), 128)
+    requests = requests_like_a_task()
+    assert {len(request.inputs) > 24 for request in requests} == {True, False}
+    for request, answer in zip(requests, score(lambda: backbone, requests, 16, 128), strict=True):
+        assert answer.logprobs == pytest.approx(one_by_one(backbone.causal, request)[0], abs=TOLERANCE)
+    prompts = [Prompt(tuple(range(5, 5 + length)), 4) for length in (4, 12, 40)]
+    alone = [generate(lambda: backbone, [prompt], twins.tokenizer, 1)[0] for prompt in prompts]
+    assert generate(lambda: backbone, prompts, twins.tokenizer, 3) == alone
+
+
+def test_samples_end_where_the_text_ends(twins: Twins) -> None:
+    backbone = Backbone(copy.deepcopy(twins.composer), CONTEXT)
+    wanted = {"prompts": ["The Congress"], "max_new_tokens": 8, "temperature": 0}
+    (whole,) = continued(backbone, twins.tokenizer, wanted)
+    asked: dict[str, Any] = {}
+    generated = backbone.causal.generate
+    backbone.causal.generate = lambda **options: asked.update(options) or generated(**options)
+    first = twins.tokenizer(whole["text"])["input_ids"][0]
+    assert backbone.causal.generation_config.eos_token_id is None
+    assert continued(backbone, twins.tokenizer, wanted) == [whole]
+    assert asked["eos_token_id"] == [twins.tokenizer.eos_token_id]
+    backbone.causal.generation_config.eos_token_id = [first]
+    (short,) = continued(backbone, twins.tokenizer, wanted)
+    assert len(short["text"]) < len(whole["text"])
 
 
 def test_a_killed_evaluation_goes_on_and_a_repeated_one_builds_no_model(twins: Twins, tmp_path: Path) -> None:
