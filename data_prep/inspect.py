@@ -64,16 +64,16 @@ def show_split(split: Path, tokenizer_name: str | None, samples: int, characters
     if not entries:
         return
     if "tokens" in {name for name, _, _ in entries[0].columns}:
-        border = (manifest.separators["after"] or manifest.separators["before"]) if manifest else eos
-        at_end = bool(manifest.separators["after"]) if manifest else True
+        opening = manifest.separators["before"] if manifest else []
+        border = [*(manifest.separators["after"] if manifest else eos), *opening]
         if manifest:
             ratio = manifest.text_bytes / max(manifest.tokens + manifest.dropped_tokens, 1)
             counts = f"{manifest.documents:,} documents, {manifest.text_bytes:,} bytes of text"
             print(f"  {counts}, {manifest.tokens:,} tokens, {ratio:.2f} bytes/token")
-        show_lengths(entries, border, at_end)
+        show_lengths(entries, border, len(opening))
         for number, ids in enumerate(_evenly(entries, samples)):
             print(f"\nsample {number + 1} of {samples}:")
-            print(shorten(decode_with_borders(tokenizer, ids, border, at_end), characters))
+            print(shorten(decode_with_borders(tokenizer, ids, border, len(opening)), characters))
     else:
         for number, turns in enumerate(_turns(entries, samples)):
             print(f"\nsample {number + 1} of {samples} (what the loss is on is between » and «):")
@@ -85,9 +85,9 @@ def show_split(split: Path, tokenizer_name: str | None, samples: int, characters
             print(shorten(text, characters))
 
 
-def show_lengths(entries: list[ShardEntry], border: list[int], at_end: bool) -> None:
+def show_lengths(entries: list[ShardEntry], border: list[int], opening: int) -> None:
     """How many documents have how many tokens, by powers of two; what is cut off at the very end is not counted."""
-    lengths = document_lengths(entries, border, at_end)
+    lengths = document_lengths(entries, border, opening)
     if not len(lengths):
         print("  no document border found")
         return
@@ -102,11 +102,12 @@ def show_lengths(entries: list[ShardEntry], border: list[int], at_end: bool) -> 
         print(f"  {1 << power:>10,} – {(2 << power) - 1:<10,} {counts[power]:>10,} {bar}")
 
 
-def document_lengths(entries: list[ShardEntry], border: list[int], at_end: bool = True) -> npt.NDArray[np.int64]:
+def document_lengths(entries: list[ShardEntry], border: list[int], opening: int = 0) -> npt.NDArray[np.int64]:
     """Tokens between one border and the next, the border's own included. Memory: 8 bytes a document.
 
     Args:
-        at_end: a border stands behind its document, else in front of it.
+        border: the ids that stand between two documents.
+        opening: so many of these, the last ones, belong to the document behind them.
     """
     if not border:
         return np.empty(0, dtype=np.int64)
@@ -115,18 +116,18 @@ def document_lengths(entries: list[ShardEntry], border: list[int], at_end: bool 
     tail: Ids = np.empty(0, dtype=np.int64)
     for ids in token_stream(entries):
         stream = np.concatenate((tail, ids.astype(np.int64)))
-        where = np.flatnonzero(_matches(stream, border)) + len(border) + seen - len(tail)
+        where = np.flatnonzero(_matches(stream, border)) + len(border) - opening + seen - len(tail)
         ends += [end for end in where.tolist() if not ends or end >= ends[-1] + len(border)]
         seen += len(ids)
         tail = stream[len(stream) - (len(border) - 1) :] if len(border) > 1 else stream[:0]
-    return np.diff(np.array([0, *ends] if at_end else ends, dtype=np.int64))
+    return np.diff(np.array([0, *ends] if opening < len(border) else ends, dtype=np.int64))
 
 
-def decode_with_borders(tokenizer: Tokenizer, ids: Ids, border: list[int], at_end: bool) -> str:
+def decode_with_borders(tokenizer: Tokenizer, ids: Ids, border: list[int], opening: int) -> str:
     """The text of one sample, with BORDER between documents; separators are shown as the tokenizer spells them."""
     if not border:
         return str(tokenizer.decode(ids.tolist(), skip_special_tokens=False))
-    cuts = (np.flatnonzero(_matches(ids, border)) + (len(border) if at_end else 0)).tolist()
+    cuts = (np.flatnonzero(_matches(ids, border)) + len(border) - opening).tolist()
     edges = sorted({0, *cuts, len(ids)})
     pieces = [ids[start:end].tolist() for start, end in itertools.pairwise(edges)]
     return BORDER.join(tokenizer.decode(piece, skip_special_tokens=False) for piece in pieces)

@@ -51,17 +51,30 @@ def test_lengths_where_the_border_stands_in_front(tmp_path: Path, corpus: Path, 
     words = ("--bos-text", "<|endoftext|>", "--eos-text", "")
     assert prepare(corpus, "--out", tmp_path / "out", *words).returncode == 0
     assert prepare(corpus, "--out", tmp_path / "behind").returncode == 0
-    front = document_lengths(read_index(tmp_path / "out" / "train"), [0], at_end=False).tolist()
+    front = document_lengths(read_index(tmp_path / "out" / "train"), [0], opening=1).tolist()
     behind = document_lengths(read_index(tmp_path / "behind" / "train"), [0]).tolist()
     assert front == behind[: len(front)]
     assert len(front) >= len(behind) - 1
 
 
+def test_lengths_where_one_id_stands_in_front_and_behind(
+    tmp_path: Path, corpus: Path, prepare: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert prepare(corpus, "--out", tmp_path / "both", "--bos-text", "<|endoftext|>").returncode == 0
+    assert prepare(corpus, "--out", tmp_path / "behind").returncode == 0
+    both = document_lengths(read_index(tmp_path / "both" / "train"), [0, 0], opening=1).tolist()
+    behind = document_lengths(read_index(tmp_path / "behind" / "train"), [0]).tolist()
+    assert both == [length + 1 for length in behind[: len(both)]]
+    assert len(both) >= len(behind) - 1
+    assert main([str(tmp_path / "both"), "--samples", "0"]) == 0
+    assert f"  {len(both):,} document borders; tokens a document: shortest {min(both):,}" in capsys.readouterr().out
+
+
 def test_borders_in_front(tokenizer: Path) -> None:
     loaded = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
     ids = np.array([0, *loaded.encode("one").ids, 0, *loaded.encode("two").ids], dtype=np.uint16)
-    assert decode_with_borders(loaded, ids, [0], at_end=False) == f"<|endoftext|>one{BORDER}<|endoftext|>two"
-    assert decode_with_borders(loaded, ids, [], at_end=True) == "<|endoftext|>one<|endoftext|>two"
+    assert decode_with_borders(loaded, ids, [0], opening=1) == f"<|endoftext|>one{BORDER}<|endoftext|>two"
+    assert decode_with_borders(loaded, ids, [], opening=0) == "<|endoftext|>one<|endoftext|>two"
     assert shorten("abcdefgh", 4) == "ab\n[… 4 characters …]\ngh"
 
 
