@@ -141,6 +141,8 @@ def run(arguments: argparse.Namespace) -> None:
             f"{stream.name}: {stream.share:.1%} = {stream.tokens:,.0f} tokens of {stream.manifest.tokens:,}: "
             f"{stream.epochs:.2f} epochs{note}"
         )
+    if note := _note_of_holdouts(streams):
+        print(note)
     print(f"{out}: {sum(stream.tokens for stream in streams):,.0f} tokens; include it in a recipe's include list")
 
 
@@ -197,6 +199,19 @@ def _refuse_differences(found: Sequence[tuple[str, Manifest]]) -> None:
         ):
             if one != other:
                 raise PrepError(f"{folder} and {first_folder} were made with another {what}: {other} and {one}.")
+
+
+def _note_of_holdouts(streams: Sequence[Stream]) -> str:
+    """That a document may be held out of one source and trained on in another; "": all hold out the same share."""
+    fractions = [float(stream.manifest.options.get("holdout") or 0) for stream in streams]
+    least, most = min(fractions), max(fractions)
+    if least == most:
+        return ""
+    one, other = (streams[fractions.index(fraction)].name for fraction in (most, least))
+    return (
+        f"note: {one} was made with --holdout {most:g} and {other} with {least:g}: documents that are in both may be "
+        "held out of the one and trained on in the other; give all sources the same."
+    )
 
 
 def _names(folders: Sequence[str]) -> list[str]:

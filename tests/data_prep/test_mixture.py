@@ -55,6 +55,7 @@ def test_told_and_drawn(sources: dict[str, dict[str, Any]], tmp_path: Path, run_
     assert (result.returncode, result.stderr) == (0, "")
     assert "code: 75.0% = " in result.stdout
     assert f"tokens of {sources['code']['tokens']:,}: 2.25 epochs" in result.stdout
+    assert "note" not in result.stdout
     value = yaml.safe_load(out.read_text())
     assert value["tokenizer"]["name"] == str(Path(sources["web"]["tokenizer"]["path"]).parent)
     held_out = {loader["label"]: loader["dataset"] for loader in value["eval_loader"]}
@@ -130,6 +131,17 @@ def test_refusals_are_words(
     assert not (tmp_path / "mix.yaml").exists()
     words = (f"{tmp_path}/web=1", "--overwrite", "--out", corpus)
     assert "expected a file named .yaml" in run_command("python", "-m", "data_prep.mixture", *words).stderr
+
+
+def test_sources_that_hold_out_other_shares_are_told(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, holdout in (("one", 0.1), ("two", 0.05)):
+        path = Path(shutil.copytree(finished, tmp_path / name)) / "train" / "manifest.json"
+        manifest = json.loads(path.read_text())
+        path.write_text(json.dumps({**manifest, "options": {**manifest["options"], "holdout": holdout}}))
+    assert main([f"{tmp_path}/one=1", f"{tmp_path}/two=1", "--out", str(tmp_path / "mix.yaml")]) == 0
+    assert "note: one was made with --holdout 0.1 and two with 0.05: documents" in capsys.readouterr().out
 
 
 def test_a_full_disk_leaves_the_old_file(
