@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from data_prep.rejects import REFUSED, REJECTED
 from data_prep.rows import Rejected, parse_object
 from data_prep.sources import find_sources, sha256_of_file
 from data_prep.split_manifest import DOCUMENTS, BuiltSplit, write_manifest
+from data_prep.splits import told_left_out
 from data_prep.staging import refuse_unfinished, remove_leftovers
 from data_prep.storage import local_output
 from data_prep.tokenising import Separators, load_tokenizer
@@ -40,6 +41,7 @@ from data_prep.writing import JsonShardWriter
 
 HOLD_MB = 4  # of a row, as options.py says; a conversation takes a hundred times its size while it is encoded
 TOO_LONG = ("truncate", "drop", "stop")
+CUT, LEFT_OUT = "too long, cut", "too long, left out"  # what became of rows
 # With torch, and what it finds installed beside it, transformers takes ten times the memory and the time to import.
 _TOKENIZERS_ALONE = {"USE_TORCH": "0", "USE_TF": "0", "USE_FLAX": "0", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}
 
@@ -65,13 +67,15 @@ class SplitWriter:
         if self._rows is not None:
             self._rows.write(row + b"\n")
 
-    def finish(self) -> BuiltSplit:
-        """What was written. Raises PrepError where there is no sample."""
+    def finish(self, left_out: Mapping[str, int]) -> BuiltSplit:
+        """What was written. Raises PrepError where there is no sample; `left_out`: of all splits, by the reason."""
         if self._rows is not None:
             self._rows.close()
         if not self.samples:
+            told = f" ({told_left_out(left_out)})" if any(left_out.values()) else ""
+            longer = ", or a larger --seq-len" if left_out.get(LEFT_OUT) else ""
             larger = ", or a larger --holdout" if self.role == ROLE_HELD_OUT else ""
-            raise PrepError(f"split {self.folder.name!r}: no row is left; give more rows{larger}.")
+            raise PrepError(f"split {self.folder.name!r}: no row is left{told}; give more rows{longer}{larger}.")
         return BuiltSplit(
             documents=self.samples,
             text_bytes=self.text_bytes,
@@ -94,6 +98,9 @@ def run(arguments: argparse.Namespace) -> None:
         raise PrepError(f"--hold-mb {arguments.hold_mb:g}: expected megabytes of a row, above 0 ({HOLD_MB}).")
     out = local_output(arguments.out)
     sources = find_sources(arguments.inputs)
+    for source in sources:  # before anything is read
+        if source.path.endswith((".parquet", ".txt")):
+            raise PrepError(f"{source.path}: expected JSON lines: .jsonl or .json, or .gz or .zst of these.")
     _, facts = load_tokenizer(arguments.tokenizer)
     folder = Path(facts.path).parent
     if Path(facts.path).name != TOKENIZER_FILE:
@@ -141,13 +148,11 @@ def make(plan: Plan, staging: Path, out: Path, most: int) -> list[Manifest]:
         name: SplitWriter(staging / name, ROLE_MAIN if name == options["split"] else ROLE_HELD_OUT)
         for name in plan.splits
     }
-    counts = {"too long, cut": 0, "too long, left out": 0, "rejected": 0}
+    counts = {CUT: 0, LEFT_OUT: 0, "rejected": 0}
     rows_seen = done_bytes = 0
     records = []
     with ProgressBar(sum(source.bytes for source in plan.sources), options["split"]) as bar:
         for source in plan.sources:
-            if source.path.endswith((".parquet", ".txt")):
-                raise PrepError(f"{source.path}: expected JSON lines: .jsonl or .json, or .gz or .zst of these.")
             reader = SourceReader(source, "")
             for row in reader.lines(most):
                 rows_seen += 1
@@ -177,7 +182,8 @@ def make(plan: Plan, staging: Path, out: Path, most: int) -> list[Manifest]:
             done_bytes += source.bytes
             records.append(SourceRecord(**asdict(source), sha256=reader.sha256))
     _check_rejected(staging, out, counts["rejected"], rows_seen, options)
-    built = {name: writer.finish() for name, writer in writers.items()}
+    missing = {LEFT_OUT: counts[LEFT_OUT], "rejected": counts["rejected"]}
+    built = {name: writer.finish(missing) for name, writer in writers.items()}
     _tell_of_forms(built.values(), conversations)
     if counts["rejected"]:
         (staging / REJECTED).rename(writers[options["split"]].folder / REJECTED)
@@ -239,7 +245,7 @@ def _shortened(turns: list[Any], length: int, place: str, options: dict[str, Any
             "(--too-long truncate cuts such rows, --too-long drop leaves them out.)"
         )
     kept = truncated(turns, options["seq_len"]) if options["too_long"] == "truncate" else []
-    counts["too long, cut" if kept else "too long, left out"] += 1
+    counts[CUT if kept else LEFT_OUT] += 1
     return kept
 
 

@@ -304,6 +304,20 @@ def test_too_long(
     first = next(number for number, length in enumerate(lengths, 1) if length > limit)
     assert f"{source}:{first}: {lengths[first - 1]} tokens, more than --seq-len {limit}" in stopped.stderr
     assert not (tmp_path / "stop").exists()
+    none = finetune(source, "--out", tmp_path / "none", "--too-long", "drop", "--seq-len", "1")
+    told = f"no row is left (left out: {len(every)} too long, left out); give more rows, or a larger --seq-len."
+    assert told in none.stderr
+
+
+def test_files_of_other_formats_are_refused_before_any_is_read(
+    jsonl: Callable[..., Path], finetune: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    jsonl([b"no row\n"], "in/a.jsonl")
+    (tmp_path / "in" / "b.parquet").write_bytes(b"PAR1")
+    refused = finetune(tmp_path / "in", "--out", tmp_path / "out")
+    assert refused.returncode == 1
+    assert f"{tmp_path / 'in' / 'b.parquet'}: expected JSON lines" in refused.stderr
 
 
 def test_holdout_bad_rows_again_and_overwrite(
