@@ -13,12 +13,13 @@ from composer.utils import dist, format_name_with_dist_and_time, parse_uri
 from llmfoundry.callbacks import HuggingFaceCheckpointer
 
 from recipes.callbacks.cost import CostMonitor
+from recipes.callbacks.readings import is_done
 from recipes.callbacks.stop import BrokenOff, Stop
 from recipes.callbacks.stopping import Stopper
 from recipes.config.load import Recipe
 from recipes.cost.run_length import read_duration
 from recipes.models.compiling import uncompiled
-from recipes.reports.runs import metrics_by_step, validation_loss
+from recipes.reports.runs import metrics_by_step, validation_scores
 from recipes.run_files import METRICS
 from recipes.training.processes import as_first_rank_sees
 
@@ -45,9 +46,9 @@ class Run:
         if self.recipe.get("only_composer_checkpoint"):
             self.trainer.save_checkpoint_to_save_folder()
             return
-        is_done = state.max_duration is not None and state.timestamp >= state.max_duration
+        was_done = is_done(state)
         try:
-            if is_done:
+            if was_done:
                 self._make_up_for_what_is_missing()
                 return
             if eval_first and state.timestamp.batch == 0 and state.evaluators:
@@ -55,7 +56,7 @@ class Run:
                     self.trainer.eval()
             self.trainer.fit()
         except BrokenOff:
-            if not is_done:
+            if not was_done:
                 self.stopper.save_broken_off(self.trainer)
 
     def _make_up_for_what_is_missing(self) -> None:
@@ -65,7 +66,7 @@ class Run:
         state = self.trainer.state
         step = int(state.timestamp.batch)
         lines = metrics_by_step(self.folder / METRICS) if dist.get_global_rank() == 0 else {}
-        is_missing = as_first_rank_sees(validation_loss(lines.get(step, {})) is None)
+        is_missing = as_first_rank_sees(not validation_scores(lines.get(step, {})))
         interval = read_duration(self.recipe.get("eval_interval", 1))
         if is_missing and state.evaluators and not (interval and interval.amount == 0):
             self.trainer.eval()

@@ -75,3 +75,11 @@ def progress(state: State, max_duration: Time[int] | None = None) -> float | Non
             return None
         done += int(state.timestamp.batch_in_epoch) / int(state.dataloader_len)
     return min(1.0, done / float(whole.value))
+
+
+def is_done(state: State) -> bool:
+    """Whether a run has come to the end of its recipe: of one in epochs with the last step of the last.
+
+    Composer turns the epoch a moment after it has saved that step.
+    """
+    return state.max_duration is not None and (state.timestamp >= state.max_duration or progress(state) == 1)

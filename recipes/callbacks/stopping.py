@@ -40,6 +40,7 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 from recipes.callbacks.budget import LIMITS, BudgetGuard
 from recipes.callbacks.cost import CostMonitor
 from recipes.callbacks.divergence import DivergenceGuard
+from recipes.callbacks.readings import is_done
 from recipes.callbacks.stop import BrokenOff, Diverged, Stop
 from recipes.planning.budget import EXIT_BUDGET
 from recipes.ranks import is_first_of_machine
@@ -134,8 +135,7 @@ class Stopper(Callback):
 
     def _stop_for(self, reason: str, state: State) -> None:
         diverged = self._divergence.found(state) if self._divergence else None
-        done = state.max_duration is not None and state.timestamp >= state.max_duration
-        if diverged is None and (not reason or done):
+        if diverged is None and (not reason or is_done(state)):
             return
         self.stopped = diverged or self._stop(reason)
         if state.timestamp.batch == 0:

@@ -26,6 +26,7 @@ from composer.utils import dist
 from torch.utils.data import DataLoader
 
 from recipes.callbacks.budget import BudgetGuard
+from recipes.callbacks.readings import is_done
 from recipes.callbacks.stop import BrokenOff, Stop
 from recipes.callbacks.stopping import Stopper, held_back, start_uploaders
 from tests.callbacks.test_cost import BATCH, Tiny, Tokens
@@ -121,6 +122,53 @@ def test_the_step_is_saved_and_nothing_is_done_twice(
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert sum('"loss/train/total"' in line for line in lines) == STEPS
     assert json.loads((tmp_path / "summary.json").read_text())["lost_s"] == 0
+
+
+class AtTheLast(Callback):
+    """Asks for a stop in the last step of an epoch."""
+
+    def __init__(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        if state.timestamp.epoch == self._epoch and state.timestamp.batch_in_epoch + 1 == state.dataloader_len:
+            (stopper,) = [c for c in state.callbacks if isinstance(c, Stopper)]
+            stopper._is_asked = True
+
+
+def test_the_last_step_of_the_last_epoch_is_the_end(tmp_path: Path) -> None:
+    def trainer(*more: Callback) -> tuple[Trainer, Stopper]:
+        torch.manual_seed(1)
+        model, stopper = Tiny(), Stopper(saves=True)
+        data = DataLoader(Tokens(), batch_size=BATCH)
+        return Trainer(
+            model=model,
+            optimizers=torch.optim.SGD(model.parameters(), lr=0.1),
+            train_dataloader=data,
+            callbacks=[stopper, *more],
+            device="cpu",
+            progress_bar=False,
+            max_duration="2ep",
+            run_name="epochs",
+            save_folder=str(tmp_path),
+            save_interval=f"{len(data)}ba",  # as the epoch ends
+            autoresume=True,
+        ), stopper
+
+    first, stopper = trainer(AtTheLast(epoch=0))
+    first.fit()
+    first.close()
+    assert stopper.stopped is not None
+    second, stopper = trainer(AtTheLast(epoch=1))
+    assert not is_done(second.state)
+    second.fit()
+    second.close()
+    assert stopper.stopped is None
+    steps = int(second.state.timestamp.batch)
+    assert (tmp_path / f"ep1-ba{steps}-rank0.pt").is_file()  # saved before the epoch turns
+    third, _ = trainer()
+    third.close()
+    assert is_done(third.state)
 
 
 class Signals(Callback):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -9,12 +10,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from composer.core import Timestamp
+from composer.core import Time, Timestamp
 from composer.utils.checkpoint import PartialFilePath
 
 from recipes import screen
 from recipes.callbacks.stop import Stop
 from recipes.callbacks.stopping import Stopper
+from recipes.config.load import Recipe
 from recipes.run import Run, last_checkpoint
 
 
@@ -67,6 +69,29 @@ def test_a_rank_that_knows_of_no_checkpoint_ends_as_the_first_does(
     nothing: Any = None
     run = Run(nothing, "name", Path("runs/name"), trainer, nothing, stopper, "the first batch")
     assert run.exit_code() == code
+
+
+@pytest.mark.parametrize(
+    ("metric", "evaluates"), [("PairLoss", False), ("books/LanguageCrossEntropy", False), ("", True)]
+)
+def test_what_was_evaluated_at_the_last_step_is_not_again(
+    metric: str, evaluates: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recipes.run.as_first_rank_sees", lambda mine: mine)
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 5, f"metrics/eval/{metric}": 0.3}) + "\n")
+    calls: list[None] = []
+    state = SimpleNamespace(
+        timestamp=Timestamp(epoch=1, batch=5, batch_in_epoch=2),
+        max_duration=Time.from_epoch(2),
+        dataloader_len=2,
+        evaluators=["eval"],
+        callbacks=[],
+    )
+    trainer: Any = SimpleNamespace(state=state, eval=lambda: calls.append(None))
+    nothing: Any = None
+    recipe = Recipe(Path("x.yaml"), {}, {})
+    Run(recipe, "name", tmp_path, trainer, nothing, Stopper(saves=True), "").train(eval_first=False)
+    assert bool(calls) == evaluates
 
 
 def test_ctrl_c_is_that_where_what_it_breaks_off_fails_in_ending(
