@@ -155,7 +155,8 @@ class ParquetReader:
         return self._row(text, fields)
 
     def _row(self, text: str, fields: dict[str, Any]) -> Document:
-        return Document(self.rows_read, text, orjson.dumps({**fields, self._text_key: text}, default=str))
+        values = {**fields, self._text_key: text}
+        return Document(self.rows_read, text, orjson.dumps(values, default=str), values if self._all_fields else None)
 
 
 def _unreadable(name: str, error: Exception) -> str:

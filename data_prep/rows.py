@@ -12,15 +12,19 @@ _BYTE_ORDER_MARKS = {
 
 
 class Document(NamedTuple):
-    """One good row: `text` as decoded, `row` the line's bytes as they stand in the file, without the line's end."""
+    """One good row: `text` as decoded, `row` the line's bytes as they stand in the file, without the line's end.
+
+    values: the fields of a row that is no JSON, some of which JSON may not have.
+    """
 
     line: int  # counts from 1
     text: str
     row: bytes
+    values: dict[str, Any] | None = None
 
     def fields(self) -> dict[str, Any]:
         """The whole object that the row is."""
-        return cast("dict[str, Any]", orjson.loads(self.row))
+        return cast("dict[str, Any]", orjson.loads(self.row)) if self.values is None else self.values
 
 
 class Rejected(NamedTuple):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,18 @@ def test_rows_have_all_columns_where_asked(parquet: Path) -> None:
     row = next(open_reader(source, "text", all_fields=True).rows())
     assert isinstance(row, Document)
     assert row.fields() == {"id": 0, "text": row.text}
+
+
+def test_a_filter_is_asked_about_the_values_themselves(tmp_path: Path) -> None:
+    path = tmp_path / "scores.parquet"
+    times = pyarrow.array([1], pyarrow.timestamp("s"))
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a"], "score": [math.nan], "time": times}), path)
+    row = next(open_reader(find_sources([str(path)])[0], "text", all_fields=True).rows())
+    assert isinstance(row, Document)
+    fields = row.fields()
+    assert not fields["score"] > 0.5
+    assert fields["time"] == datetime.datetime(1970, 1, 1, 0, 0, 1)
+    assert json.loads(row.row) == {"text": "a", "score": None, "time": "1970-01-01T00:00:01"}
 
 
 def test_bad_parquet_rows_and_files(tmp_path: Path) -> None:
