@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 import orjson
 
-from data_prep.rows import Rejected, byte_order_mark, parse_object, text_of, why_no_string
+from data_prep.rows import Rejected, array_on_line_one, byte_order_mark, parse_object, text_of, why_no_string
 
 LONG_ROW = 8 << 20  # bytes of a row from which it is not held
 _BLOCK = 1 << 20  # bytes of a row that are held of it
@@ -91,7 +91,7 @@ def read_long_row(
     folder = spool.folder
     path = folder / "long.row"
     strings = _Strings(number, spool)
-    reason: Rejected | None = None
+    reason = array_on_line_one(number, beginning)
     with strings, open(path, "w+b") as copy:
         block = beginning
         while block:

@@ -11,7 +11,7 @@ from typing import BinaryIO, cast
 
 from data_prep.errors import PrepError
 from data_prep.long_rows import LONG_ROW, LongDocument, Spool, read_long_row, too_much_to_hold
-from data_prep.rows import Document, Rejected, parse_row
+from data_prep.rows import Document, Rejected, array_on_line_one, parse_row
 from data_prep.sources import Source
 from data_prep.storage import FileState, open_file, remote_errors, state_of
 
@@ -69,13 +69,13 @@ class SourceReader:
         """The lines as they stand in the file, without their ends; `rows_read` counts them. Of `most` bytes at most."""
         with self._damage_in_words():
             for line, file in self._lines(most):
-                size = len(line)
+                size, array = len(line), array_on_line_one(self.rows_read, line)
                 while size >= most and not line.endswith(b"\n") and (more := file.readline(_BLOCK)):
                     line, size = more, size + len(more)
                 row = line.rstrip(b"\r\n")
                 del line
                 what = f"a row of {size / 1e6:,.1f} MB"
-                yield row if size <= most else too_much_to_hold(self.rows_read, what, most)
+                yield row if size <= most else array or too_much_to_hold(self.rows_read, what, most)
                 del row
         check_unchanged(self.source)
 

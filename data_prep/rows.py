@@ -57,8 +57,8 @@ def text_of(number: int, value: dict[str, Any], text_key: str) -> str | Rejected
 
 def parse_object(number: int, row: bytes) -> dict[str, Any] | Rejected:
     """The object that a line of JSON Lines is, or why it is none."""
-    if number == 1 and row.startswith(b"["):
-        return Rejected(number, "a JSON array begins here; expected an object a line, as `jq -c '.[]' FILE` makes")
+    if array := array_on_line_one(number, row):
+        return array
     try:
         value = orjson.loads(row)
     except orjson.JSONDecodeError as error:
@@ -78,6 +78,13 @@ def why_not_json(row: bytes, error: orjson.JSONDecodeError) -> str:
     if mark := byte_order_mark(row):
         return mark
     if not row.strip():
+def array_on_line_one(number: int, beginning: bytes) -> Rejected | None:
+    """Why a line that begins so holds none of the rows, where a file is one array of them."""
+    if number != 1 or not beginning.startswith(b"["):
+        return None
+    return Rejected(number, "a JSON array begins here; expected an object a line, as `jq -c '.[]' FILE` makes")
+
+
         return "blank line"
     return why_no_string(row, error, 0, f"column {error.colno}")
 
