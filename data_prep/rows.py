@@ -43,8 +43,11 @@ def parse_row(number: int, line: bytes, text_key: str) -> Document | Rejected:
 
 
 def text_of(number: int, value: dict[str, Any], text_key: str) -> str | Rejected:
-    """The text of a row's object, or why it has none."""
+    """The text of a row's object, or why it has none. A key `a.b` that it has not is `b` of the object `a`."""
     if text_key not in value:
+        inner = _nested(value, text_key)
+        if inner is not None:
+            return text_of(number, {text_key: inner}, text_key)
         keys = ", ".join(sorted(value)[:8]) or "none"
         return Rejected(number, f"no key {text_key!r} (--text-key); its keys: {keys}")
     text = value[text_key]
@@ -53,6 +56,13 @@ def text_of(number: int, value: dict[str, Any], text_key: str) -> str | Rejected
     if not text:
         return Rejected(number, f"{text_key!r} is empty")
     return text
+
+
+def _nested(value: Any, path: str) -> Any:
+    """What stands at `a.b.c`, of objects within objects; None: nothing."""
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
 
 
 def parse_object(number: int, row: bytes) -> dict[str, Any] | Rejected:
@@ -68,6 +78,13 @@ def parse_object(number: int, row: bytes) -> dict[str, Any] | Rejected:
     return value
 
 
+def array_on_line_one(number: int, beginning: bytes) -> Rejected | None:
+    """Why a line that begins so holds none of the rows, where a file is one array of them."""
+    if number != 1 or not beginning.startswith(b"["):
+        return None
+    return Rejected(number, "a JSON array begins here; expected an object a line, as `jq -c '.[]' FILE` makes")
+
+
 def byte_order_mark(content: bytes) -> str | None:
     """What is wrong with a file that begins so; None: nothing."""
     return next((reason for mark, reason in _BYTE_ORDER_MARKS.items() if content.startswith(mark)), None)
@@ -78,13 +95,6 @@ def why_not_json(row: bytes, error: orjson.JSONDecodeError) -> str:
     if mark := byte_order_mark(row):
         return mark
     if not row.strip():
-def array_on_line_one(number: int, beginning: bytes) -> Rejected | None:
-    """Why a line that begins so holds none of the rows, where a file is one array of them."""
-    if number != 1 or not beginning.startswith(b"["):
-        return None
-    return Rejected(number, "a JSON array begins here; expected an object a line, as `jq -c '.[]' FILE` makes")
-
-
         return "blank line"
     return why_no_string(row, error, 0, f"column {error.colno}")
 

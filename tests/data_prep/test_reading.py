@@ -15,8 +15,10 @@ import pytest
 from fsspec.implementations.memory import MemoryFile
 
 from data_prep.errors import PrepError
+from data_prep.long_rows import LONG_ROW, Spool
 from data_prep.reading import SourceReader
 from data_prep.rows import Document, Rejected, parse_row
+from data_prep.sampling import sample_texts
 from data_prep.sources import find_sources, sha256_of_file
 from tests.data_prep.conftest import tree
 
@@ -52,6 +54,34 @@ def test_byte_order_mark(mark: bytes, said: str) -> None:
     row = parse_row(1, mark + b'{"text": "a"}\n', "text")
     assert isinstance(row, Rejected)
     assert said in row.reason
+
+
+def test_keys_of_objects_within_objects() -> None:
+    row = b'{"meta": {"text": "a", "more": {"text": "b"}, "none": null}, "meta.more.text": "c"}'
+    for key, text in (("meta.text", "a"), ("meta.more.text", "c")):
+        assert parse_row(1, row, key) == Document(1, text, row)
+    for key, said in (("meta.more", "'meta.more' is an object"), ("meta.none", "no key"), ("meta.text.x", "no key")):
+        found = parse_row(1, row, key)
+        assert isinstance(found, Rejected)
+        assert said in found.reason
+
+
+def test_an_array_of_rows_is_said_whatever_its_size(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_bytes(b"[" + b'{"text": "a"},' * (LONG_ROW // 14 + 1) + b"{}]")
+    (source,) = find_sources([str(path)])
+    spool = Spool(tmp_path, LONG_ROW)
+    for found in (SourceReader(source, "text", spool=spool).rows(), SourceReader(source, "").lines(1000)):
+        (row,) = found
+        assert isinstance(row, Rejected)
+        assert "as `jq -c '.[]' FILE` makes" in row.reason
+
+
+def test_documents_of_long_lines_are_sampled(tmp_path: Path) -> None:
+    path = tmp_path / "books.jsonl"
+    for size in (300_000, LONG_ROW):
+        path.write_bytes(b'{"text": "' + b"ab " * (size // 3) + b'"}\n')
+        assert sample_texts(find_sources([str(path)]), "text") == [("ab " * 8192)[:8192]]
 
 
 def test_good_rows_keep_text_and_bytes() -> None:
