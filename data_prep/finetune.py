@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace) -> None:
     out = local_output(arguments.out)
     sources = find_sources(arguments.inputs)
     for source in sources:  # before anything is read
-        if source.path.endswith((".parquet", ".txt")):
+        if source.name.endswith((".parquet", ".txt")):
             raise PrepError(f"{source.path}: expected JSON lines: .jsonl or .json, or .gz or .zst of these.")
     _, facts = load_tokenizer(arguments.tokenizer)
     folder = Path(facts.path).parent

@@ -43,8 +43,8 @@ def open_reader(
         all_fields: a document's row has all that the source says of it, also where that costs more (parquet).
         spool: where documents go that are too long to hold, which are then LongDocuments; None: each is a Document.
     """
-    if source.path.endswith(".txt"):
+    if source.name.endswith(".txt"):
         return TextReader(source, text_key, spool)
-    if source.path.endswith(".parquet"):
+    if source.name.endswith(".parquet"):
         return ParquetReader(source, text_key, start, source.bytes if end is None else end, all_fields, spool)
     return SourceReader(source, text_key, start, end, spool)

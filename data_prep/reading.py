@@ -82,7 +82,7 @@ class SourceReader:
     def _lines(self, limit: int) -> Iterator[tuple[bytes, BinaryIO]]:
         """The lines that begin in the range, or the first `limit` bytes of each, whose rest the taker then reads."""
         end = math.inf if self.is_whole else self._end
-        with self._raw, _decompressed(self._raw, self.source.path) as file:
+        with self._raw, _decompressed(self._raw, self.source.name) as file:
             at = 0 if self.is_whole else self._first_line(file)
             while at < end:
                 line = file.readline(limit)
@@ -112,7 +112,7 @@ class SourceReader:
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise PrepError(self._damage(self.rows_read, error)) from error
         except OSError as error:
-            if error.errno is None and self.source.path.endswith(".zst"):  # pyarrow's word for damaged zstd data
+            if error.errno is None and self.source.name.endswith(".zst"):  # pyarrow's word for damaged zstd data
                 raise PrepError(self._damage(self.rows_read, error)) from error
             raise
 
@@ -133,7 +133,7 @@ def sample_rows(source: Source, read_bytes: int) -> list[bytes]:
 def sample_bytes(source: Source, read_bytes: int) -> bytes:
     """The first `read_bytes` of the text of a source; none where its data is damaged."""
     raw = HashingFile(source.path, hashed=False)
-    with contextlib.suppress(EOFError, zlib.error, OSError), raw, _decompressed(raw, source.path) as file:
+    with contextlib.suppress(EOFError, zlib.error, OSError), raw, _decompressed(raw, source.name) as file:
         return file.read(read_bytes)
     return b""
 
@@ -179,12 +179,12 @@ class HashingFile(io.RawIOBase):
         super().close()
 
 
-def _decompressed(raw: HashingFile, path: str) -> BinaryIO:
+def _decompressed(raw: HashingFile, name: str) -> BinaryIO:
     """The text lines of a plain, gzip or zstd file, as a buffered binary stream."""
     buffered = io.BufferedReader(raw, _BLOCK)
-    if path.endswith(".gz"):
+    if name.endswith(".gz"):
         return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, gzip.GzipFile(fileobj=buffered)), _BLOCK))
-    if path.endswith(".zst"):
+    if name.endswith(".zst"):
         import pyarrow  # only here: 0.1 s
 
         stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(buffered, mode="r"), "zstd")

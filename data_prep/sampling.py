@@ -31,9 +31,9 @@ def sample_texts(sources: Sequence[Source], text_key: str) -> list[str]:
 
 def _rows(source: Source, text_key: str, spool: Spool) -> Iterator[Document | LongDocument | Rejected]:
     """The first rows of a source, or as much of one as is read of it."""
-    if source.path.endswith(".parquet"):
+    if source.name.endswith(".parquet"):
         yield from itertools.islice(open_reader(source, text_key, spool=spool).rows(), _DOCUMENTS)
-    elif source.path.endswith(".txt"):
+    elif source.name.endswith(".txt"):
         yield Document(1, sample_bytes(source, _READ_BYTES).decode("utf-8", errors="ignore"), b"")
     else:
         lines = sample_rows(source, _READ_BYTES)

@@ -5,10 +5,12 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from data_prep.errors import PrepError, refuse_not_utf8
 from data_prep.storage import is_remote, list_files, open_file, remote_errors, state_of
@@ -29,14 +31,19 @@ class Source:
     mtime_ns: int
 
     @property
+    def name(self) -> str:
+        """What the suffix of its format ends."""
+        return name_of(self.path)
+
+    @property
     def can_be_cut(self) -> bool:
         """Whether reading can begin in the middle."""
-        return self.path.endswith((".jsonl", NAMED_ONLY, ".parquet"))
+        return self.name.endswith((".jsonl", NAMED_ONLY, ".parquet"))
 
     @property
     def is_read_in_order(self) -> bool:
         """Whether whoever reads all of it passes its bytes in order, and so can hash them."""
-        return not self.path.endswith(".parquet")
+        return not self.name.endswith(".parquet")
 
 
 def find_sources(inputs: Sequence[str]) -> list[Source]:
@@ -63,6 +70,11 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
     return [_inspect(path) for path in paths]
 
 
+def name_of(path: str) -> str:
+    """A path; of a URL of the web its own path, without what is asked of the server (`?signature=…`)."""
+    return urlsplit(path).path if path.startswith(("http://", "https://")) else path
+
+
 def sha256_of_file(path: str | Path) -> str:
     """SHA-256 of the bytes of a file, here or behind a URL, read in blocks of 1 MiB."""
     digest = hashlib.sha256()
@@ -84,7 +96,7 @@ def _expand(given: str) -> list[str]:
         return found
     if os.path.exists(given):
         if not given.endswith(_suffixes(given)):
-            raise PrepError(f"{given}: expected a {expected} file.")
+            raise PrepError(f"{given}: expected a {expected} file.{_how_to_convert(given)}")
         return [given]
     if any(character in given for character in _MAGIC):
         found = sorted(path for path in glob.glob(given, recursive=True) if os.path.isfile(path))
@@ -93,6 +105,17 @@ def _expand(given: str) -> list[str]:
             raise PrepError(f"{given}: matches no {expected} file to read.")
         return matching
     raise PrepError(f"{given}: no such file or folder.")
+
+
+def _how_to_convert(given: str) -> str:
+    if not given.endswith(".csv"):
+        return ""
+    program = (
+        "import csv, json, sys; csv.field_size_limit(1 << 30); "
+        "[print(json.dumps(row)) for row in csv.DictReader(sys.stdin)]"
+    )
+    name = shlex.quote(given)
+    return f" A table becomes one with: python -c '{program}' < {name} > {name.replace('.csv', '.jsonl')}"
 
 
 def _expand_url(given: str) -> list[str]:
@@ -110,7 +133,7 @@ def _refuse_mixture(given: str, paths: list[str]) -> None:
     Raises:
         PrepError: there are both.
     """
-    texts = [path for path in paths if path.endswith(".txt")]
+    texts = [path for path in paths if name_of(path).endswith(".txt")]
     if 0 < len(texts) < len(paths):
         what = f"{given}: {len(texts)} .txt files beside {len(paths) - len(texts)} others"
         raise PrepError(f"{what}; say which are documents, as with '{given.rstrip('/')}/*.jsonl'.")
@@ -118,17 +141,17 @@ def _refuse_mixture(given: str, paths: list[str]) -> None:
 
 def _input_files(given: str, found: list[str]) -> list[str]:
     """Of the files that a folder or glob stands for, those to read."""
-    named = [path for path in found if path.endswith(_suffixes(given))]
+    named = [path for path in found if name_of(path).endswith(_suffixes(given))]
     are_named = OWN_FILE.fullmatch(os.path.basename(given))
     outputs = [] if are_named else [path for path in named if _is_output(path)]
     _tell_of(given, "of an earlier run's output, not read (give them by their names)", outputs)
-    others = [path for path in found if not path.endswith(_suffixes(given)) and _may_be_meant(path)]
+    others = [path for path in found if not name_of(path).endswith(_suffixes(given)) and _may_be_meant(path)]
     _tell_of(given, "of other names, not read", others)
     return sorted({*named} - {*outputs})
 
 
 def _suffixes(given: str) -> tuple[str, ...]:
-    return (*SUFFIXES, NAMED_ONLY) if given.endswith(NAMED_ONLY) else SUFFIXES
+    return (*SUFFIXES, NAMED_ONLY) if name_of(given).endswith(NAMED_ONLY) else SUFFIXES
 
 
 def _is_output(path: str) -> bool:

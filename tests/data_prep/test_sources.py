@@ -1,5 +1,7 @@
 """What the inputs on the command line stand for."""
 
+import json
+import subprocess
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -11,6 +13,7 @@ import pytest
 
 from data_prep import storage
 from data_prep.errors import PrepError
+from data_prep.readers import open_reader
 from data_prep.reading import SourceReader
 from data_prep.sources import find_sources
 from data_prep.storage import state_of
@@ -104,6 +107,15 @@ def test_refused(folder: Path, inputs: list[str], said: str) -> None:
     assert said in str(caught.value)
 
 
+def test_a_table_is_refused_with_how_to_convert_it(tmp_path: Path) -> None:
+    table = tmp_path / "a table.csv"
+    table.write_text('text,id\n"one\ntwo ä",1\n')
+    with pytest.raises(PrepError, match=r"expected a \.jsonl/") as caught:
+        find_sources([str(table)])
+    subprocess.run(["bash", "-c", str(caught.value).partition("with: ")[2]], check=True)
+    assert json.loads((tmp_path / "a table.jsonl").read_text()) == {"text": "one\ntwo ä", "id": "1"}
+
+
 def test_a_file_whose_server_says_no_size_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     store = fsspec.filesystem("memory")
     store.pipe("/sizes/a.jsonl", b"{}\n")
@@ -172,6 +184,14 @@ def test_a_server_that_does_not_answer_is_not_taken_for_a_missing_file(server: s
         with pytest.raises(OSError, match=said) as caught:
             find_sources([url])
         assert caught.value.filename == url
+
+
+def test_a_format_is_that_of_a_url_without_its_query(server: str) -> None:
+    (source,) = find_sources([f"{server}/a.jsonl?signature=abc/d.txt"])
+    assert source.can_be_cut
+    assert isinstance(open_reader(source, "text"), SourceReader)
+    with pytest.raises(PrepError, match="file to read there"):
+        find_sources([f"{server}/notes.md?signature=abc.jsonl"])
 
 
 def test_a_server_of_whole_files_is_words(server: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
