@@ -28,7 +28,7 @@ transformers, and keeps it from importing torch: commands start at once.
     tasks.py            the kinds of tasks; workers.py: who does them here; cluster.py: a Ray cluster does them
     carrying_out.py     a plan carried out
     writing.py          sequences -> MDS shards; mds.py reads them
-    instruction_forms.py  the forms that instruction data is published in
+    instruction_forms.py  the forms that instruction data is published in; instruction_split.py: a split of it
     conversations.py    instruction data -> turns of ids; chat_tokenizer.py: a tokenizer that has a template for them
     manifest.py         what a finished split says about itself
     staging.py          what a run that was cut off leaves, for the next to go on from

@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from data_prep.conversations import NOT_VARIABLES, ConversationTokenizer, count_
 from data_prep.errors import PrepError, changed_meanwhile, exit_status, refuse_not_utf8
 from data_prep.holdout import checked_fraction, is_held_out
 from data_prep.instruction_forms import BadExample, in_trained_form
+from data_prep.instruction_split import CUT, LEFT_OUT, SplitWriter, fragment
 from data_prep.manifest import ROLE_HELD_OUT, ROLE_MAIN, Manifest, SourceRecord
 from data_prep.options import add_common_options
 from data_prep.plan import Plan, checked_common_options, held_option, is_finished, what_to_replace
@@ -31,61 +32,16 @@ from data_prep.reading import SourceReader
 from data_prep.rejects import REFUSED, REJECTED
 from data_prep.rows import Rejected, parse_object
 from data_prep.sources import find_sources, sha256_of_file
-from data_prep.split_manifest import DOCUMENTS, BuiltSplit, write_manifest
-from data_prep.splits import told_left_out
+from data_prep.split_manifest import BuiltSplit, write_manifest
 from data_prep.staging import refuse_unfinished, remove_leftovers
 from data_prep.storage import local_output
 from data_prep.tokenising import Separators, load_tokenizer
 from data_prep.tokenizer_files import SETTINGS, TOKENIZER_FILE
-from data_prep.writing import JsonShardWriter
 
 HOLD_MB = 4  # of a row, as options.py says; a conversation takes a hundred times its size while it is encoded
 TOO_LONG = ("truncate", "drop", "stop")
-CUT, LEFT_OUT = "too long, cut", "too long, left out"  # what became of rows
 # With torch, and what it finds installed beside it, transformers takes ten times the memory and the time to import.
 _TOKENIZERS_ALONE = {"USE_TORCH": "0", "USE_TF": "0", "USE_FLAX": "0", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}
-
-
-class SplitWriter:
-    """One split while it is made."""
-
-    def __init__(self, folder: Path, role: str):
-        folder.mkdir()
-        self.folder = folder
-        self.role = role
-        self.samples = self.tokens = self.loss_tokens = self.conversations = self.text_bytes = 0
-        self._writer = JsonShardWriter(folder, "turns")
-        self._rows = open(folder / DOCUMENTS, "wb") if role == ROLE_HELD_OUT else None  # noqa: SIM115 (closed by finish)
-
-    def add(self, turns: list[Any], row: bytes, is_conversation: bool) -> None:
-        self.samples += 1
-        self.conversations += is_conversation
-        self.tokens += count_tokens(turns)
-        self.loss_tokens += sum(len(turn.labels) for turn in turns)
-        self.text_bytes += len(row)
-        self._writer.write([asdict(turn) for turn in turns])
-        if self._rows is not None:
-            self._rows.write(row + b"\n")
-
-    def finish(self, left_out: Mapping[str, int]) -> BuiltSplit:
-        """What was written. Raises PrepError where there is no sample; `left_out`: of all splits, by the reason."""
-        if self._rows is not None:
-            self._rows.close()
-        if not self.samples:
-            told = f" ({told_left_out(left_out)})" if any(left_out.values()) else ""
-            longer = ", or a larger --seq-len" if left_out.get(LEFT_OUT) else ""
-            larger = ", or a larger --holdout" if self.role == ROLE_HELD_OUT else ""
-            raise PrepError(f"split {self.folder.name!r}: no row is left{told}; give more rows{longer}{larger}.")
-        return BuiltSplit(
-            documents=self.samples,
-            text_bytes=self.text_bytes,
-            sequences=self.samples,
-            tokens=self.tokens,
-            dropped_tokens=0,
-            shards=self._writer.finish(),
-            loss_tokens=self.loss_tokens,
-            conversations=self.conversations,
-        )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -119,6 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
         **held_option(arguments, HOLD_MB),
     }
     plan = Plan(sources, facts, Separators([], []), "json", options)
+    reads = fragment(str(out), plan.splits)
     if not arguments.overwrite and is_finished(out, plan):
         remove_leftovers(out, plan.made_from)
         print(f"{out}: already done with the same input and options; nothing to do.")
@@ -138,6 +95,7 @@ def run(arguments: argparse.Namespace) -> None:
     counts = {**manifests[-1].left_out, "rejected": manifests[-1].rejected}
     told = "".join(f"; {count:,} {reason}" for reason, count in sorted(counts.items()) if count)
     print(f"{time.perf_counter() - start:.1f} s{told}")
+    print(f"in a recipe that includes yamls/data/instructions-*.yaml, or beside the loaders' other keys:\n{reads}")
 
 
 def make(plan: Plan, staging: Path, out: Path, most: int) -> list[Manifest]:

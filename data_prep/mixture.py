@@ -73,7 +73,7 @@ def fragment(streams: Sequence[Stream], command: str) -> str:
         f"{samples * first.seq_len:,} tokens in sequences of {first.seq_len:,}.",
         f"# Made with: {command}",
         "tokenizer:",
-        f"  name: {_quoted(_tokenizer_name(first))}",
+        f"  name: {quoted(_tokenizer_name(first))}",
         "  kwargs:",
         "    model_max_length: ${max_seq_len}",
         "",
@@ -85,9 +85,9 @@ def fragment(streams: Sequence[Stream], command: str) -> str:
     for stream in streams:
         epochs = f"{stream.tokens:,.0f} of {stream.manifest.tokens:,} tokens: {stream.epochs:.2f} epochs"
         lines += [
-            f"      {_quoted(stream.name)}: # {epochs}",
-            f"        local: {_quoted(stream.folder)}",
-            f"        split: {_quoted(stream.manifest.split)}",
+            f"      {quoted(stream.name)}: # {epochs}",
+            f"        local: {quoted(stream.folder)}",
+            f"        split: {quoted(stream.manifest.split)}",
             f"        proportion: {stream.share:.6g}",
         ]
     lines += [
@@ -107,11 +107,11 @@ def _eval_loaders(streams: Sequence[Stream]) -> list[str]:
     for stream in streams:
         if len(stream.manifest.splits) > 1:
             lines += [
-                f"  - label: {_quoted(stream.name)}",
+                f"  - label: {quoted(stream.name)}",
                 "    name: text",
                 "    dataset:",
-                f"      local: {_quoted(stream.folder)}",
-                f"      split: {_quoted(stream.manifest.splits[0])}",
+                f"      local: {quoted(stream.folder)}",
+                f"      split: {quoted(stream.manifest.splits[0])}",
                 "      shuffle: false",
                 "      max_seq_len: ${max_seq_len}",
                 "    drop_last: false",
@@ -225,7 +225,7 @@ def _names(folders: Sequence[str]) -> list[str]:
     return names
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """A string as YAML has it: as it is where nothing in it means something else.
 
     Raises:

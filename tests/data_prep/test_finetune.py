@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from data_prep.conversations import NOT_VARIABLES, ConversationTokenizer, Turn, count_tokens, truncated
@@ -341,6 +342,12 @@ def test_holdout_bad_rows_again_and_overwrite(
     assert len((out / "val" / "documents.jsonl").read_text().splitlines()) == manifests["val"]["documents"] > 3
     assert manifests["train"]["rejected"] == len((out / "train" / "rejected.jsonl").read_text().splitlines()) == 1
     assert 0 < manifests["train"]["loss_tokens"] < manifests["train"]["tokens"]
+    _, _, reads = result.stdout.partition("keys:\n")
+    streams = {name: loader["dataset"]["streams"] for name, loader in yaml.safe_load(reads).items()}
+    assert streams == {
+        "train_loader": {"instructions": {"local": str(out), "split": "train"}},
+        "eval_loader": {"instructions": {"local": str(out), "split": "val"}},
+    }
     assert "already done" in finetune(*words).stdout
     refused = finetune(*words, "--too-long", "drop")
     assert "--too-long: 'truncate' -> 'drop'" in refused.stderr
