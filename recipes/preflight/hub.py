@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,5 +36,7 @@ def tokenizer_folder(name: str) -> Path:
 
     if os.path.isdir(name):
         return Path(name)
-    cached = try_to_load_from_cache(name, "tokenizer.json")
+    cached = None
+    with contextlib.suppress(ValueError):  # a path that is not there, and no name of the hub's
+        cached = try_to_load_from_cache(name, "tokenizer.json")
     return Path(cached).parent if isinstance(cached, str) else Path(name)

@@ -105,6 +105,10 @@ def test_shards_without_a_manifest_end_documents_as_the_tokenizer_does(shards: P
     assert (key, text.startswith("got 77, and the tokenizer")) == ("eos_token_id", True)
 
 
+def test_a_path_that_is_not_there_has_no_tokenizer() -> None:
+    assert id_of_end({"name": "no/such/folder"}) is None
+
+
 def test_a_tokenizers_configuration_is_a_mapping(shards: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(shards / "tokenizer", copy)
