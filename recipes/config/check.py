@@ -27,6 +27,8 @@ from recipes.spelling import did_you_mean
 RETIRED_KEYS = {
     "device_mesh": "Composer 0.24 replaced it by data_parallel_shard_degree and data_parallel_replicate_degree",
     "prefix_lm": "LLM Foundry removed prefix language models",
+    "dtype": "what 16-bit weights are trained in is master_weights_dtype",
+    "should_save_peft_only": "`python -m recipes export --unmerged` writes the adapters alone",
     INCLUDE: "include: stands at the top of a recipe only",
 }
 RETIRED_VALUES = {

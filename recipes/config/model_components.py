@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+import warnings
 from typing import Any
 
+import torch
 from llmfoundry import layers_registry, registry
 from llmfoundry.models.hf import ComposerHFCausalLM
 from llmfoundry.models.mpt import MPTConfig
+from llmfoundry.models.mpt import modeling_mpt as foundry
 from llmfoundry.models.utils import config_defaults
 
 from recipes.config.evaluation_rules import OF_AN_API
@@ -45,13 +50,32 @@ def models() -> dict[str, Schema]:
 
 def _rwkv() -> Schema:
     config = from_signature(RwkvConfig.__init__)  # its own keys, not those of transformers' base classes
-    composer = from_signature(ComposerMPTCausalLM, loss_fn={"enum": list(LOSSES)})["properties"]
-    shared = ("loss_fn", "label_smoothing", "z_loss", "use_train_metrics", "additional_train_metrics")
     attention: Schema = {
         "attn_config": {**section({"attn_uses_sequence_id": {"type": "boolean"}}), "type": ["object", "null"]}
     }
-    own = {**config["properties"], **{key: composer[key] for key in shared}, **attention}
+    own = {**config["properties"], **_composer(), **attention}
     return section({**own, "master_weights_dtype": ANYTHING})
+
+
+def _composer() -> Schema:
+    """Losses and metrics, of our own constructor and the one that it calls, which gives Composer's what it asks for."""
+    constructors = (foundry.ComposerMPTCausalLM.__init__, ComposerMPTCausalLM.__init__)
+    keys = {name: key for each in constructors for name, key in from_signature(each)["properties"].items()}
+    return {**{name: key for name, key in keys.items() if name != "tokenizer"}, "loss_fn": {"enum": list(LOSSES)}}
+
+
+def _activations() -> list[str]:
+    """Functions of torch.nn.functional, which LLM Foundry finds by name, that make as many numbers as they take."""
+    found = []
+    for name, function in sorted(vars(torch.nn.functional).items()):
+        if name[0] == "_" or name[-1] == "_" or "dropout" in name or inspect.isclass(function):
+            continue
+        with contextlib.suppress(Exception), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            made = function(torch.zeros(2, 2))
+            if isinstance(made, torch.Tensor) and made.shape == (2, 2) and made.is_floating_point():
+                found.append(name)
+    return found
 
 
 def _mpt() -> Schema:
@@ -71,7 +95,7 @@ def _mpt() -> Schema:
         rope_hf_config=section(
             {
                 "type": {"enum": ["no_scaling", "linear", "dynamic", "llama3"]},
-                "factor": {"type": "number"},
+                "factor": {"type": "number", "exclusiveMinimum": 0},
                 "low_freq_factor": {"type": "number"},
                 "high_freq_factor": {"type": "number"},
                 "original_max_position_embeddings": {"type": "integer"},
@@ -83,7 +107,7 @@ def _mpt() -> Schema:
         {
             "ffn_type": {"enum": ["mptmlp", "mptglu"]},
             "ffn_hidden_size": INTEGER_OR_NULL,
-            "ffn_act_fn": FREE,
+            "ffn_act_fn": {**FREE, "required": ["name"], "properties": {"name": {"enum": _activations()}}},
             "fc_type": ANYTHING,
         }
     )
@@ -114,10 +138,9 @@ def _mpt() -> Schema:
         "fuse_norm_attn_norm": {"type": "boolean"},
         "use_cache": {"type": "boolean"},
     }
-    # what transformers' PretrainedConfig takes from MPTConfig's **kwargs
+    # of what transformers' PretrainedConfig takes from MPTConfig's **kwargs, what something reads
     passed_on: Schema = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), INTEGER_OR_NULL)
-    config = from_signature(MPTConfig, without={"kwargs"})
-    composer = from_signature(ComposerMPTCausalLM, without={"tokenizer"}, loss_fn={"enum": list(LOSSES)})
+    config = from_signature(MPTConfig.__init__)
     lora = section(
         {
             "peft_type": {"enum": ["LORA"]},
@@ -131,4 +154,4 @@ def _mpt() -> Schema:
         ["r", "lora_alpha", "target_modules"],
     )
     own: Schema = {"master_weights_dtype": ANYTHING, "peft_config": {**lora, "type": ["object", "null"]}}
-    return section({**config["properties"], **composer["properties"], **sections, **passed_on, **own})
+    return section({**config["properties"], **_composer(), **sections, **passed_on, **own})

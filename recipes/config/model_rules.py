@@ -34,7 +34,11 @@ def _heads(model: Mapping[str, Any]) -> Iterator[Finding]:
     elif kv_heads is not None:
         text = f"{kind} sets the number of key-value heads itself: remove kv_n_heads"
         yield ("attn_config", "kv_n_heads"), f"{text}, or set attn_type: grouped_query_attention"
-    if attention.get("kv_dim") is not None and attention.get("fused_qkv", True):
+    kv_dim = attention.get("kv_dim")
+    if is_number(kv_dim, d_model) and kv_dim != d_model:
+        text = f"got {kv_dim}, but keys and values are made of the same {d_model} numbers (d_model) as queries"
+        yield ("attn_config", "kv_dim"), f"{text}: leave it out; fewer heads of them are attn_config.kv_n_heads"
+    elif kv_dim is not None and attention.get("fused_qkv", True):
         yield ("attn_config", "kv_dim"), "needs projections of their own: set attn_config.fused_qkv: false"
     head_dim = model.get("head_dim")
     if (
@@ -75,6 +79,35 @@ def _scaled_rope(model: Mapping[str, Any]) -> Iterator[Finding]:
         if missing:
             text = f"type: llama3 needs {', '.join(missing)} too: copy them from the rope_scaling of its config.json"
             yield ("attn_config", "rope_hf_config"), text
+
+
+def _of_other_blocks(model: Mapping[str, Any]) -> Iterator[Finding]:
+    """What only some blocks can have, in which others stand before them."""
+    attention = section(model, "attn_config")
+    for key in ("reuse_kv_layer_idx", "reuse_kv_x_layer_idx"):
+        if attention.get(key) is not None:
+            text = "the first block has no block before it to take from: set it for others, in model.block_overrides"
+            yield ("attn_config", key), text
+    if attention.get("nope"):
+        text = (
+            "is for some blocks, in model.block_overrides; all without positions: leave it out, and alibi and rope off"
+        )
+        yield ("attn_config", "nope"), text
+
+
+def _first_weights(model: Mapping[str, Any]) -> Iterator[Finding]:
+    init = section(model, "init_config")
+    if init.get("name") == "baseline_" and init.get("init_std") is None:
+        yield ("init_config", "init_std"), "missing; baseline_ draws weights with this standard deviation, such as 0.02"
+    limits = init.get("emb_init_uniform_lim")
+    if isinstance(limits, list) and not (len(limits) == 2 and is_number(*limits)):
+        yield ("init_config", "emb_init_uniform_lim"), f"got {limits}, expected a number, or the least and the most"
+
+
+def _experts(model: Mapping[str, Any]) -> Iterator[Finding]:
+    feed_forward = section(model, "ffn_config")
+    if feed_forward.get("ffn_type") == "torch_dmoe" and feed_forward.get("moe_num_experts") is None:
+        yield ("ffn_config", "moe_num_experts"), "missing; torch_dmoe needs the number of its experts"
 
 
 def _ranges(model: Mapping[str, Any]) -> Iterator[Finding]:
@@ -139,4 +172,14 @@ def _lora(model: Mapping[str, Any]) -> Iterator[Finding]:
             yield ("peft_config", "target_modules"), text
 
 
-MODEL_RULES = (_heads, _positions, _scaled_rope, _ranges, _backend, _lora)
+MODEL_RULES = (
+    _heads,
+    _positions,
+    _scaled_rope,
+    _of_other_blocks,
+    _first_weights,
+    _experts,
+    _ranges,
+    _backend,
+    _lora,
+)

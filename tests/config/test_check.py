@@ -120,7 +120,7 @@ def test_the_evaluation_recipe_is_sound_once_its_run_is_there(recipe_file: Write
         # contradictions
         ("model.n_heads=5", "model.n_heads", "d_model 192 must be a multiple of n_heads"),
         ("model.attn_config.rope=true", "model.attn_config.rope", "alibi and rope are both on"),
-        ("model.attn_config.kv_dim=64", "model.attn_config.kv_dim", "fused_qkv: false"),
+        ("model.attn_config.kv_dim=192", "model.attn_config.kv_dim", "fused_qkv: false"),
         ("model.embedding_fraction=2", "model.embedding_fraction", "at most 1"),
         ("model.attn_config.kv_n_heads=2", "model.attn_config.kv_n_heads", "set attn_type: grouped_query_attention"),
         ("model.attn_config.attn_type=grouped_query_attention", "model.attn_config.kv_n_heads", "missing"),
