@@ -35,16 +35,22 @@ def definitions() -> Schema:
         **registry.callbacks.get_all(),
         **registry.callbacks_with_config.get_all(),
     }
-    optimizer_keys: Schema = {"disable_grad": {"type": ["string", "array"]}, "param_groups": {"type": "array"}}
+    keys_of_callbacks = {
+        name: from_signature(c, without={"train_config", "started_at"}) for name, c in callbacks.items()
+    }
+    keys_of_callbacks["hf_checkpointer"]["properties"]["precision"] = {"enum": ["float32", "float16", "bfloat16"]}
+    group: Schema = {"type": "object", "required": ["param_str_match"]}
+    optimizer_keys: Schema = {
+        "disable_grad": {"type": ["string", "array"]},
+        "param_groups": {"type": "array", "items": group},
+    }
     return {
         "model": named(models()),
         "tokenizer": section({"name": {"type": "string"}, "kwargs": FREE}, ["name"]),
         "optimizer": named(_signatures(registry.optimizers, {"params"}, optimizer_keys)),
         "scheduler": named(_signatures(registry.schedulers)),
         "loader": named(_loaders()),
-        "callbacks": keyed(
-            {name: from_signature(c, without={"train_config", "started_at"}) for name, c in callbacks.items()}
-        ),
+        "callbacks": keyed(keys_of_callbacks),
         "algorithms": keyed(_signatures(registry.algorithms)),
         "loggers": keyed(_signatures(registry.loggers)),
         "icl_task": named(_icl_tasks(), key="icl_task_type"),

@@ -63,7 +63,8 @@ _POSITIVE: Schema = {"exclusiveMinimum": 0}
 _SUBSET: Schema = {"minimum": -1, "not": {"const": 0}, "description": "-1 (all) or at least 1"}
 RANGES: dict[str, Schema] = {
     **dict.fromkeys(("num_canonical_nodes", "prefetch_factor", "sampling_granularity", "shuffle_block_size"), _COUNT),
-    **dict.fromkeys(("window_size", "tensor_parallel_degree"), _COUNT),
+    **dict.fromkeys(("window_size", "tensor_parallel_degree", "batch_interval", "batch_log_interval"), _COUNT),
+    "prompts": {"minItems": 1},
     **dict.fromkeys(("alpha_f", "eps", "init_std", "norm_eps", "num_workers", "predownload", "timeout"), _NOT_NEGATIVE),
     **dict.fromkeys(("download_retry", "weight_decay"), _NOT_NEGATIVE),
     **dict.fromkeys(("usd_per_device_hour", "watts_per_device", "kg_co2e_per_kwh"), _NOT_NEGATIVE),

@@ -81,6 +81,17 @@ def _data_source(recipe: Mapping[str, Any]) -> Iterator[Finding]:
             yield (*where, "hf_name"), text
 
 
+def _workers(recipe: Mapping[str, Any]) -> Iterator[Finding]:
+    for key, loader in loaders(recipe):
+        if loader.get("timeout") and loader.get("num_workers") == 0:
+            yield (
+                (*key, "timeout"),
+                f"got {loader['timeout']}, and without workers there is none to wait for: leave it out",
+            )
+        if key == ("train_loader",) and loader.get("label") is not None:
+            yield (*key, "label"), "tells several eval_loaders apart, and training has one loader: leave it out"
+
+
 def _as_stream(dataset: Mapping[str, Any]) -> str:
     split = f", split: {dataset['split']}" if dataset.get("split") else ""
     return f"streams: {{mine: {{local: {dataset['local']}{split}}}}}"
@@ -110,6 +121,9 @@ def _schedule(recipe: Mapping[str, Any]) -> Iterator[Finding]:
     decay = read_duration(scheduler.get("t_max"))
     if decay and decay.amount == 0:
         text = f"got {scheduler['t_max']}, expected more than nothing: the learning rate falls in this time"
+        yield ("scheduler", "t_max"), text
+    elif decay and duration and decay.unit == duration.unit and decay.amount < duration.amount:
+        text = f"got {scheduler['t_max']}, expected {whole} (max_duration) at least: after it there is no learning rate"
         yield ("scheduler", "t_max"), text
     for key in ("eval_interval", "save_interval", "task_interval"):
         share = read_duration(recipe.get(key))
@@ -148,6 +162,8 @@ def _checkpoints(recipe: Mapping[str, Any]) -> Iterator[Finding]:
             "does not know the adapters of mpt_causal_lm: leave it out, and use `python -m recipes export` on the run"
         )
         yield ("callbacks", "hf_checkpointer"), text
+    if recipe.get("only_composer_checkpoint") and not recipe.get("save_folder"):
+        yield ("only_composer_checkpoint",), "needs save_folder: that is where it would be written"
     if recipe.get("only_hf_checkpoint") and "hf_checkpointer" not in section(recipe, "callbacks"):
         yield ("only_hf_checkpoint",), "needs the hf_checkpointer callback"
     if (
@@ -249,6 +265,7 @@ RUN_RULES = (
     _sequence_lengths,
     _batches,
     _data_source,
+    _workers,
     _streams,
     _schedule,
     _checkpoints,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
+from composer.profiler import JSONTraceHandler, Profiler, cyclic_schedule
 from llmfoundry import registry
 from llmfoundry.utils.config_utils import EvalConfig, TrainConfig
 
 from recipes.config.grammar import (
     DURATION,
-    FREE,
     INTEGER_OR_NULL,
     STEPS,
     STRINGS,
@@ -64,14 +64,14 @@ def train_recipe() -> Schema:
             )
         ),
         compile_config=or_null(from_signature(torch.compile, without={"model"}, mode={"enum": COMPILE_MODES})),
-        profiler=FREE,
+        profiler=or_null(_profiler()),
         icl_tasks={"anyOf": [{"type": ["string", "null"]}, {"type": "array", "items": ref("icl_task")}]},
         eval_gauntlet={"type": ["string", "object", "null"]},
         harness_tasks=or_null(_harness_tasks()),
         task_interval={**TIME, "type": [*TIME["type"], "null"]},
         global_train_batch_size={"type": "integer", "minimum": 1},
         device_train_microbatch_size={"anyOf": [{"const": "auto"}, {"type": "number", "exclusiveMinimum": 0}]},
-        device_eval_batch_size={"type": "number", "exclusiveMinimum": 0},
+        device_eval_batch_size={"type": "integer", "minimum": 1},
         max_seq_len={"type": "integer", "minimum": 1},
         max_duration=DURATION,
         seed={"type": "integer"},
@@ -137,7 +137,7 @@ def eval_recipe() -> Schema:
         seed={"type": "integer"},
         run_name=RUN_NAME,
         python_log_level=LOG_LEVEL,
-        device_eval_batch_size={"type": "number", "exclusiveMinimum": 0},
+        device_eval_batch_size={"type": "integer", "minimum": 1},
         models={"type": "array", "minItems": 1, "items": evaluated},
         eval_loader=_eval_loader(),
         icl_tasks={"anyOf": [{"type": ["string", "null"]}, {"type": "array", "items": ref("icl_task")}]},
@@ -156,6 +156,12 @@ def eval_recipe() -> Schema:
         contamination=or_null(contamination),
     )
     return section(fields, {"models", "max_seq_len", "device_eval_batch_size"})
+
+
+def _profiler() -> Schema:
+    own = from_signature(Profiler.__init__, without={"schedule", "trace_handlers"})["properties"]
+    traces = from_signature(JSONTraceHandler.__init__)
+    return section({**own, "schedule": from_signature(cyclic_schedule), "json_trace_handler": or_null(traces)})
 
 
 def _eval_loader() -> Schema:

@@ -97,3 +97,33 @@ def test_shards_of_instructions_in_a_folder_are_a_stream() -> None:
     tuning = ROOT / "yamls" / "finetune" / "mpt-quickstart-chat.yaml"
     local = "train_loader={name: finetuning, dataset: {local: mine, split: train, streams: null}}"
     assert "streams: {mine: {local: mine, split: train}}" in found(local, recipe=tuning)["train_loader.dataset.hf_name"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "words"),
+    [
+        (["only_composer_checkpoint=true", "save_folder=null"], "only_composer_checkpoint", "needs save_folder"),
+        (["device_eval_batch_size=0.5"], "device_eval_batch_size", "a whole number"),
+        (["train_loader.label=a"], "train_loader.label", "leave it out"),
+        (["callbacks.scheduled_gc={batch_interval: 0}"], "callbacks.scheduled_gc.batch_interval", "at least 1"),
+        (["callbacks.optimizer_monitor.batch_log_interval=0"], "callbacks.optimizer_monitor.batch_log_interval", "1"),
+        (
+            ["callbacks.generate_callback={prompts: [], interval: 1ba}"],
+            "callbacks.generate_callback.prompts",
+            "got an empty list",
+        ),
+        (
+            ["callbacks.hf_checkpointer={save_folder: x, save_interval: 1ba, precision: bf17}"],
+            "callbacks.hf_checkpointer.precision",
+            "expected one of float32",
+        ),
+        (["optimizer.param_groups=[{foo: 1}]"], "optimizer.param_groups.0.param_str_match", "missing"),
+        (["profiler={foo: 1, schedule: {}}"], "profiler.foo", "unknown key"),
+        (["train_loader.timeout=5", "train_loader.num_workers=0"], "train_loader.timeout", "without workers"),
+        (["scheduler.t_max=10ba"], "scheduler.t_max", "expected 1000ba (max_duration) at least"),
+    ],
+)
+def test_what_a_run_would_only_come_to_later_is_said_of_the_recipe(overrides: list[str], key: str, words: str) -> None:
+    said = found(*overrides)
+    assert list(said) == [key]
+    assert words in said[key]
