@@ -81,8 +81,11 @@ def _judged(records: Mapping[int, Mapping[str, Any]]) -> set[int]:
 def _sign_test(gained: int, lost: int) -> float:
     """Two-sided: the chance of a split at least as uneven when each flip goes either way alike (McNemar, exact)."""
     n, k = gained + lost, min(gained, lost)
-    tail = sum(math.comb(n, i) for i in range(k + 1)) / 2**n
-    return min(1.0, 2 * tail)
+    tail = ways = 1  # in which i of n flips are of the rarer kind; the next from the last, as whole numbers
+    for i in range(k):
+        ways = ways * (n - i) // (i + 1)
+        tail += ways
+    return min(1.0, 2 * tail / 2**n)
 
 
 def read(path: Path, model: str | None) -> tuple[str, Records, dict[str, str]]:

@@ -69,9 +69,7 @@ def _turned_alike(backbone: Backbone, prompts: Sequence[Prompt]) -> list[Sequenc
     if len(prompts) == 1 or backbone.turns_at is None or most <= backbone.turns_at:
         return [prompts]
     if backbone.sharded:
-        text = (
-            f"{most} tokens are beyond the {backbone.turns_at} from which this model turns all of a batch otherwise"
-        )
+        text = f"{most} tokens are beyond the {backbone.turns_at} from which this model turns all of a batch otherwise"
         raise ScoringError(f"{prompts[0].name}: {text}: set batches of one (device_eval_batch_size, --batch-size)")
     return [[prompt] for prompt in prompts]
 

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from eval import contamination
-from eval.compare import main, paired, read
+from eval.compare import _sign_test, main, paired, read
 from eval.contamination import check_shards, hashes
 from eval.metrics import paired_interval
 from eval.tasks.rows import TaskError
@@ -56,6 +57,16 @@ def test_an_interval_of_right_and_wrong_covers_the_difference(shares: tuple[floa
     before, after = np.isin(drawn, (0, 1)).astype(int).tolist(), np.isin(drawn, (0, 2)).astype(int).tolist()
     found = [paired_interval(a, b) for a, b in zip(before, after, strict=True)]
     assert np.mean([low <= shares[2] - shares[1] <= high for low, high in found]) > 0.94
+
+
+def test_the_sign_test_is_exact_and_takes_no_time_for_many_flips() -> None:
+    for gained, lost in ((0, 0), (5, 0), (3, 9), (20, 21), (300, 260)):
+        n, k = gained + lost, min(gained, lost)
+        exact = min(1.0, 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n)
+        assert _sign_test(gained, lost) == _sign_test(lost, gained) == exact
+    start = time.perf_counter()
+    assert 0.04 < _sign_test(4_900, 5_100) < 0.05
+    assert time.perf_counter() - start < 3
 
 
 def test_an_interval_has_a_width_where_nothing_flips() -> None:
