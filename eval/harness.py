@@ -23,6 +23,7 @@ from typing import Any
 from eval import results
 from eval.cache import SCORING, AnswerCache
 from eval.digests import data_versions, file_digest, model_digest
+from eval.harness_file import refuse_other_models, with_earlier_tasks
 from eval.harness_index import YAML, files_of
 from eval.questions import ScoringError
 from eval.tasks.rows import TaskError
@@ -85,7 +86,7 @@ def _run(chosen: argparse.Namespace) -> int:
             raise ValueError(f"{name}: got {value}, expected at least 1")
     if chosen.num_fewshot is not None and chosen.num_fewshot < 0:
         raise ValueError(f"--num-fewshot: got {chosen.num_fewshot}, expected 0 or more")
-    digest, out = _identify(chosen)
+    digest, checkpoint, out = _identify(chosen)
     asked = _digest_of_question(chosen, digest)
     found = None if chosen.show_prompts else results.finished(out, asked)
     if not chosen.show_prompts and _is_done(found):
@@ -95,6 +96,7 @@ def _run(chosen: argparse.Namespace) -> int:
         return 0
 
     if not chosen.show_prompts:
+        refuse_other_models(out, digest, _version())
         if not can_be_written(out):
             raise ValueError(f"--out: {out} cannot be written; name a file in a folder of yours")
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -128,14 +130,16 @@ def _run(chosen: argparse.Namespace) -> int:
     if is_first_rank():
         entry = {
             "name": chosen.model.name,
-            "checkpoint": str(chosen.model),
+            "checkpoint": str(checkpoint),
             "digest": digest,
             "tasks": tasks,
             "seconds": round(time.monotonic() - start, 3),
         }
         data = {name: data_versions(name) for name in harness_tasks.hub_data(loaded)}
         content = {"digest": asked, "harness": _version(), "data": data, "models": [entry]}
-        results.write(out, content, ({"model": chosen.model.name, **example} for example in examples))
+        records = [{"model": entry["name"], **example} for example in examples]
+        content, all_records = with_earlier_tasks(out, content, records)
+        results.write(out, content, all_records)
         results.show(out, content)
     return 0
 
@@ -166,8 +170,8 @@ def language_model(
     return ScoringLM(lambda: backbone, tokenizer, max_length, batch_size, cache, bar)
 
 
-def _identify(chosen: argparse.Namespace) -> tuple[str, Path]:
-    """The model's digest, and where its results go."""
+def _identify(chosen: argparse.Namespace) -> tuple[str, Path, Path]:
+    """The model's digest, the folder or the checkpoint that it is, and where its results go."""
     path = chosen.model
     default = "amp_bf16" if has_gpu() else "fp32"  # as _language_model chooses
     more = {"precision": chosen.precision or default, "max_length": chosen.max_length, "tokenizer": chosen.tokenizer}
@@ -181,7 +185,7 @@ def _identify(chosen: argparse.Namespace) -> tuple[str, Path]:
         tokenizer = Path(str(trained.recipe.get("tokenizer.name")))
     tokenizer = Path(chosen.tokenizer) if chosen.tokenizer else tokenizer
     digest = model_digest(weights, more, tokenizer if tokenizer is not None and tokenizer.is_dir() else None)
-    return digest, chosen.out or folder / HARNESS
+    return digest, weights, chosen.out or folder / HARNESS
 
 
 def _digest_of_question(chosen: argparse.Namespace, model: str) -> str:

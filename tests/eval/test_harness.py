@@ -29,6 +29,7 @@ from recipes.preflight.machine import can_be_written
 from recipes.preflight.training import preflight
 from recipes.reports.runs import read_metrics
 from recipes.talking.loading import load_model
+from recipes.weights.trained import find_trained
 
 from ..conftest import ROOT, Command, losses, recipe_arguments, write_jsonl
 from .twins import Twins
@@ -67,6 +68,33 @@ def test_a_checkpoint_is_scored_directly_and_only_once(
     two = run_command("launch", "-n", "2", "-m", "eval.harness", *asked[:-1], tmp_path / "two.json")
     assert two.returncode == 0, two.stdout + two.stderr
     assert (tmp_path / "two.examples.jsonl").read_text() == (tmp_path / "h.examples.jsonl").read_text()
+
+
+def test_results_of_one_model_are_put_together_and_those_of_another_are_not_replaced(
+    whole: Path, own_tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "h.json"
+
+    def asked(task: str, *more: str, model: Path = whole) -> int:
+        return harness.main([str(model), "--tasks", task, "--include", str(own_tasks), "--out", str(out), *more])
+
+    assert asked("sotu_cloze", "--limit", "4") == 0
+    assert asked("sotu_dates", "--limit", "4") == 0
+    (model,) = json.loads(out.read_text())["models"]
+    newest = find_trained(whole).checkpoint
+    assert model["checkpoint"] == str(newest)
+    assert [task["label"] for task in model["tasks"]] == ["sotu_cloze/0-shot", "sotu_dates/0-shot"]
+    records = [json.loads(line)["task"] for line in examples_path(out).read_text().splitlines()]
+    assert records == ["sotu_cloze/0-shot"] * 4 + ["sotu_dates/0-shot"] * 4
+    assert asked("sotu_dates", "--limit", "2") == 0
+    (model,) = json.loads(out.read_text())["models"]
+    assert [task["examples"] for task in model["tasks"]] == [4, 2]
+    kept = out.read_bytes()
+    older = next(path for path in sorted(newest.parent.glob("ep0-ba*.pt")) if path != newest)
+    assert asked("sotu_dates", model=older) == 1
+    said = capsys.readouterr().err
+    assert f"another model, checkpoint or precision, {whole.name} ({newest}), which would be lost" in said
+    assert out.read_bytes() == kept
 
 
 def test_new_data_of_the_hub_is_scored_anew(
