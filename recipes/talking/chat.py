@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 
@@ -16,14 +17,16 @@ def chat(
 ) -> None:
     """Read a message a line, write the answer token by token, until the input ends."""
     sampling = sampling.checked()
-    loaded = load_model(path, tokenizer, recipe, in_bf16=True)
-    chat_ids(loaded, [{"role": "user", "content": "?"}])  # says at once where there is no template
-    start = [{"role": "system", "content": system}] if system else []
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
+    loaded = load_model(path, tokenizer, recipe, in_bf16=True, for_chat=True)
+    chat_ids(loaded, [{"role": "user", "content": "?"}])  # says at once where the template takes no message
+    start = [{"role": "system", "content": _in_utf8(system)}] if system else []
     messages = list(start)
     print(f"{loaded.name}: {HELP}")
     while True:
         try:
-            said = input("\n> ").strip()
+            said = _in_utf8(input("\n> ")).strip()
         except (EOFError, KeyboardInterrupt):
             break
         if said in ("", "/quit", "/exit"):
@@ -47,6 +50,11 @@ def chat(
         print()
         messages.append({"role": "assistant", "content": answer.strip() or "…"})
     print()
+
+
+def _in_utf8(text: str) -> str:
+    """The text with `?` for bytes of other codes, which no tokenizer takes."""
+    return text.encode(errors="replace").decode()
 
 
 def fitting(loaded: Loaded, messages: list[dict[str, str]], kept: int, new_tokens: int) -> list[dict[str, str]]:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from data_prep.conversations import END_OF_TURN
 from recipes.models.backends import goes_on_exactly
 from recipes.preflight.machine import can_be_written
-from recipes.talking.loading import Loaded, load_model
+from recipes.talking.loading import Loaded, load_model, refuse_without_template
 from recipes.weights.folder_files import ids_of_ends
 
 
@@ -121,8 +121,8 @@ def complete(loaded: Loaded, ids: Sequence[int], sampling: Sampling, write: Call
     end = _ends(loaded)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end[0] if end else None
     stop = END_OF_TURN if END_OF_TURN in str(tokenizer.chat_template) else ""
-    is_text = stop and stop not in tokenizer.get_vocab()
-    stops = {"stop_strings": [stop], "tokenizer": tokenizer} if is_text else {}
+    in_words = stop and stop not in tokenizer.get_vocab()
+    stops = {"stop_strings": [stop], "tokenizer": tokenizer} if in_words else {}
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=loaded.in_bf16)
     with _words_for_bad_probabilities(), torch.inference_mode(), autocast:
         out = loaded.model.generate(
@@ -163,11 +163,7 @@ def _words_for_bad_probabilities() -> Iterator[None]:
 
 def chat_ids(loaded: Loaded, messages: Sequence[dict[str, str]]) -> list[int]:
     """Ids of a conversation, up to where the answer begins. Raises ValueError where the tokenizer has no template."""
-    if loaded.tokenizer.chat_template is None:
-        raise ValueError(
-            f"{loaded.name} has no chat template: it was not tuned on conversations. Use `python -m recipes generate`, "
-            "or give a tokenizer with a template by --tokenizer FOLDER"
-        )
+    refuse_without_template(loaded.name, loaded.tokenizer)
     from jinja2 import TemplateError
 
     try:
@@ -193,11 +189,22 @@ def read_prompts(path: Path) -> list[str]:
                 if not isinstance(prompt, str):
                     raise TypeError
                 prompts.append(prompt)
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise ValueError(f'{path}:{number}: expected {{"prompt": "…"}}') from None
+            if not _is_text(prompt):
+                raise ValueError(f"{path}:{number}: got {prompt!r}, and half a pair of surrogates is no text")
     if not prompts:
         raise ValueError(f"{path} holds no prompt")
     return prompts
+
+
+def _is_text(prompt: str) -> bool:
+    """Whether it can be written in UTF-8, as tokenizers take it."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def generate(
@@ -217,7 +224,12 @@ def generate(
     if out and not can_be_written(out):
         raise ValueError(f"--out: {out} cannot be written")
     rows = []
-    models = [load_model(path, tokenizer, recipe, in_bf16=True) for path in paths]
+    models = [load_model(path, tokenizer, recipe, in_bf16=True, for_chat=chat) for path in paths]
+    names = [loaded.name for loaded in models]
+    models = [
+        replace(loaded, name=str(path)) if names.count(loaded.name) > 1 else loaded
+        for path, loaded in zip(paths, models, strict=True)
+    ]
     width = max(len(loaded.name) for loaded in models) if len(models) > 1 else 0
 
     def ids_of(loaded: Loaded, prompt: str) -> list[int]:

@@ -6,8 +6,10 @@ import dataclasses
 import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +44,17 @@ class Loaded:
     in_bf16: bool = False
 
 
-def load_model(path: Path, tokenizer: str | None = None, recipe: Path | None = None, in_bf16: bool = False) -> Loaded:
+def load_model(
+    path: Path,
+    tokenizer: str | None = None,
+    recipe: Path | None = None,
+    in_bf16: bool = False,
+    for_chat: bool = False,
+) -> Loaded:
     """Load for generation, on the GPU where there is one.
 
     in_bf16: where that GPU computes in bf16, with half the memory and time; else as the weights are.
+    for_chat: the tokenizer must have a chat template, which is asked before the weights are read.
     Raises ValueError for a path that is neither, a folder of another architecture, files that are not whole.
     """
     trained = None if is_hf_folder(path) else find_trained(path, recipe)  # before the seconds that torch takes
@@ -64,12 +73,22 @@ def load_model(path: Path, tokenizer: str | None = None, recipe: Path | None = N
 
     quiet()
     logging.getLogger("recipes").setLevel(logging.WARNING)
-    loaded = _from_checkpoint(trained, path, tokenizer) if trained else _from_folder(path, tokenizer)
+    check = partial(refuse_without_template, path.resolve().name) if for_chat else lambda _: None
+    loaded = _from_checkpoint(trained, path, tokenizer, check) if trained else _from_folder(path, tokenizer, check)
     if in_bf16 and _gpu_has_bf16():
         _put_matrices_in_bf16(loaded.model)
         loaded = dataclasses.replace(loaded, in_bf16=True)
     loaded.model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     return loaded
+
+
+def refuse_without_template(name: str, tokenizer: Any) -> None:
+    """Raises ValueError for a model whose tokenizer has no chat template."""
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            f"{name} has no chat template: it was not tuned on conversations. Use `python -m recipes generate`, "
+            "or give a tokenizer with a template by --tokenizer FOLDER"
+        )
 
 
 def _gpu_has_bf16() -> bool:
@@ -97,7 +116,7 @@ def say_what_is_ignored(newest: Path, recipe: Recipe) -> None:
         print(f"taking {newest}; ignored {', '.join(p.name for p in broken)}: not whole", file=sys.stderr)
 
 
-def _from_folder(path: Path, tokenizer: str | None) -> Loaded:
+def _from_folder(path: Path, tokenizer: str | None, check: Callable[[Any], None]) -> Loaded:
     from recipes.weights.folder_files import open_tokenizer
     from recipes.weights.hf_architecture import architecture_of_folder
     from recipes.weights.tensor_files import safetensors_folder
@@ -109,16 +128,24 @@ def _from_folder(path: Path, tokenizer: str | None) -> Loaded:
         raise ValueError(f"{path} holds {error}") from None
     with safetensors_folder(path):  # whole, before transformers opens it
         pass
-    try:
+    with _named(path):
         words = open_tokenizer(tokenizer or str(path))
+    check(words)
+    with _named(path):
         model = model_of_folder(path)
-    except Exception as error:  # transformers raises whatever its loaders raise
-        raise ValueError(f"{path} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
     if len(words) > model.config.vocab_size:
         text = f"its tokenizer has {len(words):,} tokens, the model {model.config.vocab_size:,} embeddings"
         raise ValueError(f"{path}: {text}: ids beyond them mean nothing")
     length = next((config[name] for name in LENGTHS if config.get(name)), RWKV_LENGTH)
     return Loaded(path.resolve().name, model, words, int(length))
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # transformers raises whatever its loaders raise
+        raise ValueError(f"{path} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
 
 
 def _first_of(tensors: Sequence[str]) -> str:
@@ -159,10 +186,11 @@ def model_of_folder(folder: Path) -> Any:
     return model
 
 
-def _from_checkpoint(trained: Trained, path: Path, tokenizer: str | None) -> Loaded:
+def _from_checkpoint(trained: Trained, path: Path, tokenizer: str | None, check: Callable[[Any], None]) -> Loaded:
     from recipes.weights.folder_files import load_tokenizer
 
     words = load_tokenizer(trained, tokenizer)
+    check(words)
     return Loaded(path.resolve().name, build_for_generation(trained), words, int(trained.recipe["max_seq_len"]))
 
 

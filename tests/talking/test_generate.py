@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,28 @@ def test_prompts_are_texts(tmp_path: Path) -> None:
         file.write_text('{"prompt": "a"}\n' + row)
         with pytest.raises(ValueError, match=r"prompts\.jsonl:2: expected"):
             read_prompts(file)
+
+
+def test_half_a_pair_of_surrogates_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "a"}\n{"prompt": "caf\\ud800"}\n')
+    with pytest.raises(ValueError, match=r"prompts\.jsonl:2: got 'caf.ud800', and half a pair of surrogates"):
+        read_prompts(file)
+
+
+def test_models_of_one_name_are_told_apart(run: Path, tmp_path: Path, capsys: Any) -> None:
+    other = tmp_path / "other" / "run"
+    shutil.copytree(run, other)
+    generate([run, other], ["We must"], GREEDY, out=tmp_path / "said.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
+    assert [row["model"] for row in rows] == [str(run), str(other)]
+    assert f"  {other}  " in capsys.readouterr().out
+
+
+def test_a_missing_template_is_said_before_weights_are_read(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "build_for_generation", lambda _: pytest.fail("the weights are read"))
+    with pytest.raises(ValueError, match="run has no chat template: it was not tuned on conversations"):
+        load_model(run, for_chat=True)
 
 
 def test_a_seed_that_has_no_room_is_refused() -> None:
