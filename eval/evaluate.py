@@ -3,10 +3,12 @@
     composer eval/evaluate.py yamls/eval/quickstart.yaml
     composer -n 8 eval/evaluate.py yamls/eval/quickstart.yaml models.0.run=runs/mpt-1b
     python eval/evaluate.py yamls/eval/quickstart.yaml --show-prompts
+    python eval/evaluate.py yamls/eval/quickstart.yaml dry_run=true
 
 Recipes have LLM Foundry's evaluation keys; a model may also be named by its run folder or its Hugging Face folder (see
 eval/models.py). An evaluation that was done before prints its results again; a killed one goes on. `--show-prompts`
-prints the exact prompt of each task's first example and evaluates nothing.
+prints the exact prompt of each task's first example and evaluates nothing; `dry_run=true` prints the recipe as it is
+meant and what this machine lacks for it.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ from recipes.config.keys import Place, Problem, RecipeError
 from recipes.config.load import Recipe, load
 from recipes.config.named_files import with_named_files
 from recipes.config.sections import contamination_shards, loaders
-from recipes.preflight.evaluation import preflight_evaluation
+from recipes.preflight.evaluation import precision_of, preflight_evaluation
 from recipes.preflight.machine import can_be_written
 from recipes.ranks import is_first_rank
 from recipes.reports.runs import perplexity
@@ -128,7 +130,7 @@ class _Job:
 def _job(recipe: Recipe, path: Path) -> _Job:
     run_name = recipe.get("run_name") or recipe.path.stem
     code = recipe.get("code_paths") or []
-    models = [digest_of(entry, recipe.get("precision"), run_name, code) for entry in recipe["models"]]
+    models = [digest_of(entry, precision_of(recipe), run_name, code) for entry in recipe["models"]]
     digest = results.digest(recipe, [*models, str(SCORING)], files_of(recipe))
     # loggers get the numbers of each call, for which kept answers are counted again
     found = None if is_elsewhere(recipe) or recipe.get("loggers") else results.finished(path, digest)
@@ -221,13 +223,16 @@ def _show_prompts(recipe: Recipe, scratch: Path) -> int:
         length = longest(entry, settings["max_seq_len"])
         prompts = min(length, settings.get("icl_seq_len") or length)
         entries = settings["icl_tasks"] or []
-        tasks = tasks_of(entries, _tokenizer(recipe, entry), prompts, 1, scratch, None, length)
+        tokenizer = _tokenizer(recipe, entry)
+        tasks = tasks_of(entries, tokenizer, prompts, 1, scratch, None, length)
         for task in tasks if is_first_rank() else []:
             example = task.examples[0]
             print(
                 f"--- {entry['model_name']}: {task.label}, example 1 of {len(task.examples)}, digest {task.digest[:12]}"
             )
             print(f"{example.shown}⏎")
+            for line in example.scored(tokenizer):
+                print(line)
     return 0
 
 
@@ -237,6 +242,7 @@ def _settings(recipe: Recipe, entry: Mapping[str, Any]) -> dict[str, Any]:
 
     parts.register_components()
     settings: dict[str, Any] = {**parts.EVAL_DEFAULTS, **copy.deepcopy(dict(recipe.values)), "model": entry["model"]}
+    settings["precision"] = precision_of(recipe)
     prepare_process(settings)
     return settings
 

@@ -32,6 +32,14 @@ class Example:
     shown: str  # the exact prompt
     question: str = ""  # by itself, with its right answer
 
+    def scored(self, tokenizer: Any) -> list[str]:
+        """A line for each of its requests: the tokens that are scored, as text, and which is right."""
+        lines = []
+        for index, request in enumerate(self.requests):
+            right = "  ← right" if index == self.gold else ""
+            lines.append(f"  {index}: {tokenizer.decode(list(request.continuation))!r}{right}")
+        return lines
+
 
 @dataclass(frozen=True)
 class Task:

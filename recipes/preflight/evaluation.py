@@ -38,12 +38,17 @@ def preflight_evaluation(recipe: Recipe) -> list[Problem]:
         if not (Path(folder) / "index.json").is_file():
             text = f"{folder} holds no shards: it has no index.json; name a folder that data_prep.pretrain made"
             found.append((("contamination", "shards"), text))
-    if not has_gpu() and recipe.get("precision") in ("amp_fp16", "amp_fp8"):
-        found.append((("precision",), f"no GPU here, and {recipe.get('precision')} needs one: use fp32 or amp_bf16"))
+    if not has_gpu() and precision_of(recipe) != "fp32":
+        found.append((("precision",), f"no GPU here, and {precision_of(recipe)} needs one: use fp32"))
     results = recipe.get("results")
     if results and not can_be_written(Path(results)):
         found.append((("results",), f"results cannot be written to {results}"))
     return [recipe.problem(key, text) for key, text in found]
+
+
+def precision_of(recipe: Recipe) -> str:
+    """The recipe's `precision`, else what this machine computes fastest in: Composer has fp32 alone without a GPU."""
+    return recipe.get("precision") or ("amp_bf16" if has_gpu() else "fp32")
 
 
 def _adapter_problems(model: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
@@ -70,7 +75,7 @@ def _adapter_problems(model: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]
 def _kernel_problems(model: Mapping[str, Any], recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     if model.get("name") != MPT:
         return
-    for text in kernel_refusals(model, recipe.get("precision", "amp_bf16"), is_training=False):
+    for text in kernel_refusals(model, precision_of(recipe), is_training=False):
         yield ("model", "attn_config", "attn_impl"), text
 
 

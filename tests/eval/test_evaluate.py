@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -175,6 +177,8 @@ def test_prompts_are_shown_and_nothing_is_evaluated(
     assert shown.returncode == 0, shown.stderr
     first = json.loads((task / "cloze.jsonl").read_text().splitlines()[0])
     assert f"{first['query']}⏎" in shown.stdout
+    assert len(re.findall(r"^  \d: ' ?\w.*'$", shown.stdout, re.M)) == 2 * 3
+    assert f"  {first['gold']}: ' {first['choices'][first['gold']].strip()}'  ← right" in shown.stdout
     assert "cloze/0-shot, example 1 of 40" in shown.stdout
     assert "results:" not in shown.stdout
 
@@ -382,6 +386,15 @@ def test_an_adapter_is_loaded_onto_the_folder_that_it_changes(shards: Path, tmp_
         (tmp_path / "adapter" / "adapter_model.safetensors").unlink(missing_ok=True)
         both = spell_out_models(load(RECIPE, [models.replace("}}]", f", {more}}}}}]"), *alone]))
         assert any(words in str(problem) for problem in preflight_evaluation(both))
+
+
+def test_without_a_gpu_an_evaluation_is_in_fp32(shards: Path, whole: Path, task: Path) -> None:
+    recipe = spell_out_models(load(RECIPE, arguments(shards, whole, task)[1:]))
+    without = dataclasses.replace(recipe, values={k: v for k, v in recipe.values.items() if k != "precision"})
+    assert preflight_evaluation(without) == []
+    assert evaluate._settings(without, without["models"][0])["precision"] == "fp32"
+    bf16 = dataclasses.replace(recipe, values={**recipe.values, "precision": "amp_bf16"})
+    assert "precision: no GPU here, and amp_bf16 needs one: use fp32" in str(preflight_evaluation(bf16)[0])
 
 
 def test_the_summary_of_a_run_has_its_evaluation(evaluated: str, whole: Path, run_command: Command) -> None:
