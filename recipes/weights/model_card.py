@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -11,7 +12,7 @@ from typing import Any
 
 from recipes.reports.scores import score_with_interval
 from recipes.reports.summary import read_json, recipe_digest
-from recipes.run_files import EVALUATION, SUMMARY
+from recipes.run_files import EVALUATION, HARNESS, SUMMARY
 from recipes.training.batches import shard_folders
 from recipes.training.checkpoints import is_of
 from recipes.weights.trained import Trained
@@ -32,10 +33,12 @@ def model_card(
     """The text of the card; what is not known is said to be so, never guessed.
 
     folder: where the export is written, for the chat template. out: where it will be, as the command was told and the
-    card opens it. kind, parameters: the model's class in transformers, and how large it is. adapter: of a folder that
+    card opens it; of absolute paths, which are of this machine alone, a card has the last part. kind, parameters: the
+    model's class in transformers, and how large it is. adapter: of a folder that
     has no more than one.
     """
-    recipe = trained.recipe
+    recipe = dataclasses.replace(trained.recipe, values=_without_folders(trained.recipe.values))
+    name, digest = _name(out), recipe_digest(trained.recipe)
     chat = "chat_template" in _text(folder / "tokenizer_config.json") or (folder / "chat_template.jinja").is_file()
     lines = [
         "---",
@@ -53,27 +56,27 @@ def model_card(
         *(["from peft import PeftModel"] if adapter else []),
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
-        f'tokenizer = AutoTokenizer.from_pretrained("{out}")',
-        *_loading(out, adapter),
+        f'tokenizer = AutoTokenizer.from_pretrained("{name}")',
+        *_loading(name, adapter),
         *_prompt(chat),
         "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))",
         "```",
         "",
         "## Data",
         "",
-        *_or_not_known(lambda: _data(recipe.values), "the manifest of its data"),
+        *_or_not_known(lambda: _data(trained.recipe.values), "the manifest of its data"),
         "",
         "## Evaluation",
         "",
-        *_or_not_known(lambda: _evaluation(trained), f"{EVALUATION} of the run"),
+        *_or_not_known(lambda: _evaluation(trained), f"{EVALUATION} or {HARNESS} of the run"),
         "",
         "## Cost",
         "",
-        *_or_not_known(lambda: _cost(trained.run), f"{SUMMARY} of the run"),
+        *_or_not_known(lambda: _cost(trained), f"{SUMMARY} of the run"),
         "",
         "## Recipe",
         "",
-        f"Checkpoint `{trained.checkpoint.name}`; SHA-256 of what decides the training: `{recipe_digest(recipe)}`.",
+        f"Checkpoint `{trained.checkpoint.name}`; SHA-256 of what decides the training: `{digest}`.",
         "",
         "```yaml",
         recipe.to_yaml().strip(),
@@ -81,6 +84,20 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _name(path: Any) -> str:
+    """A path as a card that is read elsewhere has it: the last part where it is an absolute one of this machine."""
+    return Path(str(path)).name if Path(str(path)).is_absolute() else str(path)
+
+
+def _without_folders(value: Any) -> Any:
+    """A recipe's value with every absolute path in it by its name."""
+    if isinstance(value, Mapping):
+        return {key: _without_folders(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(inner) for inner in value]
+    return _name(value) if isinstance(value, str) and value.startswith("/") else value
 
 
 def _or_not_known(lines: Callable[[], list[str]], file: str) -> list[str]:
@@ -94,13 +111,18 @@ def _or_not_known(lines: Callable[[], list[str]], file: str) -> list[str]:
 def _base(adapter: Adapter | None) -> list[str]:
     if adapter is None or adapter.opens:
         return []
-    return ["Its base is no folder of transformers yet:", "", f"    python -m recipes export {adapter.base} BASE", ""]
+    return [
+        "Its base is no folder of transformers yet:",
+        "",
+        f"    python -m recipes export {_name(adapter.base)} BASE",
+        "",
+    ]
 
 
-def _loading(out: Path, adapter: Adapter | None) -> list[str]:
+def _loading(out: str, adapter: Adapter | None) -> list[str]:
     if adapter is None:
         return [f'model = AutoModelForCausalLM.from_pretrained("{out}")']
-    base = adapter.base if adapter.opens else "BASE"
+    base = _name(adapter.base) if adapter.opens else "BASE"
     return [
         f'model = AutoModelForCausalLM.from_pretrained("{base}")',
         f'model = PeftModel.from_pretrained(model, "{out}")',
@@ -123,15 +145,15 @@ def _data(recipe: Mapping[str, Any]) -> list[str]:
     dataset = loader.get("dataset") or {}
     lines = []
     if recipe.get("pretrained"):
-        lines.append(f"- started from the weights in `{recipe['pretrained']}`")
+        lines.append(f"- started from the weights in `{_name(recipe['pretrained'])}`")
     for folder in shard_folders(dataset):
         manifest = folder / "manifest.json"
         if not manifest.is_file():
-            lines.append(f"- `{folder}`: its manifest is not on the machine that exported")
+            lines.append(f"- `{_name(folder)}`: its manifest is not on the machine that exported")
             continue
         digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
         about = json.loads(_text(manifest) or "{}")
-        lines.append(f"- `{folder}`: {about.get('tokens', 0):,} tokens; SHA-256 of its manifest.json `{digest}`")
+        lines.append(f"- `{_name(folder)}`: {about.get('tokens', 0):,} tokens; SHA-256 of its manifest.json `{digest}`")
     files = dataset.get("hf_kwargs") or {}
     if dataset.get("hf_name"):
         lines.append(f"- `{dataset['hf_name']}` {files.get('data_files') or files.get('data_dir') or ''}".rstrip())
@@ -142,19 +164,20 @@ def _data(recipe: Mapping[str, Any]) -> list[str]:
 
 def _pairs(file: Path) -> str:
     if not file.is_file():
-        return f"- `{file}`: its pairs are not on the machine that exported"
+        return f"- `{_name(file)}`: its pairs are not on the machine that exported"
     content = file.read_bytes()
     count = len(content.rstrip(b"\n").split(b"\n"))  # as they are read
-    return f"- `{file}`: {count:,} pairs of answers; SHA-256 `{hashlib.sha256(content).hexdigest()}`"
+    return f"- `{_name(file)}`: {count:,} pairs of answers; SHA-256 `{hashlib.sha256(content).hexdigest()}`"
 
 
 def _evaluation(trained: Trained) -> list[str]:
     run = trained.run
     summary = read_json(run / SUMMARY) if run else {}
     lines = []
-    if isinstance(summary.get("eval_loss_end"), float):
+    if isinstance(summary.get("eval_loss_end"), float) and _is_last(summary, trained.checkpoint):
         lines.append(f"- validation loss {summary['eval_loss_end']:.4f} nats a token at the end of training")
-    for model in (read_json(run / EVALUATION) if run else {}).get("models", []):
+    judged = [model for name in (EVALUATION, HARNESS) if run for model in read_json(run / name).get("models", [])]
+    for model in judged:
         if not is_of(model.get("checkpoint"), trained.checkpoint):
             continue  # others were evaluated beside this one
         for task in model.get("tasks", []):
@@ -163,11 +186,21 @@ def _evaluation(trained: Trained) -> list[str]:
     return lines or ["This model was not evaluated."]
 
 
-def _cost(run: Path | None) -> list[str]:
+def _is_last(summary: Mapping[str, Any], checkpoint: Path) -> bool:
+    """Whether a run ended with this checkpoint, whose loss, tokens and cost its summary then has."""
+    last = summary.get("checkpoint")
+    return last is None or is_of(last, checkpoint)
+
+
+def _cost(trained: Trained) -> list[str]:
+    run = trained.run
     summary = read_json(run / SUMMARY) if run else {}
     if not summary:
         return ["Not known: the run folder is not beside the checkpoint, or the run has not ended."]
-    lines = [f"- {summary['tokens']:,} tokens in {summary['steps']:,} steps"] if summary.get("tokens") else []
+    lines = []
+    if not _is_last(summary, trained.checkpoint):
+        lines += [f"Of the whole run, which went on behind `{trained.checkpoint.name}`:", ""]
+    lines += [f"- {summary['tokens']:,} tokens in {summary['steps']:,} steps"] if summary.get("tokens") else []
     if summary.get("wall_s") is not None:
         lines.append(f"- {summary['wall_s'] / 3600:,.2f} hours on {summary.get('devices', 1)} device(s)")
     if summary.get("usd") is not None:

@@ -14,8 +14,8 @@ from eval import results
 from eval.digests import digest_of
 from eval.models import is_folder, longest
 from recipes.reports.summary import print_summary
-from recipes.run_files import EVALUATION, SUMMARY
-from recipes.weights.model_card import _evaluation
+from recipes.run_files import EVALUATION, HARNESS, SUMMARY
+from recipes.weights.model_card import _cost, _evaluation
 from tests.run_folders import crashed_run
 
 TASK = {"label": "riddles/0-shot", "score": 0.75, "interval_95": 0.3, "examples": 8, "chance": 0.25}
@@ -140,6 +140,15 @@ def test_a_model_card_has_the_scores_of_its_own_checkpoint(tmp_path: Path) -> No
     trained: Any = SimpleNamespace(run=tmp_path, checkpoint=tmp_path / "rank0.pt")
     lines = [f"- {name}/0-shot: 90.0% (60.0% – 95.0%), chance 25%, 8 examples" for name in "ab"]
     assert _evaluation(trained) == lines
+    entries = [{"checkpoint": str(tmp_path / "rank0.pt"), "tasks": [{**task, "label": "e/0-shot"}]}]
+    (tmp_path / HARNESS).write_text(json.dumps({"models": entries}))
+    summary = {"eval_loss_end": 2.5, "steps": 9, "tokens": 99, "rate_source": "none"}
+    for last, is_last in (("rank0.pt", True), ("ba9.pt", False)):
+        (tmp_path / SUMMARY).write_text(json.dumps({**summary, "checkpoint": str(tmp_path / last)}))
+        said = _evaluation(trained)
+        assert said[-1] == "- e/0-shot: 90.0% (60.0% – 95.0%), chance 25%, 8 examples"
+        assert ("- validation loss 2.5000 nats a token at the end of training" in said) == is_last
+        assert ("Of the whole run, which went on behind `rank0.pt`:" in _cost(trained)) != is_last
 
 
 def test_other_weights_precisions_and_tokenizers_are_other_models(tmp_path: Path) -> None:

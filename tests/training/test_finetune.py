@@ -75,8 +75,8 @@ def test_lora_leaves_merged_and_unmerged(section: dict[str, Any], shards: Path, 
     said = export(run, tmp_path / "adapter", "fp32", unmerged=True)
     assert said.endswith("with peft")
     card = (tmp_path / "adapter" / "README.md").read_text()
-    assert f'model = AutoModelForCausalLM.from_pretrained("{tmp_path}/base")' in card
-    assert f'model = PeftModel.from_pretrained(model, "{tmp_path}/adapter")' in card
+    assert 'model = AutoModelForCausalLM.from_pretrained("base")' in card
+    assert 'model = PeftModel.from_pretrained(model, "adapter")' in card
     assert "library_name: peft" in card
     from_a_run = write_run(
         tmp_path / "2", with_lora, module, shards / "tokenizer", pretrained=str(tmp_path / "base-run")
@@ -343,7 +343,7 @@ def test_preferences_are_learned_and_the_base_stays(
     export(tmp_path / "run", tmp_path / "out", "fp32")
     card = (tmp_path / "out" / "README.md").read_text()
     digest = hashlib.sha256((tmp_path / "pairs.jsonl").read_bytes()).hexdigest()
-    assert f"- `{tmp_path}/pairs.jsonl`: 24 pairs of answers; SHA-256 `{digest}`" in card
+    assert f"- `pairs.jsonl`: 24 pairs of answers; SHA-256 `{digest}`" in card
     ids = torch.arange(16)[None]
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     expected, logits = theirs(input_ids=ids).logits, model.eval()(input_ids=ids).logits

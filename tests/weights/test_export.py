@@ -134,7 +134,9 @@ def test_shards_dtype_card_and_command(shards: Path, tmp_path: Path, run_command
         assert file in files
     card = (out / "README.md").read_text()
     assert "started from the weights in `exports/base`" in card
-    assert f'AutoModelForCausalLM.from_pretrained("{out}")' in card
+    assert f'AutoModelForCausalLM.from_pretrained("{out.name}")' in card  # which is for those who get the folder
+    assert str(tmp_path) not in card
+    assert str(shards) not in card
     assert "This model was not evaluated." in card
     assert "max_duration: 1ba" in card
     theirs = AutoModelForCausalLM.from_pretrained(out, dtype="auto")
