@@ -24,6 +24,7 @@ from composer.loggers import Logger
 from composer.utils import dist
 
 from recipes.callbacks.cost import CostMonitor
+from recipes.cost.figures import usd
 from recipes.cost.ledger import first_start_unix_s
 from recipes.planning.budget import WARN_AT, check_limits, deadline_unix_s
 
@@ -159,17 +160,17 @@ class BudgetGuard(Callback):
 
     def words(self, reason: str) -> str:
         if reason == "budget":
-            return f"the budget of ${self._budget_usd:g} is spent"
+            return f"the budget of {usd(self._budget_usd or 0.0)} is spent"
         if reason == "deadline":
             return f"the deadline {self._deadline} has come"
-        return f"the next 0.01 of validation loss would cost more than ${self._most_usd:g}"
+        return f"the next 0.01 of validation loss would cost more than {usd(self._most_usd or 0.0)}"
 
     def _warn(self, used: float) -> None:
         passed = max((share for share in WARN_AT if used >= share), default=0.0)
         if passed > self._warned:
             total = self._cost.usd_projected_total
-            expected = "" if total is None else f"; at this pace the whole run takes ${total:.4g}"
-            log.warning("budget_guard: %.0f %% of $%g is spent%s.", passed * 100, self._budget_usd, expected)
+            expected = "" if total is None else f"; at this pace the whole run takes {usd(total)}"
+            log.warning("budget_guard: %.0f %% of %s is spent%s.", passed * 100, usd(self._budget_usd or 0.0), expected)
             self._warned = passed
 
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from recipes.callbacks.readings import progress
 from recipes.cost.duration import in_words
+from recipes.cost.figures import usd
 from recipes.reports.runs import TRAIN_LOSS, validation_scores
 
 INTERVAL_S = 30.0
@@ -73,7 +74,7 @@ def _shown(metrics: dict[str, Any]) -> list[str]:
         shown.append(f"{metrics['throughput/tokens_per_s']:,.0f} tokens/s")
     if "cost/usd" in metrics:
         total = metrics.get("cost/usd_projected_total")
-        shown.append(f"${metrics['cost/usd']:.4g}" + ("" if total is None else f" of about ${total:.4g}"))
+        shown.append(usd(metrics["cost/usd"]) + ("" if total is None else f" of about {usd(total)}"))
     if "cost/hours_left" in metrics:
         shown.append(f"{in_words(metrics['cost/hours_left'] * 3600)} left")
     for name, key in (("MFU", "throughput/mfu"), ("goodput", "cost/goodput")):

@@ -12,6 +12,7 @@ from composer.loggers import Logger
 from composer.loggers.progress_bar_logger import ProgressBarLogger
 
 from recipes.cost.duration import in_words
+from recipes.cost.figures import usd
 from recipes.cost.hardware import Gpu, gpu_from_device_name
 
 _WIDE_COLUMNS = 110  # from so many on the bar itself and both times are shown
@@ -27,7 +28,7 @@ def show(metrics: Mapping[str, float], logger: Logger) -> None:
     money: dict[str, str] = {}
     if "cost/usd" in metrics:
         total = metrics.get("cost/usd_projected_total")
-        money["usd"] = f"{metrics['cost/usd']:.3g}" + ("" if total is None else f"/{total:.3g}")
+        money["usd"] = usd(metrics["cost/usd"])[1:] + ("" if total is None else f"/{usd(total)[1:]}")
     more: dict[str, str] = {}
     if "cost/hours_left" in metrics:
         more["left"] = in_words(metrics["cost/hours_left"] * 3600)

@@ -19,7 +19,7 @@ from recipes.config.keys import Problem, RecipeError
 from recipes.config.load import Recipe
 from recipes.cost.duration import hours_of, in_words
 from recipes.cost.estimate import Estimate, estimate
-from recipes.cost.figures import number
+from recipes.cost.figures import number, usd
 from recipes.cost.hardware import Gpu, find_gpu, gpu_from_device_name
 from recipes.cost.ledger import Ledger, first_start_unix_s
 from recipes.cost.rate import cost_section, rate_of
@@ -133,9 +133,9 @@ def _refusal(recipe: Recipe, guard: Mapping[str, Any], folder: Path, devices: in
         more = "give callbacks.budget_guard.budget_usd more"
         starting = _seconds_to_start(segments.values()) * devices / 3600 * (rate.usd_per_device_hour or 0.0)
         if spent >= budget:
-            return f"${spent:.4g} of ${budget:g} is spent already ({ledger}): {more}"
+            return f"{usd(spent)} of {usd(budget)} is spent already ({ledger}): {more}"
         if spent + starting >= budget:
-            return f"${spent:.4g} of ${budget:g} is spent, and another start takes ${starting:.4g}: {more}"
+            return f"{usd(spent)} of {usd(budget)} is spent, and another start takes {usd(starting)}: {more}"
     left_s = None
     if deadline is not None:
         left_s = deadline_unix_s(deadline, first_start_unix_s(ledger) or time.time()) - time.time()
@@ -189,10 +189,10 @@ def _over(plan: Estimate, to_do: float, spent: float, budget: float | None, left
     """Which limit a plan is beyond, in words."""
     on = f"on {plan.gpus} × {plan.gpu}{'' if plan.fits else ', where it does not fit'}"
     if budget is not None and plan.usd is not None and spent + plan.usd.mid * to_do > budget:
-        gone = f"${spent:,.4g} is spent and " if spent else ""
-        low, mid, high = (usd * to_do for usd in (plan.usd.low, plan.usd.mid, plan.usd.high))
+        gone = f"{usd(spent)} is spent and " if spent else ""
+        low, mid, high = (dollars * to_do for dollars in (plan.usd.low, plan.usd.mid, plan.usd.high))
         planned = f"the plan is ${number(mid)} (${number(low)} to ${number(high)}) {on}"
-        return f"{gone}{planned}, the budget ${budget:,g}"
+        return f"{gone}{planned}, the budget {usd(budget)}"
     if left_s is not None and plan.hours is not None and plan.hours.mid * to_do * 3600 > left_s:
         takes = in_words(plan.hours.mid * to_do * 3600)
         return f"the plan takes {takes} {on}, the deadline leaves {in_words(left_s)}"

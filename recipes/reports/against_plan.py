@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from recipes.cost.duration import in_words
 from recipes.cost.estimate import WHOLE_RUN_MID
-from recipes.cost.figures import number
+from recipes.cost.figures import number, usd
 from recipes.reports.run_record import RunRecord
 
 
@@ -76,8 +76,8 @@ def figures(run: RunRecord) -> list[tuple[str, str, str]]:
         hours = f"{mid} ({low} to {high})"
     rows.append(("time", hours, in_words(actual_h * 3600)))
     rows.append(("device-hours", spanned(plan.gpu_hours if plan else None, digits=2), f"{paid.device_hours:,.2f}"))
-    usd = "not known" if paid.usd is None else f"{paid.usd:,.2f} USD" if paid.usd >= 1 else f"{paid.usd:.3g} USD"
-    rows.append(("dollars", spanned(plan.usd if plan else None, " USD", 2), usd))
+    dollars = "not known" if paid.usd is None else f"{usd(paid.usd)[1:]} USD"
+    rows.append(("dollars", spanned(plan.usd if plan else None, " USD", 2), dollars))
     rows.append(("energy", spanned(plan.kwh if plan else None, " kWh", 2), _unit(run.kwh, "kWh")))
     planned_mfu = f"{plan.mfu:.1%} in the steady state" if plan else "not known"
     rows.append(("MFU", planned_mfu, "not known" if paid.mfu is None else f"{paid.mfu:.1%}"))

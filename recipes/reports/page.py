@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from data_prep.durable import write_whole
 from recipes.cost.duration import in_words
-from recipes.cost.figures import number, short
+from recipes.cost.figures import number, short, usd
 from recipes.reports.against_plan import figures, reasons
 from recipes.reports.charts import Line, colour, line_chart, share_bar
 from recipes.reports.run_record import RunRecord, is_number, read_run
@@ -121,8 +121,11 @@ def _parts(runs: Sequence[RunRecord]) -> list[tuple[str, str, list[str]]]:
         cells = [f"{run.bill.total.shares[part]:.1%}" for run in runs]
         if len(runs) == 1:
             paid = runs[0].bill.total
-            usd = None if paid.usd_by_part is None else paid.usd_by_part[part]
-            cells = [in_words(paid.parts[part]), *cells, _usd(usd)]
+            cells = [
+                in_words(paid.parts[part]),
+                *cells,
+                _usd(None if paid.usd_by_part is None else paid.usd_by_part[part]),
+            ]
         if any(run.bill.total.parts[part] > 0 for run in runs):
             rows.append((part, name, cells))
     return rows
@@ -130,7 +133,7 @@ def _parts(runs: Sequence[RunRecord]) -> list[tuple[str, str, list[str]]]:
 
 def _scores(run: RunRecord, several: bool) -> Iterator[tuple[str, ...]]:
     """Rows of what is in results.json: a model's loss, then its tasks."""
-    usd = run.bill.total.usd
+    paid = run.bill.total.usd
     for model in run.evaluation.get("models") or []:
         # another model's scores, or those of an older checkpoint, are not what this run has paid for
         own = not run.summary or is_of_run(model, run.folder, run.summary)
@@ -143,7 +146,7 @@ def _scores(run: RunRecord, several: bool) -> Iterator[tuple[str, ...]]:
             if not isinstance(score, (int, float)):
                 continue
             points = 100 * (score - (chance or 0.0))
-            dear = "no better than chance" if points <= 0 else _usd(None if usd is None else usd / points)
+            dear = "no better than chance" if points <= 0 else _usd(None if paid is None else paid / points)
             yield (
                 name,
                 str(task.get("label", "?")),
@@ -168,8 +171,8 @@ def _tasks(run: RunRecord) -> tuple[Markup, list[str], list[tuple[str, ...]], st
         rows.append((label, chances[0] if chances else "", *scores))
     steps = [f"{record['step']:,}" for record in run.tasks]
     paid = [record.get("usd") for record in run.tasks]
-    usd = "" if None in paid else f", ${sum(float(x or 0) for x in paid):,.3g}"
-    price = in_words(sum(float(record.get("seconds") or 0) for record in run.tasks)) + usd
+    dollars = "" if None in paid else f", {usd(sum(float(x or 0) for x in paid))}"
+    price = in_words(sum(float(record.get("seconds") or 0) for record in run.tasks)) + dollars
     return line_chart(lines, "tokens", "score"), steps, rows, price
 
 
@@ -188,6 +191,4 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _usd(value: float | None) -> str:
-    if value is None:
-        return UNKNOWN
-    return f"${value:,.2f}" if value >= 1 else f"${value:.3g}"
+    return UNKNOWN if value is None else usd(value)

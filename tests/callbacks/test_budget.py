@@ -242,7 +242,7 @@ def test_a_plan_beyond_the_budget_may_not_start(tmp_path: Path) -> None:
     (tmp_path / "ledger.jsonl").write_text(json.dumps(line) + "\n")
     no = refusal(load(SEVEN_B, [GUARD, *H100, "max_duration=200ba"]), tmp_path, 8)
     assert no is not None
-    assert no.startswith("$2000 of $500 is spent already")
+    assert no.startswith("$2,000 of $500 is spent already")
     trained = {**line, "seconds": {"startup": 3600, "train": 60}, "tokens": 1}
     (tmp_path / "ledger.jsonl").write_text(json.dumps(trained) + "\n")
     short = [*H100, "max_duration=1ba", "callbacks.budget_guard.budget_usd=30"]

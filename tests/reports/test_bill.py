@@ -43,7 +43,7 @@ def test_parts_are_of_all_devices_at_the_rate_of_their_start(
     print_bills([bill])
     assert "goodput 66.7% of 72 device-hours: train 66.7%, evaluation 11.1%, lost 22.2%" in capsys.readouterr().out
     html = write_page([tmp_path]).read_text()
-    assert [f'<td class="n">{usd}</td></tr>' in html for usd in ("$96.00", "$32.00", "$16.00")] == [True] * 3
+    assert [f'<td class="n">{usd}</td></tr>' in html for usd in ("$96", "$32", "$16")] == [True] * 3
 
 
 def test_the_command_prints_a_table_and_the_sum_of_runs(tmp_path: Path, run_command: Command) -> None:

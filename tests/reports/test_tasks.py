@@ -35,7 +35,7 @@ def test_scores_over_the_checkpoints_are_drawn_and_billed(tmp_path: Path) -> Non
         "score against tokens",
     ):
         assert words in html
-    assert "2 evaluations took 1 min 30 s, $1.5." in html  # step 1,600 was done again after a crash, and paid twice
+    assert "2 evaluations took 1 min 30 s, $1.50." in html  # step 1,600 was done again after a crash, and paid twice
     assert "31.0%" not in html
 
 
