@@ -26,7 +26,7 @@ from recipes.cost.spend import Purchase, best_for, gpu_hours_for
 from recipes.planning.budget import said_before
 from recipes.training.batches import dataset_tokens
 
-GPUS = 8  # one node, where neither --gpus nor --deadline says how many
+GPUS = 8  # where neither --gpus nor --deadline says how many
 MOST_GPUS = 4096
 DEFAULT_RECIPE = Path(__file__).parents[2] / "yamls" / "pretrain" / "mpt-7b.yaml"  # what --budget starts from
 SMALLEST, LARGEST = 1e-9, 1e18  # of what is said in numbers
@@ -149,7 +149,7 @@ def _plan(recipe: Recipe, gpu: str, options: Options) -> Plan:
     gpus = options.gpus
     if gpus is None:
         gpus = in_time or max(n for n in _divisors(int(recipe["global_train_batch_size"])) if n <= GPUS)
-        why = "the fewest that meet the deadline" if in_time else "one node"
+        why = "the fewest that meet the deadline" if in_time else _nodes(gpus, find_gpu(gpu).gpus_per_node)
         assumed.append(f"{gpus} GPUs, {why}: --gpus N for others")
     plan = on(gpus)
     made = Plan(
@@ -241,6 +241,12 @@ def _can_be_in_time(on: Callable[[int], Estimate], gpus: int, deadline_hours: fl
         return _in_time(on(gpus), deadline_hours)
     except ValueError:  # so many cannot be shared out as fsdp_config says
         return False
+
+
+def _nodes(gpus: int, of_a_node: int) -> str:
+    if gpus == of_a_node:
+        return "one node"
+    return "part of a node" if gpus < of_a_node else f"{-(-gpus // of_a_node)} nodes"
 
 
 def _divisors(batch: int) -> list[int]:

@@ -39,7 +39,7 @@ def print_plan(plan: Plan) -> None:
 
 
 def print_comparison(plans: Sequence[Plan], left_out: Sequence[str]) -> None:
-    """A row a GPU type, cheapest first, under what they have in common."""
+    """A row a GPU type, cheapest first, under what they have in common; last what is late or does not fit."""
     console = screen.console()
     first = plans[0]
     with_budget = first.options.budget_usd is not None
@@ -52,6 +52,9 @@ def print_comparison(plans: Sequence[Plan], left_out: Sequence[str]) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     if with_budget:
         table.add_column("best for the budget")
+    with_deadline = first.options.deadline_hours is not None
+    if with_deadline:
+        table.add_column("in time", no_wrap=True, min_width=len("in time"))
     for plan in sorted(plans, key=_price_order):
         e = plan.estimate
         row = [e.gpu, "TPU" if e.hardware.is_tpu else "yes" if e.fits else "[red]no[/red]", f"{e.gpus}"]
@@ -61,6 +64,8 @@ def print_comparison(plans: Sequence[Plan], left_out: Sequence[str]) -> None:
         row += ["?" if rate is None else f"{rate:.2f}", _mid(e.kwh)]
         if with_budget:
             row.append(_for_the_budget(plan))
+        if with_deadline:
+            row.append("?" if plan.meets_deadline is None else "yes" if plan.meets_deadline else "[red]no[/red]")
         table.add_row(*row)
     console.print()
     console.print(table)
@@ -71,13 +76,33 @@ def print_comparison(plans: Sequence[Plan], left_out: Sequence[str]) -> None:
         "unless a rate is given; ? is not known. A step that does not fit as the recipe has it says no: name its GPU "
         "to see what would, such as --gpu h100."
     )
-    notes = dict.fromkeys([n for plan in plans for n in plan.assumed if "--rate for" not in n])
+    notes = _assumed(plans)
+    if late := [plan.estimate.gpu for plan in plans if plan.meets_deadline is False]:
+        limit = in_words((first.options.deadline_hours or 0.0) * 3600)
+        notes[f"{len(late)} of {len(plans)} do not meet the deadline of {limit}: {', '.join(late)}"] = None
     if any("--rate for" in n for plan in plans for n in plan.assumed):
         notes["the recipe's own cost.usd_per_device_hour is for one kind of device and is not used here: --rate"] = None
     if tpus := [plan.estimate.gpu for plan in plans if plan.estimate.hardware.is_tpu]:
         notes[f"{', '.join(tpus)}: {NOT_ON_TPUS}"] = None
     for text in [*notes, *left_out]:
         console.print(f"  {text}")
+
+
+def _assumed(plans: Sequence[Plan]) -> dict[str, None]:
+    """What plans took for granted, each with the GPUs that it is of, where it is not of all."""
+    of: dict[str, list[str]] = {}
+    for plan in plans:
+        for note in plan.assumed:
+            if "--rate for" not in note:
+                of.setdefault(note, []).append(plan.estimate.gpu)
+    most = max(of.values(), key=len, default=[])
+
+    def named(gpus: list[str]) -> str:
+        if len(gpus) == len(plans):
+            return ""
+        return "the others: " if gpus is most and 2 * len(gpus) > len(plans) else f"{', '.join(gpus)}: "
+
+    return dict.fromkeys(named(gpus) + note for note, gpus in sorted(of.items(), key=lambda pair: len(pair[1])))
 
 
 def _grid(rows: Sequence[Row]) -> Table:
@@ -253,6 +278,6 @@ def _for_the_budget(plan: Plan) -> str:
     return "nothing" if plan.best is None else bought_briefly(plan.best)
 
 
-def _price_order(plan: Plan) -> tuple[bool, bool, float]:
+def _price_order(plan: Plan) -> tuple[bool, bool, bool, float]:
     usd = plan.estimate.usd
-    return (not plan.estimate.fits, usd is None, usd.mid if usd else 0.0)
+    return (not plan.estimate.fits, plan.meets_deadline is False, usd is None, usd.mid if usd else 0.0)

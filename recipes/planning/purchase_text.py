@@ -10,7 +10,7 @@ from rich.markup import escape
 from recipes.cost.duration import in_words
 from recipes.cost.figures import number, short
 from recipes.cost.spend import Purchase
-from recipes.planning.plan import GPUS, Plan
+from recipes.planning.plan import Plan
 
 Row = tuple[str, str]
 
@@ -25,23 +25,29 @@ def bought_rows(name: str, bought: Purchase | None, plan: Plan) -> list[Row]:
             f"{bought_briefly(bought)}: {in_words(bought.hours * 3600)}, ${number(bought.usd_training)} of "
             f"training{serving}; the {bought.limited_by} is the limit",
         ),
-        ("", f"{_launcher(plan.estimate.gpus)} train.py {plan.recipe} {_overridden(plan, bought)}"),
+        ("", escape(_command(plan, bought))),
         ("", f"its learning rate and warm-up are those of {escape(plan.recipe)}: smaller models take a higher rate"),
     ]
 
 
-def _launcher(gpus: int) -> str:
-    if gpus <= GPUS:
-        return f"composer -n {gpus}"
-    return f"composer -n {GPUS} --world_size {gpus} --node_rank RANK --master_addr FIRST --master_port 7501"
+def _command(plan: Plan, bought: Purchase) -> str:
+    """What trains it, for a shell; only what to set where these GPUs are no whole nodes or do not share the batch."""
+    gpus, node = plan.estimate.gpus, plan.estimate.hardware.gpus_per_node
+    words = [plan.recipe, *_overridden(plan, bought)]
+    if plan.estimate.setup.global_batch_sequences % gpus:
+        return f"{gpus} GPUs do not share its batch evenly: {shlex.join(words)}"
+    if gpus > node and gpus % node:
+        return f"{gpus} GPUs are no whole nodes of {node}: {shlex.join(words)}"
+    nodes = f" --world_size {gpus} --node_rank RANK --master_addr FIRST --master_port 7501" if gpus > node else ""
+    return f"composer -n {min(gpus, node)}{nodes} train.py {shlex.join(words)}"
 
 
-def _overridden(plan: Plan, bought: Purchase) -> str:
+def _overridden(plan: Plan, bought: Purchase) -> list[str]:
     """What was asked for, over it what the budget has chosen, and a name that is not that of the recipe's own run."""
     chosen = {text.partition("=")[0] for text in bought.overrides}
     asked = [text for text in plan.options.overrides if text.partition("=")[0] not in chosen]
     named = [] if any(text.startswith("run_name=") for text in asked) else [f"run_name={_name(plan, bought)}"]
-    return escape(shlex.join([*asked, *bought.overrides, *named]))
+    return [*asked, *bought.overrides, *named]
 
 
 def _name(plan: Plan, bought: Purchase) -> str:

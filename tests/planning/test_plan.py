@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.text import Text
 
 from recipes.config.check import check
 from recipes.config.load import load
@@ -20,6 +22,7 @@ from recipes.cost.scaling import scaling_law
 from recipes.cost.spend import best_for
 from recipes.planning.plan import Options, make_plans
 from recipes.planning.plan_text import print_comparison, print_plan
+from recipes.planning.purchase_text import bought_rows
 
 from ..conftest import ROOT, Command
 
@@ -246,6 +249,33 @@ def test_what_a_budget_buys_is_another_run(capsys: pytest.CaptureFixture[str]) -
     said = text_of(capsys, SEVEN_B, gpu="h100", gpus=8, budget_usd=2e4)
     assert re.search(r"max_duration=\d+ba run_name=mpt-7b-as-[\d.]+b ", said)
     assert re.search(r"its learning rate and warm-up are those of \S*mpt-7b\.yaml", said)
+
+
+def test_the_command_of_a_purchase_is_one_for_a_shell(tmp_path: Path) -> None:
+    mine = tmp_path / "my [v2] recipe.yaml"
+    mine.write_text(load(ROOT / SEVEN_B).to_yaml())
+
+    def said(gpu: str, gpus: int) -> str:
+        plans, _ = make_plans(load(mine), Options(gpu=gpu, gpus=gpus, budget_usd=1e5))
+        return Text.from_markup(bought_rows("best", plans[0].best, plans[0])[1][1]).plain
+
+    assert shlex.split(said("h100", 8))[:5] == ["composer", "-n", "8", "train.py", str(mine)]
+    assert said("h100", 16).startswith("composer -n 8 --world_size 16 ")
+    assert said("gh200", 8).startswith("composer -n 1 --world_size 8 ")
+    assert said("h100", 12).startswith("12 GPUs do not share its batch evenly: ")
+
+
+def test_gpus_that_miss_a_deadline_are_behind_those_that_meet_it(capsys: pytest.CaptureFixture[str]) -> None:
+    said = text_of(capsys, "yamls/pretrain/mpt-7b.yaml", deadline_hours=60.0)
+    late = re.search(r"(\d+) of \d+ do not meet the deadline of 2 d 12 h: (\S+), ", said)
+    assert late is not None
+    assert int(late[1]) > 0
+    assert re.search(r"[\w-]: \d+ GPUs, the fewest that meet the deadline", said)
+    slow = said.index(f" {late[2]} ")
+    assert said.index(" h100-sxm ") < slow
+    nodes = text_of(capsys, "yamls/pretrain/mpt-125m.yaml")
+    for words in ("gh200: 8 GPUs, 8 nodes", "the others: 8 GPUs, one node", "tpu-v4, tpu-v5p: 8 GPUs, 2 nodes"):
+        assert words in nodes
 
 
 def test_what_no_measurement_stands_behind_is_said(capsys: pytest.CaptureFixture[str]) -> None:
