@@ -72,6 +72,7 @@ def page(runs: Sequence[RunRecord]) -> str:
         title=names[0] if len(runs) == 1 else f"{len(runs)} runs: {', '.join(names)}",
         key_figures={name: [column.get(name, "") for column in columns] for name in dict.fromkeys(chain(*columns))},
         loss_charts={x_label: _loss_chart(runs, x_label) for x_label in ("tokens", "dollars")},
+        dollars_unknown=all(run.bill.total.usd is None for run in runs),
         bars=[share_bar((name, part, run.bill.total.shares[part]) for part, name in PARTS.items()) for run in runs],
         parts=_parts(runs),
         plans=[(run, figures(run), reasons(run)) for run in runs],

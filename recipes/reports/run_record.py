@@ -115,16 +115,19 @@ def read_run(folder: Path) -> RunRecord:
         not_finite_since=not_finite_since(by_step),
         plan=plan,
         no_plan=no_plan,
-        padding=_padding(recipe, summary, tokens_per_step, bill),
+        padding=_padding(recipe, summary.get("steps", max(by_step, default=0)), tokens_per_step, bill),
         planned_tokens=tokens,
         predicted_loss=_predicted_loss(recipe, parameters, tokens),
         extrapolated=bool(parameters and tokens) and is_extrapolated(parameters or 0, tokens or 0),
     )
 
 
-def _padding(recipe: Mapping[str, Any], summary: Mapping[str, Any], tokens_per_step: int, bill: Bill) -> float:
-    """Tokens of the batches, as plans count them, for each that Composer counts: more than 1 where rows are padded."""
-    loader, steps = recipe.get("train_loader"), summary.get("steps")
+def _padding(recipe: Mapping[str, Any], steps: Any, tokens_per_step: int, bill: Bill) -> float:
+    """Tokens of the batches, as plans count them, for each that Composer counts: more than 1 where rows are padded.
+
+    steps: that were done, by the summary, or where there is none yet by the last that was logged.
+    """
+    loader = recipe.get("train_loader")
     is_padded = isinstance(loader, dict) and loader.get("name") in PADDED
     if not is_padded or not isinstance(steps, int) or not bill.total.tokens:
         return 1.0

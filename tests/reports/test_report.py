@@ -198,8 +198,21 @@ def test_padding_is_part_of_the_plan(tmp_path: Path) -> None:
     (run / "summary.json").write_text('{"steps": 9600}')  # of 4,800 steps' tokens
     record = read_run(run)
     assert record.padding == 2
+    (run / "summary.json").unlink()  # killed, or not at its end
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9600}\n')
+    assert read_run(run).padding == 2
     (run / "recipe.yaml").write_text(recipe)
     assert read_run(run).padding == 1
+
+
+def test_dollars_that_are_known_are_not_said_to_be_unknown(tmp_path: Path) -> None:
+    run = crashed_run(tmp_path / "run")
+    (run / "metrics.jsonl").unlink()
+    assert "Loss against dollars: nothing to draw yet." in write_page([run]).read_text()
+    ledger = run / "ledger.jsonl"
+    ledger.write_text(ledger.read_text().replace("2.99,", "null,"))
+    assert "Loss against dollars: nothing to draw; no rate was known." in write_page([run]).read_text()
 
 
 def test_charts() -> None:
