@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -63,6 +65,7 @@ def page(runs: Sequence[RunRecord]) -> str:
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"colour": colour, "number": number, "product": math.prod}
+    runs = _told_apart(runs)
     names = [run.name for run in runs]
     columns = [_key_figures(run) for run in runs]
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
@@ -80,6 +83,17 @@ def page(runs: Sequence[RunRecord]) -> str:
         tasks=[(run, *_tasks(run)) for run in runs if run.tasks],
         differences=_differences(runs),
     )
+
+
+def _told_apart(runs: Sequence[RunRecord]) -> list[RunRecord]:
+    """Runs of the same name with that of the folder around them in front."""
+    alike = Counter(run.name for run in runs)
+
+    def named(run: RunRecord) -> RunRecord:
+        around = run.folder.resolve().parent.name
+        return run if alike[run.name] == 1 else dataclasses.replace(run, name=f"{around}/{run.name}")
+
+    return [named(run) for run in runs]
 
 
 def _key_figures(run: RunRecord) -> dict[str, str]:

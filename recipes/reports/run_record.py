@@ -41,6 +41,7 @@ class Point:
 
 @dataclass(frozen=True)
 class RunRecord:
+    name: str
     folder: Path
     bill: Bill
     summary: Mapping[str, Any]  # empty while the run goes on, or after a kill
@@ -58,10 +59,6 @@ class RunRecord:
     planned_tokens: int | None  # these two need no hardware row
     predicted_loss: float | None
     extrapolated: bool  # outside of what the scaling law was fitted to
-
-    @property
-    def name(self) -> str:
-        return self.folder.name
 
     @property
     def kwh(self) -> float | None:
@@ -102,6 +99,7 @@ def read_run(folder: Path) -> RunRecord:
     plan, no_plan = _plan(recipe, bill)
     parameters, tokens = _without_hardware(recipe)
     return RunRecord(
+        name=folder.resolve().name,
         folder=folder,
         bill=bill,
         summary=summary,

@@ -215,6 +215,13 @@ def test_dollars_that_are_known_are_not_said_to_be_unknown(tmp_path: Path) -> No
     assert "Loss against dollars: nothing to draw; no rate was known." in write_page([run]).read_text()
 
 
+def test_runs_have_names_that_tell_them_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = crashed_run(tmp_path / "e1" / "base"), crashed_run(tmp_path / "e2" / "base")
+    assert "2 runs: e1/base, e2/base" in write_page([one, two], tmp_path / "both.html").read_text()
+    monkeypatch.chdir(one)
+    assert "<title>base</title>" in write_page([Path(".")]).read_text()
+
+
 def test_charts() -> None:
     assert ticks(0, 10) == [0, 2, 4, 6, 8, 10]
     assert ticks(3, 3) == [3]
