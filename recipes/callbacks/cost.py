@@ -180,6 +180,8 @@ class CostMonitor(Callback):
 
     def after_dataloader(self, state: State, logger: Logger) -> None:
         self._batch_flops = flops_per_batch(state)
+        if not self._batch_flops and not self._mfu_basis.startswith("not known"):
+            self._mfu_basis = "not known: the model does not count its FLOPs, as with block_overrides"
 
     def batch_end(self, state: State, logger: Logger) -> None:
         tokens = state.timestamp.token.value

@@ -96,7 +96,7 @@ def model_shape(model: Mapping[str, Any]) -> ModelShape:
     if name is not None and not str(name).startswith("mpt"):
         raise ValueError(
             f"model.name: cannot count the parameters of {name!r}; expected an MPT-style model such as "
-            "'mpt_causal_lm'. For a pretrained Hugging Face model state n_params yourself."
+            "'mpt_causal_lm'. A model of another kind has no plan."
         )
     values = {**MODEL_DEFAULTS, **{k: v for k, v in model.items() if k in MODEL_DEFAULTS}}
     attn = {**ATTN_DEFAULTS, **(model.get("attn_config") or {})}

@@ -150,6 +150,10 @@ def test_mfu_on_a_known_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cost.mfu == pytest.approx(flops / ((cost.train_s + cost.data_s) * 156e12))  # fp32 runs as TF32
     assert cost.mfu_basis == "the model's flops_per_batch over 156 TFLOP/s, a100-80gb dense fp32"
     assert len(logger.data["throughput/mfu"]) == 2
+    monkeypatch.setattr(Tiny, "flops_per_batch", lambda self, batch: 0)
+    run(monitor := CostMonitor(), 1)
+    assert monitor.summary().mfu is None
+    assert monitor.summary().mfu_basis.startswith("not known: the model does not count its FLOPs")
 
 
 def test_resume_goes_on_with_the_bill_of_the_checkpoint(tmp_path: Path) -> None:

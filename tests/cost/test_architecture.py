@@ -34,7 +34,10 @@ def test_defaults_are_llm_foundrys() -> None:
         ({"n_layers": 0}, "n_layers: got 0, expected a positive integer"),
         ({"n_layers": "many"}, "n_layers: got 'many'"),
         ({"expansion_ratio": 2.33}, "expansion_ratio: 2.33 times d_model=64"),
-        ({"name": "hf_causal_lm"}, "'hf_causal_lm'; expected an MPT-style model"),
+        (
+            {"name": "hf_causal_lm"},
+            "expected an MPT-style model such as 'mpt_causal_lm'. A model of another kind has no plan",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_said(change: dict[str, Any], message: str) -> None:
