@@ -36,7 +36,7 @@ def test_defaults_are_llm_foundrys() -> None:
         ({"expansion_ratio": 2.33}, "expansion_ratio: 2.33 times d_model=64"),
         (
             {"name": "hf_causal_lm"},
-            "expected an MPT-style model such as 'mpt_causal_lm'. A model of another kind has no plan",
+            "'hf_causal_lm'; expected an MPT-style model.*of another kind has no plan",
         ),
     ],
 )
