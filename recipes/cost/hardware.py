@@ -127,7 +127,8 @@ def find_gpu(name: str) -> Gpu:
         return table[key]
     hint = did_you_mean(key, [*table, *ALIASES])
     raise ValueError(
-        f"Unknown GPU {name!r}{hint or '.'} Known: {', '.join(table)}. Add a row to {TABLE_PATH.name} for others."
+        f"Unknown GPU {name!r}{hint or '.'} Known: {', '.join(table)}. "
+        f"Add a row to recipes/cost/{TABLE_PATH.name} for others."
     )
 
 

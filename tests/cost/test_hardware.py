@@ -25,8 +25,11 @@ NAMES = [
     "a100-40gb",
     "a100-80gb",
     "a100-pcie-80gb",
+    "a100-pcie-40gb",
+    "a40",
     "a10g",
     "l4",
+    "l40",
     "l40s",
     "h100-pcie",
     "h100-nvl",
@@ -44,16 +47,19 @@ NAMES = [
 ]
 
 
+WITHOUT_PRICES = {"a100-pcie-40gb", "a40", "l40"}  # that people own
+
+
 def test_every_row_is_complete() -> None:
     table = load_hardware()
     assert list(table) == NAMES
-    for gpu in table.values():
+    for name, gpu in table.items():
         assert gpu.source
         assert all(peak > 1e12 for peak in gpu.peak_flops_per_s.values())
         assert 0 < gpu.visible_memory_gib <= gpu.memory_gib
         assert gpu.memory_bytes_per_s > 1e11
         assert set(gpu.prices) <= set(PRICE_KINDS)
-        assert gpu.price_range_usd_per_hour("on_demand") is not None
+        assert (gpu.price_range_usd_per_hour("on_demand") is None) == (name in WITHOUT_PRICES)
 
 
 def test_every_price_has_a_provider_a_date_and_a_source() -> None:
@@ -63,7 +69,7 @@ def test_every_price_has_a_provider_a_date_and_a_source() -> None:
     used = set()
     for name, row in rows.items():
         gpu = find_gpu(name)
-        for kind, prices in row["usd_per_gpu_hour"].items():
+        for kind, prices in row.get("usd_per_gpu_hour", {}).items():
             assert len(prices) == len(gpu.prices[kind]) > 0
             for written, read in zip(prices, gpu.prices[kind], strict=True):
                 assert set(written) - {"gpus"} == {"usd", "provider", "date", "source"}, (name, written)
@@ -104,6 +110,8 @@ def test_aliases_lead_to_rows(alias: str) -> None:
 def test_unknown_gpu_lists_the_names() -> None:
     with pytest.raises(ValueError, match=r"Unknown GPU 'h10'; did you mean h100\? Known: v100, v100-32gb, a100-40gb"):
         find_gpu("h10")
+    with pytest.raises(ValueError, match=r"Add a row to recipes/cost/hardware\.yaml for others\."):
+        find_gpu("abacus")
 
 
 OWN_ROW = """
@@ -186,7 +194,9 @@ def test_an_ill_row_is_named(own_row: Callable[[str], None], before: str, after:
         ("NVIDIA H100 NVL MIG 1g.12gb", None),
         ("NVIDIA GeForce RTX 4090 D", None),
         ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
-        ("NVIDIA L40", None),
+        ("NVIDIA L40", "l40"),
+        ("NVIDIA A40", "a40"),
+        ("NVIDIA A100-PCIE-40GB", "a100-pcie-40gb"),
         ("NVIDIA A10", None),
         ("", None),
     ],
