@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -13,13 +14,13 @@ from recipes.config.keys import Problem, RecipeError
 from recipes.config.load import Recipe
 from recipes.cost.architecture import OURS
 from recipes.cost.parameters import count_parameters
-from recipes.cost.run_length import read_duration
 from recipes.planning.budget import EXIT_BUDGET
 from recipes.preflight.gpu import has_gpu, unusable
 from recipes.preflight.resuming import resume_notes
 from recipes.ranks import end_with_launcher, is_first_of_machine, is_first_rank
 from recipes.reports.runs import run_folder, run_name
 from recipes.training.batches import Batches, longest_sample, sequences_per_epoch
+from recipes.training.learning_rate import warmup_is_longer
 from recipes.weights.hf_architecture import CLASSES, family_of
 from recipes.weights.hf_refusals import refusals
 
@@ -84,17 +85,31 @@ def exit_status(main: Callable[[list[str]], int], goes_on: str) -> int:
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # as Composer has it, once imported
     try:
         end_with_launcher()
-        return main(sys.argv[1:])
+        code = main(sys.argv[1:])
+        sys.stdout.flush()
+        return code
     except RecipeError as error:  # of the environment
         return print_problems("this cannot begin", error.problems)
     except BaseException as end:
-        code = _code_of(end)
-        if code is None:
+        if isinstance(end, BrokenPipeError) and _nobody_reads():
+            return 1
+        stopped = _code_of(end)
+        if stopped is None:
             raise
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # said again, it would break off what ends
         if is_first_rank():
             print(f"\nstopped; the same command {goes_on}", file=sys.stderr)
-        return code
+        return stopped
+
+
+def _nobody_reads() -> bool:
+    """Whether what this program prints goes into a pipe whose reader has had enough, as `head`; then it is let go."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again at its exit
+        return True
+    return False
 
 
 def _code_of(end: BaseException) -> int | None:
@@ -137,8 +152,7 @@ def print_plan(recipe: Recipe, batches: Batches, missing: Sequence[Problem]) -> 
             there, read = longest_sample(recipe.get("train_loader.dataset", {})), int(recipe["max_seq_len"])
             if there is not None and there > read:
                 rows.append(("", f"of each the first {read:,} tokens; the other {there - read:,} are never read"))
-    warmup, length = read_duration(recipe.get("scheduler.t_warmup")), read_duration(recipe["max_duration"])
-    if warmup and length and warmup.unit == length.unit and warmup.amount > length.amount:
+    if warmup_is_longer(recipe):
         text = f"the warm-up of {recipe['scheduler']['t_warmup']} is longer: the learning rate stays below optimizer.lr"
         rows.append(("", text))
     rows.append(("device", "GPU" if has_gpu() else f"CPU ({unusable() or 'no GPU on this machine'})"))

@@ -34,6 +34,15 @@ def learning_rate(recipe: Recipe, step: int) -> float | None:
     return float(peak * shape(first, last, part))
 
 
+def warmup_is_longer(recipe: Recipe) -> bool:
+    """Whether the run ends before its warm-up; False where steps depend on data that is not here."""
+    warmup, whole = (_steps(recipe, written) for written in (recipe.get("scheduler.t_warmup"), "1dur"))
+    if warmup is not None and whole is not None:
+        return warmup > whole
+    first, length = read_duration(recipe.get("scheduler.t_warmup")), read_duration(recipe["max_duration"])
+    return bool(first and length and first.unit == length.unit and first.amount > length.amount)
+
+
 def _steps(recipe: Recipe, written: object) -> float | None:
     """The steps that a length in a recipe is."""
     length = read_duration(written)

@@ -12,7 +12,7 @@ from composer.core import Time, Timestamp
 from llmfoundry.utils import builders
 
 from recipes.config.load import load
-from recipes.training.learning_rate import SHAPES, learning_rate
+from recipes.training.learning_rate import SHAPES, learning_rate, warmup_is_longer
 
 TOKENS = 8 * 32  # of a step
 
@@ -62,3 +62,23 @@ def test_behind_its_end_it_stays_where_it_is(name: str, recipe_file: Callable[[s
     recipe = load(recipe_file(f"{text}optimizer: {{lr: 2.0e-3}}\nmax_seq_len: 32\nglobal_train_batch_size: 8\n"))
     for step in (40, 50, 60):
         assert learning_rate(recipe, step) == pytest.approx(2e-4)
+
+
+@pytest.mark.parametrize(
+    ("warmup", "duration", "is_longer"),
+    [
+        ("100ba", "1ep", True),
+        ("5ba", "1ep", False),
+        ("100ba", "9ba", True),
+        ("3ep", "2ep", True),
+        ("9ep", "9tok", False),
+    ],
+)
+def test_a_warm_up_and_a_run_are_compared_in_steps(
+    warmup: str, duration: str, is_longer: bool, recipe_file: Callable[[str], Path], tmp_path: Path
+) -> None:
+    (tmp_path / "pairs.jsonl").write_text("{}\n" * 64)  # 8 steps
+    text = f"scheduler: {{name: constant_with_warmup, t_warmup: {warmup}}}\nmax_duration: {duration}\nmax_seq_len: 32\n"
+    text += f"train_loader: {{name: preferences, dataset: {{path: {tmp_path}/pairs.jsonl}}}}\ndpo: {{beta: 0.1}}\n"
+    recipe = load(recipe_file(text + "global_train_batch_size: 8\n"))
+    assert warmup_is_longer(recipe) == is_longer

@@ -113,3 +113,26 @@ def test_ctrl_c_is_that_where_what_it_breaks_off_fails_in_ending(
 
     with pytest.raises(RuntimeError, match="by itself"):
         screen.exit_status(fails, "goes on")
+
+
+def test_a_reader_who_has_had_enough_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("recipes.screen.signal.signal", lambda *_: None)
+    monkeypatch.setattr("recipes.screen.end_with_launcher", lambda: None)
+    read, write = os.pipe()
+    os.close(read)
+
+    def prints(_: list[str]) -> int:
+        print("a recipe")
+        return 0
+
+    def fails(_: list[str]) -> int:
+        raise BrokenPipeError("of a process of the run's own")
+
+    with os.fdopen(write, "w") as pipe, monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", pipe)
+        assert screen.exit_status(prints, "goes on") == 1
+    with pytest.raises(BrokenPipeError, match="own"):
+        screen.exit_status(fails, "goes on")
+    assert capsys.readouterr().err == ""
