@@ -41,7 +41,7 @@ def resume_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
         mend = "start it as before (state_dict_type, devices), or choose another run_name"
         yield ("save_folder",), f"{text}: {mend}, where pretrained={other} starts from its weights"
     is_here = bool(recipe.get("save_folder")) and not is_remote(recipe["save_folder"])
-    if found is None and is_here and not recipe.get("save_overwrite"):
+    if found is None and is_here and not recipe.get("save_overwrite") and not recipe.get("only_hf_checkpoint"):
         left = [path for sharded in (False, True) if (path := in_save_folder(recipe, sharded).newest)]
         if left:
             mend = "choose another run_name, set save_overwrite: true, or let it go on (autoresume: true)"
@@ -57,7 +57,7 @@ def resume_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
         yield ("model",), f"{text}: choose another run_name or save_folder, or delete {folder}"
     step, steps = step_of(recipe, found.newest), plan_batches(recipe).steps
     what = _changes(_deciding(before), _deciding(recipe))
-    if step and steps and step >= steps and what:
+    if step and steps and step >= steps and what and not recipe.get("only_hf_checkpoint"):
         text = (
             f"the run in {folder} is at step {step:,}, and this recipe has {steps:,}: it would train nothing ({what})"
         )

@@ -107,6 +107,8 @@ def resumes(settings: Mapping[str, Any]) -> bool:
     """
     if not settings.get("save_folder") or settings.get("save_weights_only"):
         return False
+    if settings.get("only_hf_checkpoint") and settings.get("load_path"):  # which it writes in another form
+        return False
     said = settings.get("autoresume")
     return not settings.get("save_overwrite") if said is None else bool(said)
 

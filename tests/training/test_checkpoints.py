@@ -226,6 +226,15 @@ save_overwrite: true
     assert key == ("only_hf_checkpoint",)
     assert "this start finds no checkpoint: name one with load_path" in said
     assert not list(resume_problems(load(recipe_file(text + "load_path: x.pt\n"))))
+    (tmp_path / "checkpoints").mkdir()
+    with zipfile.ZipFile(tmp_path / "checkpoints" / "ep0-ba4-rank0.pt", "w") as archive:
+        archive.writestr("x/data.pkl", "")
+    of_a_run = text.replace("save_overwrite: true", "max_duration: 4ba").replace("only_hf_checkpoint: true\n", "")
+    (tmp_path / "recipe.yaml").write_text(of_a_run)
+    export = "only_hf_checkpoint: true\ncallbacks: {hf_checkpointer: {save_folder: out}}\nload_path: x.pt\n"
+    assert not list(resume_problems(load(recipe_file(of_a_run + export, "export.yaml"))))
+    ((key, _),) = resume_problems(load(recipe_file(of_a_run + "autoresume: false\n", "anew.yaml")))
+    assert key == ("save_folder",)
 
 
 def test_a_checkpoint_gets_its_name_when_it_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
