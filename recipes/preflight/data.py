@@ -7,6 +7,7 @@ import glob
 import json
 import os
 import re
+from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from recipes.preflight.packages import importable, scheme_problems
 from recipes.preflight.weights import embeddings_of, id_of_end, read_mapping, vocabulary_problems
 from recipes.ranks import is_first_of_machine
 from recipes.training.batches import shard_folders
+from recipes.training.pairs import read_conversations
 
 
 def data_problems(key: KeyPath, loader: Mapping[str, Any], recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
@@ -27,8 +29,8 @@ def data_problems(key: KeyPath, loader: Mapping[str, Any], recipe: Recipe) -> It
     where = (*key, "dataset")
     if recipe.get("model.attn_config.attn_uses_sequence_id") and loader.get("name") == "text":
         yield from _separator_problems(where, dataset, recipe)
-    if loader.get("name") == "preferences" and not Path(str(dataset.get("path"))).is_file():
-        yield (*where, "path"), f"no data: there is no file {dataset.get('path')} of prompt, chosen and rejected"
+    if loader.get("name") == "preferences":
+        yield from _pair_problems((*where, "path"), Path(str(dataset.get("path"))))
     if dataset.get("hf_name"):
         yield from _hub_dataset_problems(where, dataset)
         return
@@ -70,6 +72,17 @@ def _separator_problems(where: KeyPath, dataset: Mapping[str, Any], recipe: Reci
     if end is not None and token != end:
         text = f"got {token}, and the tokenizer {recipe.get('tokenizer.name')} ends a text with {end}"
         yield (*where, key), f"{text}: documents would not be told apart"
+
+
+def _pair_problems(key: KeyPath, path: Path) -> Iterator[tuple[KeyPath, str]]:
+    """The first row that is no pair; a process a machine reads them."""
+    if not path.is_file():
+        yield key, f"no data: there is no file {path} of prompt, chosen and rejected"
+    elif is_first_of_machine():
+        try:
+            deque(read_conversations(path), maxlen=0)
+        except ValueError as error:
+            yield key, str(error)
 
 
 def _cache_problems(key: KeyPath, dataset: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:

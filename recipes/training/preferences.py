@@ -10,7 +10,6 @@ Shapes: B pairs, S tokens; the second dimension of a batch is (chosen, rejected)
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,11 +23,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric, Metric
 
-from data_prep.conversations import BadExample, ConversationTokenizer, checked_messages
+from data_prep.conversations import BadExample, ConversationTokenizer
 from recipes.models.log_probabilities import log_probabilities
+from recipes.training.pairs import EXPECTED, read_conversations
 
 IGNORED = -100  # a label that no loss is on
-ANSWERS = ("chosen", "rejected")
 
 
 class PairLoss(MeanMetric):
@@ -167,60 +166,18 @@ def read_pairs(path: Path, tokenizer: Any, max_seq_len: int) -> list[dict[str, T
     conversations = ConversationTokenizer(tokenizer, {})
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     pairs = []
-    try:
-        lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")  # not at U+2028 and the like
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
-    for number, line in enumerate(lines, 1):
+    for number, two in read_conversations(path):
         try:
-            row = json.loads(line)
-            both = [_ids(messages, conversations) for messages in _two_conversations(row)]
-        except (BadExample, KeyError, TypeError, ValueError) as error:
-            said = f"no {error}" if isinstance(error, KeyError) else str(error)
-            raise ValueError(
-                f"{path}:{number}: expected prompt, and chosen and rejected that differ, as text or messages: {said}"
-            ) from None
+            both = [_ids(messages, conversations) for messages in two]
+        except (BadExample, TypeError, ValueError) as error:
+            raise ValueError(f"{path}:{number}: {EXPECTED}: {error}") from None
         longest = max(len(prompt) + len(answer) for prompt, answer in both)
         if longest > max_seq_len:
             raise ValueError(
                 f"{path}:{number}: {longest} tokens, max_seq_len is {max_seq_len}: shorten it, or raise that"
             )
         pairs.append(_padded(both, max_seq_len, pad))
-    if not pairs:
-        raise ValueError(f"{path} holds no pair")
     return pairs
-
-
-def _two_conversations(row: Mapping[str, Any]) -> list[list[dict[str, str]]]:
-    """Both answers with what they answer.
-
-    Raises BadExample where nothing is preferred to anything, and the loss would pull at ends of turns alone, or at 0.
-    """
-    both = [_conversation(row, answer) for answer in ANSWERS]
-    for answer, messages in zip(ANSWERS, both, strict=True):
-        if not messages[-1]["content"]:
-            raise BadExample(f"{answer} is empty")
-    chosen, rejected = both
-    if chosen[:-1] != rejected[:-1]:
-        raise BadExample("chosen and rejected answer different prompts")
-    if chosen == rejected:
-        raise BadExample("chosen and rejected are the same")
-    return both
-
-
-def _conversation(row: Mapping[str, Any], answer: str) -> list[dict[str, str]]:
-    """The messages that end with an answer. Raises BadExample, and KeyError for what is missing."""
-    said = row[answer]
-    if isinstance(said, list) and said[:1] and isinstance(said[0], dict) and said[0].get("role") != "assistant":
-        return checked_messages({"messages": said})
-    asked = _messages(row["prompt"], "user", "prompt")
-    return checked_messages({"messages": [*asked, *_messages(said, "assistant", answer)]})
-
-
-def _messages(said: Any, role: str, key: str) -> list[Any]:
-    if not isinstance(said, (str, list)):
-        raise BadExample(f"{key} is {type(said).__name__}, expected text or messages")
-    return said if isinstance(said, list) else [{"role": role, "content": said}]
 
 
 def _ids(messages: list[dict[str, str]], conversations: ConversationTokenizer) -> tuple[list[int], list[int]]:

@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM
 
 from recipes.build import build as build_run
 from recipes.config.check import check
-from recipes.config.load import load
+from recipes.config.load import Recipe, load
+from recipes.preflight.data import data_problems
 from recipes.reports.runs import read_metrics
 from recipes.talking.generate import Sampling, Streamer, complete, until
 from recipes.talking.loading import Loaded, load_model
@@ -449,6 +450,11 @@ def test_pairs_of_messages_are_those_of_text(talker: Path, tmp_path: Path) -> No
         ('{"prompt": "a", "chosen": "", "rejected": "b"}', "chosen is empty"),
         ('{"prompt": "a", "chosen": "b", "rejected": ""}', "rejected is empty"),
         ('{"prompt": "a", "chosen": "b", "rejected": "b"}', "chosen and rejected are the same"),
+        (
+            '{"prompt": "a", "chosen": ["b"], "rejected": ["c"]}',
+            "message 2 is not an object with role and content alone",
+        ),
+        ("[]", "got list"),
         ('{"prompt": "a", "chosen": "b", "rejected": "%s"}' % ("very " * 60), "tokens, max_seq_len is 32"),
     ],
 )
@@ -460,6 +466,10 @@ def test_rows_that_are_no_pairs_are_named(row: str, words: str, talker: Path, tm
     with pytest.raises(ValueError, match=r"pairs\.jsonl:2") as error:
         read_pairs(path, AutoTokenizer.from_pretrained(talker), 32)
     assert words in str(error.value)
+    loader = {"name": "preferences", "dataset": {"path": str(path)}}
+    found = list(data_problems(("train_loader",), loader, Recipe(Path("x.yaml"), {}, {})))
+    is_known = "max_seq_len" not in words  # without a tokenizer
+    assert found == ([(("train_loader", "dataset", "path"), str(error.value))] if is_known else [])
 
 
 # --- talking ------------------------------------------------------------------------------------------------------
