@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from data_prep.sources import sha256_of_file
 from recipes.config.keys import RecipeError
 from recipes.config.load import Recipe
 from recipes.config.sections import loaders
+from recipes.preflight.data import local_data_files
 from recipes.reports.summary import read_json
 from recipes.run_files import DATA, SHARDS_READ
 from recipes.training.batches import shard_folders
@@ -75,14 +77,30 @@ def _digests(recipe: Recipe) -> dict[str, str]:
         dataset = loader.get("dataset") or {}
         function = dataset.get("preprocessing_fn")
         if isinstance(function, str) and ":" in function:
-            files.append(Path(*function.partition(":")[0].split(".")).with_suffix(".py"))
+            files += _of_module(function.partition(":")[0])
+        if dataset.get("path"):
+            files.append(Path(str(dataset["path"])))
         if dataset.get("hf_name"):
-            files += sorted(Path(str(dataset["hf_name"])).glob("*.json*"))
+            files += local_data_files(dataset)
         for shards in shard_folders(dataset):
             marks = [mark for mark in (shards / MANIFEST, shards / "index.json") if mark.is_file()]
             if marks:
                 now[str(shards)] = sha256_of_file(marks[0])
     return now | {str(file): sha256_of_file(file) for file in files if file.is_file()}
+
+
+def _of_module(name: str) -> list[Path]:
+    """The file of a module; none where there is no such module, or it has none."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return []
+    return [_from_here(Path(spec.origin))] if spec and spec.origin else []
+
+
+def _from_here(path: Path) -> Path:
+    """As seen from where the command is started, so that the same run elsewhere has the same names."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _python_files(path: Path) -> list[Path]:

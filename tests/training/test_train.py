@@ -455,3 +455,20 @@ def test_damaged_shards_are_refused_at_every_start(tmp_path: Path, monkeypatch: 
     for _ in range(2):
         with pytest.raises(RecipeError, match="prepare the shards again"):
             data_record.refuse_damage(tmp_path, Recipe(Path("x.yaml"), {}, {}))
+
+
+def test_data_and_code_are_looked_for_where_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("pairs.jsonl", "rows.json", "deep/in/part.parquet", "mine/__init__.py")
+    pairs, rows, part, code = (tmp_path / name for name in names)
+    for file in (pairs, rows, part, code):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("1")
+    monkeypatch.syspath_prepend(tmp_path)
+    for dataset, files in (
+        ({"path": str(pairs)}, [pairs]),
+        ({"hf_name": "json", "hf_kwargs": {"data_files": {"train": str(rows)}}}, [rows]),
+        ({"hf_name": str(tmp_path / "deep"), "preprocessing_fn": "mine:prepare"}, [part, code]),
+        ({"hf_name": "json", "preprocessing_fn": "no.such.module:prepare"}, []),
+    ):
+        recipe = Recipe(Path("x.yaml"), {"train_loader": {"name": "finetuning", "dataset": dataset}}, {})
+        assert sorted(data_record._digests(recipe)) == sorted(str(file) for file in files)
