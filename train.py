@@ -9,14 +9,16 @@ The recipe is checked whole before anything is built. `dry_run=true` stops after
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from data_prep.durable import write_whole
 from recipes import screen
 from recipes.config.check import load_checked
 from recipes.config.keys import RecipeError
+from recipes.config.load import Recipe
 from recipes.planning.budget import verdict
 from recipes.preflight.training import preflight
-from recipes.ranks import is_first_of_machine, is_first_rank
+from recipes.ranks import is_first_of_machine, is_first_rank, spans_machines
 from recipes.reports.page import write_page
 from recipes.reports.runs import run_folder
 from recipes.reports.summary import is_finished, print_summary, read_json, write_summary
@@ -42,35 +44,30 @@ def main(arguments: list[str]) -> int:
     except RecipeError as error:
         return screen.print_problems("this recipe cannot be trained", error.problems)
 
+    code: int | None
     if finished and not recipe.get("dry_run"):
+        code = _say_finished(folder)
+    else:
         if is_first_rank():
-            print(f"finished before, nothing to do (delete {folder} to train anew)")
-            screen.tell(print_summary, folder)
-        return 0
-
-    if is_first_rank():
-        screen.print_recipe(recipe)
-        screen.print_plan(recipe, plan_batches(recipe), missing)
-        screen.print_notes(recipe, note)
-    if too_dear:
-        return screen.print_too_dear(too_dear)
-    if recipe.get("dry_run"):
-        return 0
-    if missing:
-        return screen.print_problems("this machine lacks what the recipe needs", missing)
-
-    try:
-        if is_first_rank():
-            claim(folder, recipe)
-        if is_first_of_machine():
-            refuse_damage(folder, recipe)
-    except RecipeError as error:
-        return screen.print_problems("this run cannot begin", error.problems)
+            screen.print_recipe(recipe)
+            screen.print_plan(recipe, plan_batches(recipe), missing)
+            screen.print_notes(recipe, note)
+        code = screen.print_too_dear(too_dear) if too_dear else None
+        if recipe.get("dry_run"):
+            return code or 0
+        if code is None and missing:
+            return screen.print_problems("this machine lacks what the recipe needs", missing)
+        if code is None:
+            code = _refused(folder, recipe)
+    if code is not None and not spans_machines():
+        return code
 
     with light_imports():
-        from recipes.build import build
+        from recipes.build import agree, build
         from recipes.training.processes import free_memory, quiet
 
+    if spans_machines() and (code := agree(recipe, code)) is not None:
+        return code
     quiet()
     try:
         run = build(recipe)
@@ -78,11 +75,11 @@ def main(arguments: list[str]) -> int:
         return screen.print_problems("this recipe cannot be built", error.problems)
     if is_first_rank():
         print(f"\n{run.resumed_from}")
-        changed = record_data(folder, recipe)
-        if changed and run.has_begun:
-            print(f"note: data or code is not what this run began with; samples are counted on: {changed}")
         before = read_json(folder / SUMMARY)
         keeps = bool(before and recipe.get("only_hf_checkpoint"))  # what the run came to, which it does not change
+        changed = "" if keeps else record_data(folder, recipe)
+        if changed and run.has_begun:
+            print(f"note: data or code is not what this run began with; samples are counted on: {changed}")
         if not keeps:
             write_whole(folder / RECIPE, recipe.to_yaml())
             (folder / SUMMARY).unlink(missing_ok=True)  # of a run that now goes on
@@ -105,6 +102,25 @@ def main(arguments: list[str]) -> int:
             run.wait_for_all()
             return screen.print_stop(f"stopped early: {run.stopped.words}; {run.goes_on}", run.exit_code())
     return 0
+
+
+def _say_finished(folder: Path) -> int:
+    if is_first_rank():
+        print(f"finished before, nothing to do (delete {folder} to train anew)")
+        screen.tell(print_summary, folder)
+    return 0
+
+
+def _refused(folder: Path, recipe: Recipe) -> int | None:
+    """The exit code of a run that cannot begin: another one uses the folder, or its shards are damaged."""
+    try:
+        if is_first_rank():
+            claim(folder, recipe)
+        if is_first_of_machine():
+            refuse_damage(folder, recipe)
+    except RecipeError as error:
+        return screen.print_problems("this run cannot begin", error.problems)
+    return None
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 import torch
-from composer import Callback, Evaluator, Trainer
+from composer import Callback, DataSpec, Evaluator, Trainer
 from composer.core import ensure_data_spec
 from composer.profiler import JSONTraceHandler, Profiler, TraceHandler, cyclic_schedule
 from composer.utils import dist
@@ -42,7 +42,7 @@ from recipes.training.loaders_lock import holding_loaders_lock
 from recipes.training.lora import reset_lora
 from recipes.training.packing import Packing
 from recipes.training.preferences import PreferenceModel
-from recipes.training.processes import log_from, parallelism, prepare_process
+from recipes.training.processes import as_all_find, log_from, parallelism, prepare_process
 from recipes.training.resuming import how_it_starts, resume_point
 from recipes.weights.pretrained import load_pretrained
 
@@ -80,7 +80,7 @@ def build(recipe: Recipe) -> Run:
     """
     parts.register_components()
     log_from(recipe.get("python_log_level"))
-    settings = {**parts.DEFAULTS, **{k: v for k, v in copy.deepcopy(dict(recipe.values)).items() if v is not None}}
+    settings = _settings(recipe)
     name, folder = run_name(recipe), run_folder(recipe)
     parts.import_code(recipe)
     with parts.reporting(recipe, "seed"):
@@ -99,9 +99,12 @@ def build(recipe: Recipe) -> Run:
         with parts.reporting(recipe, "train_loader"):
             loader = parts.complete_loader(settings["train_loader"], settings)
             train_loader = ensure_data_spec(build_dataloader(loader, tokenizer, batches.sequences_per_device))
-            if _is_empty(train_loader):  # Composer would ask it for ever
-                raise ValueError(f"its data gives no batch of {batches.sequences_per_step} {batches.items}")
+            _refuse_empty(train_loader, f"{batches.sequences_per_step} {batches.items}")  # Composer would ask for ever
         evaluators = build_evaluators(recipe, settings, tokenizer)
+        for evaluator in evaluators:
+            with parts.reporting(recipe, "eval_loader"):
+                size = int(settings["device_eval_batch_size"] * batches.devices)
+                _refuse_empty(evaluator.dataloader, f"{size} {batches.items} for {evaluator.label}")
         packing = Packing(train_loader, [evaluator.dataloader for evaluator in evaluators])
         if recipe.get("model.name") in OURS and not recipe.get("dpo"):
             as_built = train_loader.batch_transforms
@@ -158,6 +161,17 @@ def build(recipe: Recipe) -> Run:
     )
 
 
+def agree(recipe: Recipe, code: int | None) -> int | None:
+    """What all ranks make of what this one has come to: the exit code to end with, None where the run begins."""
+    with parts.reporting(recipe, "seed"):
+        prepare_process(_settings(recipe))
+    return as_all_find(code)
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    return {**parts.DEFAULTS, **{k: v for k, v in copy.deepcopy(dict(recipe.values)).items() if v is not None}}
+
+
 def _model_to_train(
     recipe: Recipe, settings: dict[str, Any], tokenizer: Any, fsdp: dict[str, Any] | None, tp: dict[str, Any] | None
 ) -> Any:
@@ -196,12 +210,14 @@ def _make_ready(trainer: Trainer, recipe: Recipe, settings: Mapping[str, Any], f
         trainer.logger.log_hyperparameters({**flattened, **recipe.values})
 
 
-def _is_empty(loader: Any) -> bool:
-    """loader: Composer's DataSpec, or what it would wrap into one."""
+def _refuse_empty(spec: DataSpec, batch: str) -> None:
+    """Raises ValueError where a loader gives no batch. batch: what one is, in words."""
     try:
-        return len(getattr(loader, "dataloader", loader)) == 0
+        batches = len(spec.dataloader)  # type: ignore[arg-type]
     except (TypeError, NotImplementedError):  # known only once it is read
-        return False
+        return
+    if batches == 0:
+        raise ValueError(f"its data gives no batch of {batch}")
 
 
 def _microbatch(recipe: Recipe, batches: Batches, is_split: bool) -> float | str:

@@ -30,6 +30,11 @@ def local_world_size() -> int:
     return int(text) if text.isdigit() else 1
 
 
+def spans_machines() -> bool:
+    """Whether the run has processes on other machines, which may not see the files of this one."""
+    return world_size() > local_world_size()
+
+
 def is_first_rank() -> bool:
     """Whether this process is the one that speaks for the run."""
     rank = os.environ.get("RANK", "")

@@ -20,6 +20,7 @@ from composer.utils.parallelism import FSDP2Config
 from llmfoundry.utils import builders
 
 from recipes.cost.setup import shard_degree, shards
+from recipes.ranks import is_first_of_machine
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +127,19 @@ def as_first_rank_sees(value: bool) -> bool:
     said = [value]
     dist.broadcast_object_list(said)
     return said[0]
+
+
+def as_all_find(code: int | None) -> int | None:
+    """The exit code with which every rank ends before anything is built; None where the run begins.
+
+    code: what this rank has come to by itself. That a run was finished before is the first rank's to say, whose folder
+    the others may not see; a refusal by any of them ends all. Returns when all ranks know.
+    """
+    found = dist.all_gather_object(code)
+    end = found[0] if found[0] is not None else next((code for code in found if code), None)
+    if end is not None:
+        dist.barrier()  # one that exits with a code makes its launcher end others
+    return end if end is None or is_first_of_machine() else 0
 
 
 def free_memory() -> None:

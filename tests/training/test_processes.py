@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +14,10 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from recipes.models.masks import Batch
-from recipes.training.processes import parallelism
+from recipes.training.processes import as_all_find, parallelism
 
 from .. import tiny
+from ..conftest import ROOT, recipe_arguments
 
 
 @pytest.fixture
@@ -75,6 +77,42 @@ def test_sharded_layers_share_one_mask_of_slopes_in_fp32(four_devices: None, mon
     model(ids)
     assert built == alone
     assert built[0][1] == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("found", "ends"),
+    [
+        ([0, 0, None, None], [0, 0, 0, 0]),  # finished before, which the second machine does not see
+        ([None, None, 0, 0], [None] * 4),  # an old copy of the folder
+        ([3, 0, None, None], [3, 0, 3, 0]),
+        ([None, None, 1, None], [1, 0, 1, 0]),
+        ([None] * 4, [None] * 4),
+    ],
+)
+def test_all_machines_end_as_the_first_or_for_a_refusal(
+    found: list[int | None], ends: list[int | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("composer.utils.dist.all_gather_object", lambda _: found)
+    monkeypatch.setattr("composer.utils.dist.barrier", lambda: None)
+    for rank in range(4):
+        monkeypatch.setenv("LOCAL_RANK", str(rank % 2))
+        assert as_all_find(found[rank]) == ends[rank]
+
+
+@pytest.mark.parametrize(("processes", "asks"), [(1, False), (2, True)])
+def test_a_finished_run_is_said_to_other_machines(
+    processes: int, asks: bool, whole: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import recipes.build
+    import train
+
+    told: list[int | None] = []
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(recipes.build, "agree", lambda recipe, code: told.append(code) or code)
+    for name, value in {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0}.items():
+        monkeypatch.setenv(name, str(value))
+    assert train.main(recipe_arguments(shards, whole)) == 0
+    assert told == ([0] if asks else [])
 
 
 def test_what_has_no_parameters_is_not_sharded() -> None:
