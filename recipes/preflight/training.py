@@ -17,7 +17,7 @@ from recipes.preflight.weights import (
     vocabulary_problems,
     weight_problems,
 )
-from recipes.training.batches import plan_batches, too_little_data
+from recipes.training.batches import plan_batches, too_little_data, too_little_to_evaluate
 
 
 def preflight(recipe: Recipe) -> list[Problem]:
@@ -25,8 +25,12 @@ def preflight(recipe: Recipe) -> list[Problem]:
     found: list[tuple[KeyPath, str]] = []
     for key, loader in loaders(recipe.values):
         found += data_problems(key, loader, recipe)
-    if too_little := too_little_data(recipe, plan_batches(recipe)):
+    batches = plan_batches(recipe)
+    if too_little := too_little_data(recipe, batches):
         found.append((("train_loader",), too_little))
+    for key, loader in loaders(recipe.values, ["eval_loader"]):
+        if too_little := too_little_to_evaluate(recipe, batches, loader):
+            found.append((key, too_little))
     found += tokenizer_problems(recipe.get("tokenizer", {}), bool(recipe.get("code_paths")))
     found += vocabulary_problems(recipe.values)
     found += weight_problems(recipe.values)

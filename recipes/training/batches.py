@@ -121,6 +121,22 @@ def too_little_data(recipe: Recipe, batches: Batches) -> str | None:
     )
 
 
+def too_little_to_evaluate(recipe: Recipe, batches: Batches, loader: Mapping[str, Any]) -> str | None:
+    """What is wrong where an evaluation's data gives not one batch; None where it does, or that cannot be said."""
+    dataset = loader.get("dataset") or {}
+    size, ratio = recipe.get("device_eval_batch_size") or batches.microbatch, dataset.get("packing_ratio") or 1
+    there = _pairs(dataset) if recipe.get("dpo") else samples_per_epoch(dataset)
+    if there is None or size is None or not loader.get("drop_last") or not isinstance(ratio, (int, float)):
+        return None
+    if math.ceil(there / batches.devices) >= int(size * ratio):
+        return None
+    return (
+        f"{there:,} {batches.items if ratio == 1 else 'examples'} are fewer than a batch of "
+        f"{int(size * ratio) * batches.devices:,}, and drop_last leaves out what is no whole batch: prepare more data, "
+        "or set a smaller device_eval_batch_size or drop_last: false"
+    )
+
+
 def _pairs(dataset: Mapping[str, Any]) -> int | None:
     """Rows of the preferences that a `dataset:` section names."""
     try:

@@ -21,6 +21,7 @@ from recipes.training.batches import (
     plan_batches,
     sequences_per_epoch,
     too_little_data,
+    too_little_to_evaluate,
 )
 from recipes.training.preferences import build_preference_loader
 
@@ -98,6 +99,26 @@ def test_a_loader_of_ones_own_may_be_torchs(tmp_path: Path) -> None:
     assert [build._is_empty(loader) for loader in loaders] == [True, False]
     assert [build._is_empty(DataSpec(loader)) for loader in loaders] == [True, False]
     assert not build._is_empty(iter([0]))
+
+
+@pytest.mark.parametrize(
+    ("loader", "devices", "said"),
+    [
+        ({"drop_last": True}, 1, ""),
+        ({"drop_last": True}, 4, "640 sequences are fewer than a batch of 1,600, and drop_last leaves out"),
+        ({}, 4, ""),
+        ({"drop_last": True, "packing": 2}, 1, "640 examples are fewer than a batch of 800"),
+        ({"drop_last": True, "packing": "auto"}, 9, ""),
+    ],
+)
+def test_an_evaluation_without_a_batch_is_said(loader: dict[str, Any], devices: int, said: str, tmp_path: Path) -> None:
+    made = recipe(tmp_path / "data", device_eval_batch_size=400, global_train_batch_size=36)
+    dataset = {"local": str(tmp_path / "data"), "packing_ratio": loader.get("packing")}
+    found = too_little_to_evaluate(made, plan_batches(made, devices), {**loader, "dataset": dataset})
+    assert (found or "").startswith(said)
+    assert bool(found) == bool(said)
+    with pytest.raises(ValueError, match="its data gives no batch of 3 pairs"):
+        build._refuse_empty(DataSpec([]), "3 pairs")
 
 
 def test_streams_that_repeat_or_choose_count_as_often(tmp_path: Path) -> None:
