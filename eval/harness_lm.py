@@ -67,15 +67,6 @@ class ScoringLM(TemplateLM):
         begin = self.tokenizer.bos_token_id
         return begin if begin is not None else self.eot_token_id
 
-    @property
-    def tokenizer_name(self) -> str:
-        return str(self.tokenizer.name_or_path).replace("/", "__")
-
-    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        return self.tokenizer.apply_chat_template(
-            chat_history, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """As the harness's `hf` model encodes: with the tokenizer's special tokens, unless they are there already."""
         key = (string, add_special_tokens)
