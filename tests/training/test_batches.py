@@ -94,11 +94,12 @@ def test_data_of_less_than_a_batch_is_refused(
         assert said.startswith(f"{samples} sequences are fewer than a batch of 8, and drop_last")
 
 
-def test_a_loader_of_ones_own_may_be_torchs(tmp_path: Path) -> None:
-    loaders: list[Any] = [torch.utils.data.DataLoader([0] * n) for n in (0, 3)]
-    assert [build._is_empty(loader) for loader in loaders] == [True, False]
-    assert [build._is_empty(DataSpec(loader)) for loader in loaders] == [True, False]
-    assert not build._is_empty(iter([0]))
+def test_a_loader_of_ones_own_may_be_torchs() -> None:
+    empty, full = (torch.utils.data.DataLoader([0] * n) for n in (0, 3))  # type: ignore[arg-type]
+    for loader in (full, iter([0])):
+        build._refuse_empty(DataSpec(loader), "3 pairs")
+    with pytest.raises(ValueError, match="its data gives no batch of 3 pairs"):
+        build._refuse_empty(DataSpec(empty), "3 pairs")
 
 
 @pytest.mark.parametrize(
