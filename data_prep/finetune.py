@@ -31,7 +31,7 @@ from data_prep.publishing import exclusive, fresh_staging, publish
 from data_prep.reading import SourceReader
 from data_prep.rejects import REFUSED, REJECTED
 from data_prep.rows import Rejected, parse_object
-from data_prep.sources import find_sources, sha256_of_file
+from data_prep.sources import find_sources, recorded_path, sha256_of_file
 from data_prep.split_manifest import BuiltSplit, write_manifest
 from data_prep.staging import refuse_unfinished, remove_leftovers
 from data_prep.storage import local_output
@@ -114,7 +114,7 @@ def make(plan: Plan, staging: Path, out: Path, most: int) -> list[Manifest]:
             reader = SourceReader(source, "")
             for row in reader.lines(most):
                 rows_seen += 1
-                place = f"{source.path}:{reader.rows_read}"
+                place = f"{recorded_path(source.path)}:{reader.rows_read}"
                 try:
                     if isinstance(row, Rejected):
                         raise BadExample(row.reason)

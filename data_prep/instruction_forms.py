@@ -1,7 +1,7 @@
 """Forms that instruction data is published in, put into the two that are trained on: prompt and response, messages.
 
 {"instruction": "...", "input": "...", "output": "..."}                       Alpaca's; input may be "" or absent
-{"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", ...}]}   ShareGPT's
+{"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", ...}]}   ShareGPT's; perhaps with "system": "..."
 """
 
 from typing import Any
@@ -35,10 +35,16 @@ def in_trained_form(row: dict[str, Any]) -> dict[str, Any]:
     if "messages" in row or "prompt" in row:
         return row
     if "conversations" in row:
-        return {"messages": _messages(row["conversations"])}
+        return {"messages": [*_instructions(row), *_messages(row["conversations"])]}
     if "instruction" in row and "output" in row:
         return _alpaca(row)
     return row
+
+
+def _instructions(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """What some write beside a conversation, as its first message."""
+    system = row.get("system")
+    return [{"role": "system", "content": system}] if system else []
 
 
 def _messages(conversation: Any) -> list[dict[str, Any]]:
@@ -56,6 +62,9 @@ def _messages(conversation: Any) -> list[dict[str, Any]]:
 
 
 def _alpaca(row: dict[str, Any]) -> dict[str, Any]:
+    for name in ("system", "history"):
+        if row.get(name):
+            raise BadExample(f"{name!r} has no place in a prompt of Alpaca's form: write the row as messages")
     values = {name: "" if row.get(name) is None else row[name] for name in ("instruction", "input", "output")}
     for name, value in values.items():
         if not isinstance(value, str):

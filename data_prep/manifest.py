@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep.sources import Source, sha256_of_file
+from data_prep.sources import Source, recorded_path, sha256_of_file
 
 MANIFEST = "manifest.json"
 ROLE_MAIN, ROLE_HELD_OUT = "main", "held-out"
@@ -258,7 +258,10 @@ def differences(old: MadeFrom, new: MadeFrom) -> list[str]:
             before, after = old.options.get(name) or {}, new.options.get(name) or {}
             files = sorted(file for file in {*before, *after} if before.get(file) != after.get(file))
             changes += [f"--tokenizer: {', '.join(files)} beside it changed, or was not noted"] if files else []
-        elif _comparable(old.options, name) != _comparable(new.options, name):
+        elif name == "near_dedup_words" and new.options.get("near_dedup") == old.options.get("near_dedup"):
+            same = old.options.get(name) == new.options.get(name)
+            changes += [] if same else ["--near-dedup: another version of it compared other words"]
+        elif name != "near_dedup_words" and _comparable(old.options, name) != _comparable(new.options, name):
             flag = name.replace("_", "-")
             changes.append(f"--{flag}: {_change(old.options.get(name), new.options.get(name))}")
     if len(new.sources) != len(old.sources):
@@ -296,4 +299,4 @@ def _same_source(source: SourceRecord, record: SourceRecord) -> bool:
 
 
 def _absolute(path: str) -> str:
-    return path if "://" in path else os.path.abspath(path)
+    return recorded_path(path) if "://" in path else os.path.abspath(path)

@@ -8,7 +8,7 @@ from pathlib import Path
 from data_prep.errors import Interrupted
 from data_prep.part_files import REJECTS, PartFacts, part_folder
 from data_prep.parts import Part
-from data_prep.sources import Source
+from data_prep.sources import Source, recorded_path
 
 REJECTED = "rejected.jsonl"
 REFUSED = ".rejected.jsonl"  # in OUT, of a run that failed by their number; hidden, as it is no input
@@ -25,7 +25,7 @@ class RowNumbers:
     def place(self, part: int, segment: int, line: int) -> str:
         """FILE:LINE. All parts before this one must have been passed."""
         found = self._parts[part].segments[segment]
-        return f"{self._sources[found.source].path}:{self._before[found.source] + line}"
+        return f"{recorded_path(self._sources[found.source].path)}:{self._before[found.source] + line}"
 
     def pass_part(self, part: int, facts: PartFacts) -> None:
         for segment, rows in zip(self._parts[part].segments, facts.rows, strict=True):

@@ -75,6 +75,14 @@ def name_of(path: str) -> str:
     return urlsplit(path).path if path.startswith(("http://", "https://")) else path
 
 
+def recorded_path(path: str) -> str:
+    """What is written down of a path: of a URL of the web neither its query, perhaps a signature, nor a password."""
+    if not path.startswith(("http://", "https://")):
+        return path
+    url = urlsplit(path)
+    return url._replace(netloc=url.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
 def sha256_of_file(path: str | Path) -> str:
     """SHA-256 of the bytes of a file, here or behind a URL, read in blocks of 1 MiB."""
     digest = hashlib.sha256()
@@ -114,8 +122,8 @@ def _how_to_convert(given: str) -> str:
         "import csv, json, sys; csv.field_size_limit(1 << 30); "
         "[print(json.dumps(row)) for row in csv.DictReader(sys.stdin)]"
     )
-    name = shlex.quote(given)
-    return f" A table becomes one with: python -c '{program}' < {name} > {name.replace('.csv', '.jsonl')}"
+    table, lines = shlex.quote(given), shlex.quote(f"{given.removesuffix('.csv')}.jsonl")
+    return f" A table becomes one with: python -c '{program}' < {table} > {lines}"
 
 
 def _expand_url(given: str) -> list[str]:

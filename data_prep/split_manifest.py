@@ -1,13 +1,13 @@
 """What a finished split holds, and its manifest."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from data_prep.durable import write_durably
 from data_prep.manifest import MANIFEST, ROLE_HELD_OUT, ROLE_MAIN, FileRecord, Manifest, SourceRecord
 from data_prep.plan import Plan
 from data_prep.rejects import REJECTED
-from data_prep.sources import sha256_of_file
+from data_prep.sources import recorded_path, sha256_of_file
 from data_prep.writing import INDEX
 
 DOCUMENTS = "documents.jsonl"
@@ -52,7 +52,7 @@ def write_manifest(
         tokenizer=plan.tokenizer,
         separators=asdict(plan.separators),
         options=plan.options,
-        sources=sources,
+        sources=[replace(source, path=recorded_path(source.path)) for source in sources],
         left_out=left_out,
         files=[FileRecord(path.name, path.stat().st_size, sha256_of_file(path)) for path in others],
     )

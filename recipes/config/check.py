@@ -18,7 +18,7 @@ from recipes.config.contradictions import contradictions
 from recipes.config.evaluation_rules import OF_AN_API
 from recipes.config.file_names import name_of_environment
 from recipes.config.keys import KeyPath, Place, Problem, RecipeError, dotted, walk
-from recipes.config.load import INCLUDE, Recipe, load
+from recipes.config.load import INCLUDE, VARIABLES, Recipe, load
 from recipes.config.named_files import with_named_files
 from recipes.ranks import world_size
 from recipes.spelling import did_you_mean
@@ -112,7 +112,7 @@ def _variables_together(recipe: Recipe) -> Recipe:
     if not holders:
         return recipe
     values = {key: value for key, value in recipe.values.items() if key not in holders}
-    values["variables"] = {**(values.get("variables") or {}), **{key: recipe.values[key] for key in sorted(holders)}}
+    values[VARIABLES] = {**(values.get(VARIABLES) or {}), **{key: recipe.values[key] for key in sorted(holders)}}
     return dataclasses.replace(recipe, values=values)
 
 

@@ -21,6 +21,7 @@ from recipes.config.keys import COMMAND_LINE, KeyPath, Place, Problem, RecipeErr
 from recipes.config.yaml_files import DEEPEST, Dumper, Layer, Loader, read_layer, refuse_bombs
 
 INCLUDE = "include"  # the key of a recipe's fragments
+VARIABLES = "variables"  # the key of what others refer to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,11 +165,13 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], root: Mapping[str, A
     """Mappings are merged key by key; anything else replaces what was there.
 
     Null takes a key of a section away, as if nothing below had said it: what another optimizer does not know, or a
-    callback. At the top, where keys are sections, it stays as what takes the section's defaults away too.
+    callback. At the top, where keys are sections, it stays as what takes the section's defaults away too, and below
+    `variables`, as the value of those that refer to it.
     A list is replaced whole, unless every key over it is one of its numbers: `models.0.run=…` changes one entry.
     root: where the section is looked up for which a `${key}` stands that a mapping is merged with.
     """
     merged = dict(base)
+    keeps_null = root is not None and (base is root or base is root.get(VARIABLES))
     for key, value in over.items():
         below = merged.get(key)
         if isinstance(value, Mapping) and root is not None:
@@ -183,7 +186,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], root: Mapping[str, A
             merged[key] = list(by_index.values())
         elif isinstance(below, Mapping) and isinstance(value, Mapping):
             merged[key] = merge(below, value, root)
-        elif value is None and below is not None and base is not root:
+        elif value is None and below is not None and not keeps_null:
             del merged[key]
         else:
             merged[key] = value

@@ -123,7 +123,7 @@ def _schedule(recipe: Mapping[str, Any]) -> Iterator[Finding]:
         text = f"got {scheduler['t_max']}, expected more than nothing: the learning rate falls in this time"
         yield ("scheduler", "t_max"), text
     elif decay and duration and decay.unit == duration.unit and decay.amount < duration.amount:
-        text = f"got {scheduler['t_max']}, expected {whole} (max_duration) at least: after it there is no learning rate"
+        text = f"got {scheduler['t_max']}, expected {whole} (max_duration) at least: Composer takes no other"
         yield ("scheduler", "t_max"), text
     for key in ("eval_interval", "save_interval", "task_interval"):
         share = read_duration(recipe.get(key))

@@ -17,7 +17,7 @@ def usd(value: float) -> str:
     if abs(value) >= 0.9995 or value == 0:
         return f"${value:.2f}".removesuffix(".00")
     digits = min(20, 2 - math.floor(math.log10(abs(value))))  # three of them count
-    return f"${value:.{digits}f}".rstrip("0")
+    return f"${value:.{digits}f}".rstrip("0").rstrip(".")
 
 
 def short(value: float, digits: int = 3) -> str:

@@ -156,8 +156,7 @@ def smallest_change(setup: Setup, gpu: Gpu) -> str | None:
     if setup.loss == "torch":
         attempts.append(("model.loss_fn: fused_crossentropy", {"loss": "chunked"}))
     if setup.is_frozen and setup.master_bytes == FP32_BYTES:
-        halved = {"master_bytes": FP32_BYTES // 2, "optimizer_bytes": setup.optimizer_bytes // 2}
-        attempts.append(("model.master_weights_dtype: bf16", halved))
+        attempts.append(("model.master_weights_dtype: bf16", {"master_bytes": FP32_BYTES // 2}))
     if setup.recompute != "blocks":
         selective = " without selective_checkpointing" if setup.recompute == "operations" else ""
         turned_on = {} if setup.has_fsdp or setup.gpus == 1 else {"sharding": "FULL_SHARD"}  # by any key of its section

@@ -19,7 +19,7 @@ from recipes.config.keys import Problem, RecipeError
 from recipes.config.load import Recipe
 from recipes.cost.duration import hours_of, in_words
 from recipes.cost.estimate import Estimate, estimate
-from recipes.cost.figures import number, usd
+from recipes.cost.figures import usd
 from recipes.cost.hardware import Gpu, find_gpu, gpu_from_device_name
 from recipes.cost.ledger import Ledger, first_start_unix_s
 from recipes.cost.rate import cost_section, rate_of
@@ -191,7 +191,7 @@ def _over(plan: Estimate, to_do: float, spent: float, budget: float | None, left
     if budget is not None and plan.usd is not None and spent + plan.usd.mid * to_do > budget:
         gone = f"{usd(spent)} is spent and " if spent else ""
         low, mid, high = (dollars * to_do for dollars in (plan.usd.low, plan.usd.mid, plan.usd.high))
-        planned = f"the plan is ${number(mid)} (${number(low)} to ${number(high)}) {on}"
+        planned = f"the plan is {usd(mid)} ({usd(low)} to {usd(high)}) {on}"
         return f"{gone}{planned}, the budget {usd(budget)}"
     if left_s is not None and plan.hours is not None and plan.hours.mid * to_do * 3600 > left_s:
         takes = in_words(plan.hours.mid * to_do * 3600)

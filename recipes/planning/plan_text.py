@@ -10,7 +10,7 @@ from rich.table import Table
 from recipes import screen
 from recipes.cost.duration import in_words
 from recipes.cost.estimate import KG_CO2E_PER_KWH, NOT_ON_TPUS, WHOLE_RUN_HIGH, WHOLE_RUN_LOW, WHOLE_RUN_MID, Range
-from recipes.cost.figures import number, short
+from recipes.cost.figures import number, short, usd
 from recipes.cost.memory import parts_gib
 from recipes.cost.scaling import FITTED_PARAMETERS, FITTED_TOKENS, SCALING_LAWS, is_extrapolated, scaling_law
 from recipes.cost.setup import CHECKPOINTING
@@ -248,7 +248,7 @@ def _budget(plan: Plan) -> list[Row]:
         return rows
     within = {True: "enough for this recipe; ", False: "[bold red]less than this recipe takes[/bold red]; ", None: ""}
     enough = within[plan.within_budget] if plan.estimate.fits else "[bold red]this recipe does not fit[/bold red]; "
-    text = f"${number(options.budget_usd)}: {enough}it buys {short(plan.tokens_for_budget)} tokens"
+    text = f"{usd(options.budget_usd)}: {enough}it buys {short(plan.tokens_for_budget)} tokens"
     rows.append(("budget", f"{text} of this model"))
     if plan.model_is_given:
         return rows

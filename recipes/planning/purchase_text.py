@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from recipes.cost.duration import in_words
-from recipes.cost.figures import number, short
+from recipes.cost.figures import short, usd
 from recipes.cost.spend import Purchase
 from recipes.planning.plan import Plan
 
@@ -18,11 +18,11 @@ Row = tuple[str, str]
 def bought_rows(name: str, bought: Purchase | None, plan: Plan) -> list[Row]:
     if bought is None:
         return [(name, f"no model that fits {plan.estimate.gpus} × {plan.estimate.gpu} can be had for the money")]
-    serving = f" and ${number(bought.usd_serving)} of serving at the same rate" if bought.usd_serving else ""
+    serving = f" and {usd(bought.usd_serving)} of serving at the same rate" if bought.usd_serving else ""
     return [
         (
             name,
-            f"{bought_briefly(bought)}: {in_words(bought.hours * 3600)}, ${number(bought.usd_training)} of "
+            f"{bought_briefly(bought)}: {in_words(bought.hours * 3600)}, {usd(bought.usd_training)} of "
             f"training{serving}; the {bought.limited_by} is the limit",
         ),
         ("", escape(_command(plan, bought))),

@@ -187,6 +187,11 @@ def test_null_takes_away_what_a_layer_below_has_said(recipe_file: Write) -> None
     assert recipe["fsdp_config"] is None
 
 
+def test_null_is_the_value_of_a_variable(recipe_file: Write) -> None:
+    path = recipe_file("variables: {remote: s3://a/b}\nstream: {remote: '${variables.remote}'}\n")
+    assert load(path, ["variables.remote="])["stream"] == {"remote": None}
+
+
 def test_the_optimizer_of_a_recipe_can_be_exchanged() -> None:
     lion = ["optimizer.name=decoupled_lionw", "optimizer.eps=null", "callbacks.memory_monitor=null"]
     recipe = load_checked(ROOT / "yamls" / "pretrain" / "mpt-quickstart.yaml", lion)

@@ -50,12 +50,19 @@ def test_other_rows_stay(row: dict[str, Any]) -> None:
     assert in_trained_form(row) is row
 
 
+def test_a_system_beside_a_conversation_is_its_first_message() -> None:
+    spoken = {"conversations": SHAREGPT["conversations"][1:]}
+    assert in_trained_form({**spoken, "system": "Be brief."}) == in_trained_form(SHAREGPT)
+    assert in_trained_form({**spoken, "system": ""}) == {"messages": MESSAGES[1:]}
+
+
 @pytest.mark.parametrize(
     ("row", "said"),
     [
         ({"instruction": 1, "output": "x"}, "'instruction' is int, expected text"),
         ({"instruction": "x", "output": ""}, "'output' is empty"),
         ({"instruction": "x", "input": ["y"], "output": "z"}, "'input' is list"),
+        ({"instruction": "x", "output": "y", "history": [["a", "b"]]}, "'history' has no place"),
         ({"conversations": "x"}, "'conversations' is not a list"),
         (
             {"conversations": [{"role": "user", "content": "x"}]},

@@ -13,6 +13,7 @@ import pytest
 
 from data_prep import storage
 from data_prep.errors import PrepError
+from data_prep.manifest import MadeFrom, SourceRecord, differences
 from data_prep.readers import open_reader
 from data_prep.reading import SourceReader
 from data_prep.sources import find_sources
@@ -192,6 +193,16 @@ def test_a_format_is_that_of_a_url_without_its_query(server: str) -> None:
     assert isinstance(open_reader(source, "text"), SourceReader)
     with pytest.raises(PrepError, match="file to read there"):
         find_sources([f"{server}/notes.md?signature=abc.jsonl"])
+
+
+def test_what_is_kept_of_a_url_has_no_signature_and_is_known_again() -> None:
+    def made(query: str) -> MadeFrom:
+        source = SourceRecord(f"https://me:secret@a.org/b.jsonl{query}", 3, 7, "")
+        return MadeFrom({}, "", {"before": [], "after": []}, [source])
+
+    kept = made("?signature=abc").to_json()
+    assert kept["sources"][0]["path"] == "https://a.org/b.jsonl"
+    assert differences(MadeFrom.from_json(kept), made("?signature=other")) == []
 
 
 def test_a_server_of_whole_files_is_words(server: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
