@@ -207,9 +207,10 @@ def _best_branch(error: Any, own_code: bool) -> Iterator[tuple[KeyPath, str]]:
 
 
 def _unknown(name: str, allowed: list[str]) -> str:
-    retired = f" ({RETIRED_KEYS[name]})" if name in RETIRED_KEYS else ""
+    if name in RETIRED_KEYS:
+        return f"unknown key ({RETIRED_KEYS[name]}). Allowed: {_list(allowed)}"
     guess = did_you_mean(name, allowed)
-    return f"unknown key{guess}{retired}{'' if guess.endswith('?') else '.'} Allowed: {_list(allowed)}"
+    return f"unknown key{guess}{'' if guess.endswith('?') else '.'} Allowed: {_list(allowed)}"
 
 
 def _list(names: list[str]) -> str:
