@@ -4,7 +4,7 @@ load.py            fragments, the recipe, the command line, interpolation; yaml_
 keys.py            paths of keys, where each was written, and what is wrong with them
 schema.json        the grammar; schema.py writes it from top_level.py, a recipe's own keys, and components.py and
                    model_components.py, which tie sections to the code that reads them; grammar.py turns that code's
-                   signatures into JSON Schema
+                   signatures into JSON Schema; meanings.yaml says what each key does, meanings.py puts it in
 named_files.py     sections that a recipe keeps in a file of their own
 reference.py       what a recipe may say, for `python -m recipes keys`
 check.py           every unknown, missing and ill-typed key at once

@@ -172,7 +172,7 @@ def _explain(error: Any, own_code: bool) -> Iterator[tuple[KeyPath, str]]:
         never = (
             " (iterations are not counted here, so that would never come: use ba)" if _ITERATIONS(str(value)) else ""
         )
-        yield key, f"got {_show(value)}, expected {error.schema['description']}{never}"
+        yield key, f"got {_show(value)}, expected {error.schema['errorMessage']}{never}"
     elif error.validator in LIMITS:
         yield key, f"got {_show(value)}, expected {LIMITS[error.validator]} {error.validator_value}"
     elif error.validator == "minItems":

@@ -13,6 +13,7 @@ from llmfoundry.data.text_data import StreamingTextDataset
 from streaming import Stream
 from streaming.base.shuffle import algos
 
+from recipes.callbacks.cost import CostMonitor
 from recipes.config.grammar import (
     FREE,
     INTEGER_OR_NULL,
@@ -22,6 +23,7 @@ from recipes.config.grammar import (
     from_signature,
     keyed,
     named,
+    over,
     section,
 )
 from recipes.config.model_components import models
@@ -55,17 +57,7 @@ def definitions() -> Schema:
         "loggers": keyed(_signatures(registry.loggers)),
         "icl_task": named(_icl_tasks(), key="icl_task_type"),
         "fsdp_config": _fsdp(),
-        "cost": section(
-            {
-                "gpu": {"type": ["string", "null"]},
-                "usd_per_device_hour": {"type": ["number", "null"], "minimum": 0},
-                "prices_file": {"type": ["string", "null"]},
-                "price_kind": {},
-                "watts_per_device": {"type": ["number", "null"], "minimum": 0},
-                "power_usage_effectiveness": {"type": "number", "minimum": 1},
-                "kg_co2e_per_kwh": {"type": "number", "minimum": 0},
-            },
-        ),
+        "cost": from_signature(CostMonitor, without={"ledger", "started_at"}),
     }
 
 
@@ -101,7 +93,7 @@ def _loaders() -> dict[str, Schema]:
         decoder_only_format={"type": "boolean"},
     )
     hub["properties"]["split"] = {"type": ["string", "null"]}  # of streams, none may be named
-    tuning = section({**streamed["properties"], **hub["properties"], **more, **length})
+    tuning = section(over({**streamed["properties"], **hub["properties"]}, {**more, **length}))
     pairs = section({"path": {"type": "string"}, "shuffle": {"type": "boolean"}, **length}, ["path"])
     datasets = {"text": text, "finetuning": tuning, "preferences": pairs}
     loaders = {}
@@ -130,7 +122,7 @@ def _icl_tasks() -> dict[str, Schema]:
     for name, dataset in registry.icl_datasets.get_all().items():
         schema = from_signature(dataset, without=given_by_runner)
         required = {*schema.get("required", ()), "label", "num_fewshot", "dataset_uri"}
-        tasks[name] = section({**schema["properties"], **own}, required, closed="additionalProperties" in schema)
+        tasks[name] = section(over(schema["properties"], own), required, closed="additionalProperties" in schema)
     return tasks
 
 
@@ -139,17 +131,17 @@ def _fsdp() -> Schema:
         **from_dataclass(FSDPConfig, {"_device_mesh"}),
         **from_dataclass(FSDP2Config, {"_sync_module_states", "device_mesh"}),
     }
-    fields.update(
-        mixed_precision={
+    own: Schema = {
+        "mixed_precision": {
             "type": ["string", "object"],
             "pattern": "(?i)^(DEFAULT|PURE|FULL)$",
-            "description": "one of DEFAULT, PURE, FULL, or a section of data types",
+            "errorMessage": "one of DEFAULT, PURE, FULL, or a section of data types",
         },
-        load_planner=FREE,
-        save_planner=FREE,
-        sharding_strategy={},
-        state_dict_type={},
+        "load_planner": FREE,
+        "save_planner": FREE,
+        "sharding_strategy": {},
+        "state_dict_type": {},
         # FSDPConfig takes any keyword; LLM Foundry's fine-tuning files set this one
-        load_fsdp_monolith_rank0_only={"type": "boolean"},
-    )
-    return section(fields)
+        "load_fsdp_monolith_rank0_only": {"type": "boolean"},
+    }
+    return section(over(fields, own))

@@ -9,9 +9,11 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from omegaconf import MISSING
+
 Schema = dict[str, Any]
 
-# `description` is what an error message says was expected. Without Composer's iterations: it counts them only where
+# `errorMessage`, which editors know too, is what was expected. Without Composer's iterations: it counts them only where
 # code sets their length, which no recipe can, so nothing in `iter` ever comes.
 _UNITS = "(ep|ba|sp|tok|sec)"
 _WHOLE = r"\d+(_\d+)*"
@@ -21,21 +23,21 @@ TIME: Schema = {
     "type": ["integer", "string"],
     "pattern": rf"(?i)^(({_WHOLE}|{_MANY}){_UNITS}|\d*\.?\d+dur)$",
     "minimum": 0,
-    "description": "a whole number with a unit, such as 100ba, 1ep, 2000000tok or 0.1dur",
+    "errorMessage": "a whole number with a unit, such as 100ba, 1ep, 2000000tok or 0.1dur",
 }
 # How often a line is printed.
 STEPS: Schema = {
     "type": ["integer", "string"],
     "pattern": r"^0*[1-9]\d*(_\d+)*(ep|ba)$",
     "minimum": 1,
-    "description": "at least 1, in steps or epochs, such as 100ba or 1ep",
+    "errorMessage": "at least 1, in steps or epochs, such as 100ba or 1ep",
 }
 # The length of a run.
 DURATION: Schema = {
     "type": ["integer", "string"],
     "pattern": rf"(?i)^({_MANY})(ep|ba|sp|tok)$",  # Composer takes no seconds here
     "minimum": 1,
-    "description": "more than nothing, as a whole number with a unit, such as 100ba, 1ep, 2000000tok or 2e9tok",
+    "errorMessage": "more than nothing, as a whole number with a unit, such as 100ba, 1ep, 2000000tok or 2e9tok",
 }
 FREE: Schema = {"type": ["object", "null"]}
 STRINGS: Schema = {"type": ["array", "null"], "items": {"type": "string"}}
@@ -60,7 +62,7 @@ CHOICES: dict[str, list[Any]] = {
 _COUNT: Schema = {"minimum": 1}
 _NOT_NEGATIVE: Schema = {"minimum": 0}
 _POSITIVE: Schema = {"exclusiveMinimum": 0}
-_SUBSET: Schema = {"minimum": -1, "not": {"const": 0}, "description": "-1 (all) or at least 1"}
+_SUBSET: Schema = {"minimum": -1, "not": {"const": 0}, "errorMessage": "-1 (all) or at least 1"}
 RANGES: dict[str, Schema] = {
     **dict.fromkeys(("num_canonical_nodes", "prefetch_factor", "sampling_granularity", "shuffle_block_size"), _COUNT),
     **dict.fromkeys(("window_size", "tensor_parallel_degree", "batch_interval", "batch_log_interval"), _COUNT),
@@ -84,12 +86,12 @@ RANGES: dict[str, Schema] = {
     "train_subset_num_batches": _SUBSET,
     "cache_limit": {
         "pattern": r"(?i)^\d+(b|(\.\d+)?[kmgtpezy]b)?$",
-        "description": "bytes, such as 500mb or 2tb",
+        "errorMessage": "bytes, such as 500mb or 2tb",
         **_COUNT,
     },
     "epoch_size": {
         "pattern": r"(?i)^(\d+|\d+(\.\d+)?[kmbt])$",
-        "description": "samples, such as 5000 or 2.5m",
+        "errorMessage": "samples, such as 5000 or 2.5m",
         **_COUNT,
     },
 }
@@ -124,6 +126,20 @@ def type_of(annotation: Any, default: Any = inspect.Parameter.empty) -> Schema:
     if has_time:
         return {**TIME, "type": sorted({*TIME["type"], *names})}
     return {"type": sorted(names)} if len(names) > 1 else {"type": names.pop()} if names else {}
+
+
+def default_of(value: Any) -> Schema:
+    """`default` for a key whose constructor has this one; nothing where it has none, or none that YAML could say."""
+    if isinstance(value, (list, tuple)):
+        return {"default": list(value)} if value and all(map(default_of, value)) else {}
+    is_said = isinstance(value, (bool, int, float)) or (isinstance(value, str) and value not in ("", MISSING))
+    return {"default": value} if is_said else {}
+
+
+def over(properties: Mapping[str, Schema], own: Mapping[str, Schema]) -> dict[str, Schema]:
+    """The same keys with what is said of some in place of what their constructor says, but for its defaults."""
+    kept = {key: {"default": schema["default"]} for key, schema in properties.items() if "default" in schema}
+    return {**properties, **{key: {**kept.get(key, {}), **schema} for key, schema in own.items()}}
 
 
 def _union_members(annotation: Any) -> Iterable[Any]:
@@ -166,7 +182,7 @@ def from_signature(constructor: Callable[..., Any], without: Iterable[str] = (),
         for parameter, annotation in parameters:
             if parameter.name in without or parameter.name in properties:
                 continue
-            properties[parameter.name] = type_of(annotation, parameter.default)
+            properties[parameter.name] = {**type_of(annotation, parameter.default), **default_of(parameter.default)}
             # what a base class needs, the class itself may give it
             if parameter.default is inspect.Parameter.empty and layer is layers[0]:
                 required.append(parameter.name)
@@ -174,7 +190,7 @@ def from_signature(constructor: Callable[..., Any], without: Iterable[str] = (),
         is_open = inspect.Parameter.VAR_KEYWORD in kinds
         if not is_open or layer is object:
             break
-    return section({**properties, **extra}, [r for r in required if r not in extra], closed=not is_open)
+    return section(over(properties, extra), [r for r in required if r not in extra], closed=not is_open)
 
 
 def _behind_a_warning(constructor: Callable[..., Any]) -> Callable[..., Any]:
@@ -207,8 +223,9 @@ def from_defaults(defaults: Mapping[str, Any], **extra: Schema) -> Schema:
             properties[key] = {}
         else:
             name = _NUMBERS[type(value)]
-            properties[key] = {"type": "number" if name == "integer" and not isinstance(value, bool) else name}
-    return section({**properties, **extra})
+            kind = "number" if name == "integer" and not isinstance(value, bool) else name
+            properties[key] = {"type": kind, **default_of(value)}
+    return section(over(properties, extra))
 
 
 def named(variants: Mapping[str, Schema], key: str = "name") -> Schema:
@@ -237,7 +254,8 @@ def from_dataclass(config: type, without: Iterable[str]) -> dict[str, Schema]:
     """The fields of a dataclass, to be put into a section."""
     hints = typing.get_type_hints(config)
     skip = set(without)
-    return {f.name: type_of(hints[f.name], f.default) for f in dataclasses.fields(config) if f.name not in skip}
+    fields = [f for f in dataclasses.fields(config) if f.name not in skip]
+    return {f.name: {**type_of(hints[f.name], f.default), **default_of(f.default)} for f in fields}
 
 
 def ref(name: str) -> Schema:

@@ -23,6 +23,7 @@ from recipes.config.grammar import (
     from_defaults,
     from_signature,
     names,
+    over,
     section,
 )
 from recipes.cost.architecture import MPT, RWKV
@@ -61,7 +62,8 @@ def _composer() -> Schema:
     """Losses and metrics, of our own constructor and the one that it calls, which gives Composer's what it asks for."""
     constructors = (foundry.ComposerMPTCausalLM.__init__, ComposerMPTCausalLM.__init__)
     keys = {name: key for each in constructors for name, key in from_signature(each)["properties"].items()}
-    return {**{name: key for name, key in keys.items() if name != "tokenizer"}, "loss_fn": {"enum": list(LOSSES)}}
+    own: Schema = {"loss_fn": {"enum": list(LOSSES)}}
+    return over({name: key for name, key in keys.items() if name != "tokenizer"}, own)
 
 
 def _activations() -> list[str]:
@@ -154,4 +156,4 @@ def _mpt() -> Schema:
         ["r", "lora_alpha", "target_modules"],
     )
     own: Schema = {"master_weights_dtype": ANYTHING, "peft_config": {**lora, "type": ["object", "null"]}}
-    return section({**config["properties"], **_composer(), **sections, **passed_on, **own})
+    return section(over({**config["properties"], **_composer()}, {**sections, **passed_on, **own}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,12 +13,13 @@ from recipes.cost.architecture import MPT
 
 Schema = Mapping[str, Any]
 ANY = "*"  # in the place of a list's numbers, and of names that the recipe gives
-INCLUDED = "a path of a YAML file, relative to the recipe, or a list of them: what the recipe starts from"
+INCLUDED = "a path of a YAML file, relative to the recipe, or a list of them"
+STARTS_FROM = "what the recipe starts from; a later file is over an earlier one, and the recipe over all"
 USUAL = (MPT, "text")  # of models and of loaders: what a key without their name is looked up in
 
 
 def print_keys(key: str, kind: str) -> None:
-    """The keys of a section, one a line with what each takes; of one key, that line.
+    """The keys of a section, each with what it does and what it takes; of one key, that alone.
 
     key: dotted, such as `model.attn_config`; empty for the whole recipe. kind: `train` or `eval`.
     Raises ValueError for a key that no recipe has.
@@ -30,16 +32,16 @@ def print_keys(key: str, kind: str) -> None:
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for name, text in keys(key, kind):
-        table.add_row(name, Text(text))
+    for name, takes, meaning in keys(key, kind):
+        table.add_row(name, Text.assemble(*([meaning, "\n"] if meaning else []), (takes, "dim")))
     console().print(table)
 
 
-def keys(key: str, kind: str = "train") -> Iterator[tuple[str, str]]:
-    """(dotted key, what it takes) of every key of a section."""
+def keys(key: str, kind: str = "train") -> Iterator[tuple[str, str, str]]:
+    """(dotted key, what it takes, what it does) of every key of a section; nothing is said of what a section does."""
     root = grammar(kind)
     if not key or key == INCLUDE:  # which is no key any more once the recipe is read
-        yield INCLUDE, INCLUDED
+        yield INCLUDE, INCLUDED, STARTS_FROM
     if key == INCLUDE:
         return
     schema, way, which = _section(root, root), "", ""
@@ -62,22 +64,30 @@ def keys(key: str, kind: str = "train") -> Iterator[tuple[str, str]]:
         schema, way = _section(_properties(schema)[ANY], root), f"{way}{'0' if schema['type'] == 'array' else 'NAME'}."
     inside, names = _properties(schema), _named(schema)
     if not inside and not names:
-        yield key, _takes(before["properties"][part] if part in before.get("properties", {}) else schema, root)
+        only = before["properties"][part] if part in before.get("properties", {}) else schema
+        yield key, _takes(only, root), only.get("description", "")
     if names:
-        text = f"{choices_in_words(names)}; the keys of one: python -m recipes keys {way}{next(iter(names))}"
-        yield f"{way}{schema['required'][0]}", text
+        one = next(iter(sorted(names, key=lambda name: name not in USUAL)))
+        text = f"{choices_in_words(names)}; the keys of one: python -m recipes keys {way}{one}"
+        yield f"{way}{schema['required'][0]}", text, ""
         return
     for name, inner in inside.items():
         needed = "; needed" if name in schema.get("required", ()) else ""
         if name != which:
-            yield f"{way}{name}", _takes(inner, root) + needed
+            yield f"{way}{name}", _takes(inner, root) + needed, inner.get("description", "")
 
 
 def _takes(schema: Schema, root: Schema) -> str:
+    default = schema.get("default")
+    said = default if isinstance(default, str) else json.dumps(default)
+    return _what(schema, root) + ("" if default is None else f"; default {said}")
+
+
+def _what(schema: Schema, root: Schema) -> str:
     section = _section(schema, root)
     others = [inner for inner in schema.get("anyOf", ()) if not _is_section(_section(inner, root))]
     if _is_section(section) and any(inner.get("type") != "null" for inner in others):  # null takes any section away
-        return f"{_in_words({'anyOf': others})}, or {_takes(section, root)}"
+        return f"{_in_words({'anyOf': others})}, or {_what(section, root)}"
     if _named(section):
         several = ", or a list of them" if "then" in schema else ""
         return f"a section whose {section['required'][0]} is {choices_in_words(_named(section))}{several}"
@@ -96,7 +106,7 @@ def _in_words(schema: Schema) -> str:
     if "anyOf" in schema:
         return " or ".join(dict.fromkeys(_in_words(inner) for inner in schema["anyOf"]))
     if "pattern" in schema or "not" in schema:
-        return str(schema["description"])
+        return str(schema["errorMessage"])
     limits = [f"{words} {schema[name]}" for name, words in LIMITS.items() if name in schema]
     text = types_in_words(schema["type"]) if "type" in schema else "anything"
     return ", ".join([text, *limits])

@@ -190,6 +190,9 @@ def _sharding(recipe: Mapping[str, Any]) -> Iterator[Finding]:
     for planner in ("load_planner", "save_planner"):
         if section(recipe, "fsdp_config").get(planner):
             yield ("fsdp_config", planner), "is of FSDP1, and Composer's FSDP2 asks for none: leave it out"
+    if section(recipe, "fsdp_config").get("cpu_offload"):
+        text = "is of FSDP1, and Composer's FSDP2 keeps everything on the devices: leave it out"
+        yield ("fsdp_config", "cpu_offload"), text
     if recipe.get("precision") == "amp_fp8" and model.get("name") == RWKV:
         yield ("precision",), f"amp_fp8 works on Transformer Engine layers only, and {RWKV} has none: use amp_bf16"
     elif (

@@ -18,18 +18,20 @@ from pathlib import Path
 from typing import Any
 
 from recipes.config import components, top_level
+from recipes.config.meanings import EVAL, explained, read_meanings
 
 SCHEMA_PATH = Path(__file__).with_name("schema.json")
 
 
 def generate() -> dict[str, Any]:
     """The whole grammar, read from the installed packages. Imports torch; takes seconds."""
-    return {
+    grammar = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Recipe for composer train.py",
         **top_level.train_recipe(),
-        "$defs": {**components.definitions(), "eval_recipe": top_level.eval_recipe()},
+        "$defs": {**components.definitions(), EVAL: top_level.eval_recipe()},
     }
+    return explained(grammar, read_meanings())
 
 
 def main(arguments: list[str]) -> int:

@@ -18,6 +18,7 @@ from recipes.config.grammar import (
     from_signature,
     names,
     or_null,
+    over,
     ref,
     section,
 )
@@ -26,7 +27,7 @@ RUN_NAME: Schema = {"type": ["string", "integer", "null"]}
 LOG_LEVEL: Schema = {
     "type": ["string", "null"],
     "pattern": "(?i)^(debug|info|warning|error|critical)$",
-    "description": "one of debug, info, warning, error, critical",
+    "errorMessage": "one of debug, info, warning, error, critical",
 }
 PRECISION: Schema = {"enum": ["fp32", "amp_fp16", "amp_bf16", "amp_fp8"]}
 COMPILE_MODES = [None, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
@@ -40,59 +41,61 @@ FILLED_IN = {
     "icl_tasks_str",
     "eval_gauntlet_str",
 }
+# keys that, left out, do not mean LLM Foundry's default here
+OTHERWISE = {"autoresume", "python_log_level"}
 
 
 def train_recipe() -> Schema:
     """LLM Foundry's training keys, and the sections this project adds to them."""
-    fields = from_dataclass(TrainConfig, without=FILLED_IN)
-    fields.update(
-        model=ref("model"),
-        tokenizer=ref("tokenizer"),
-        optimizer=ref("optimizer"),
-        scheduler=ref("scheduler"),
-        train_loader=ref("loader"),
-        eval_loader=_eval_loader(),
-        precision=PRECISION,
-        callbacks=ref("callbacks"),
-        algorithms=ref("algorithms"),
-        loggers=ref("loggers"),
-        fsdp_config=or_null(ref("fsdp_config")),
-        tp_config=or_null(
+    own: Schema = {
+        "model": ref("model"),
+        "tokenizer": ref("tokenizer"),
+        "optimizer": ref("optimizer"),
+        "scheduler": ref("scheduler"),
+        "train_loader": ref("loader"),
+        "eval_loader": _eval_loader(),
+        "precision": PRECISION,
+        "callbacks": ref("callbacks"),
+        "algorithms": ref("algorithms"),
+        "loggers": ref("loggers"),
+        "fsdp_config": or_null(ref("fsdp_config")),
+        "tp_config": or_null(
             section(
                 {"strategy": names(registry.tp_strategies), "tensor_parallel_degree": {"type": "integer"}},
                 ["strategy", "tensor_parallel_degree"],
             )
         ),
-        compile_config=or_null(from_signature(torch.compile, without={"model"}, mode={"enum": COMPILE_MODES})),
-        profiler=or_null(_profiler()),
-        icl_tasks={"anyOf": [{"type": ["string", "null"]}, {"type": "array", "items": ref("icl_task")}]},
-        eval_gauntlet={"type": ["string", "object", "null"]},
-        harness_tasks=or_null(_harness_tasks()),
-        task_interval={**TIME, "type": [*TIME["type"], "null"]},
-        global_train_batch_size={"type": "integer", "minimum": 1},
-        device_train_microbatch_size={"anyOf": [{"const": "auto"}, {"type": "number", "exclusiveMinimum": 0}]},
-        device_eval_batch_size={"type": "integer", "minimum": 1},
-        max_seq_len={"type": "integer", "minimum": 1},
-        max_duration=DURATION,
-        seed={"type": "integer"},
-        run_name=RUN_NAME,
-        python_log_level=LOG_LEVEL,
-        eval_interval=TIME,
-        save_interval=TIME,
-        console_log_interval=STEPS,
-        code_paths=STRINGS,
-        load_ignore_keys=STRINGS,
-        save_ignore_keys=STRINGS,
-        cost=ref("cost"),
-        dry_run={"type": "boolean"},
+        "compile_config": or_null(from_signature(torch.compile, without={"model"}, mode={"enum": COMPILE_MODES})),
+        "profiler": or_null(_profiler()),
+        "icl_tasks": {"anyOf": [{"type": ["string", "null"]}, {"type": "array", "items": ref("icl_task")}]},
+        "eval_gauntlet": {"type": ["string", "object", "null"]},
+        "harness_tasks": or_null(_harness_tasks()),
+        "task_interval": {**TIME, "type": [*TIME["type"], "null"]},
+        "global_train_batch_size": {"type": "integer", "minimum": 1},
+        "device_train_microbatch_size": {"anyOf": [{"const": "auto"}, {"type": "number", "exclusiveMinimum": 0}]},
+        "device_eval_batch_size": {"type": "integer", "minimum": 1},
+        "max_seq_len": {"type": "integer", "minimum": 1},
+        "max_duration": DURATION,
+        "seed": {"type": "integer"},
+        "run_name": RUN_NAME,
+        "python_log_level": LOG_LEVEL,
+        "eval_interval": TIME,
+        "save_interval": TIME,
+        "console_log_interval": STEPS,
+        "code_paths": STRINGS,
+        "load_ignore_keys": STRINGS,
+        "save_ignore_keys": STRINGS,
+        "cost": ref("cost"),
+        "dry_run": {"type": "boolean"},
         # this project's own: what is done to the model's blocks
-        compile={"type": "boolean"},
-        selective_checkpointing={"type": "boolean"},
+        "compile": {"type": "boolean"},
+        "selective_checkpointing": {"type": "boolean"},
         # this project's own: weights to start from, keys that differ from theirs on purpose, preference tuning
-        pretrained={"type": ["string", "null"]},
-        pretrained_changes=STRINGS,
-        dpo=or_null(section({"beta": {"type": "number", "exclusiveMinimum": 0}}, ["beta"])),
-    )
+        "pretrained": {"type": ["string", "null"]},
+        "pretrained_changes": STRINGS,
+        "dpo": or_null(section({"beta": {"type": "number", "exclusiveMinimum": 0}}, ["beta"])),
+    }
+    fields = over(_without_defaults(from_dataclass(TrainConfig, without=FILLED_IN)), own)
     required = {
         "model",
         "tokenizer",
@@ -132,30 +135,38 @@ def eval_recipe() -> Schema:
     )
     folders: Schema = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}
     contamination = section({"shards": folders, "tokens": {"type": "integer", "minimum": 1}}, ["shards"])
-    fields = from_dataclass(EvalConfig, without=FILLED_IN)
-    fields.update(
-        seed={"type": "integer"},
-        run_name=RUN_NAME,
-        python_log_level=LOG_LEVEL,
-        device_eval_batch_size={"type": "integer", "minimum": 1},
-        models={"type": "array", "minItems": 1, "items": evaluated},
-        eval_loader=_eval_loader(),
-        icl_tasks={"anyOf": [{"type": ["string", "null"]}, {"type": "array", "items": ref("icl_task")}]},
-        eval_gauntlet={"type": ["string", "object", "null"]},
-        precision=PRECISION,
-        callbacks=ref("callbacks"),
-        loggers=ref("loggers"),
-        fsdp_config=or_null(ref("fsdp_config")),
-        code_paths=STRINGS,
-        console_log_interval=STEPS,
-        cost=ref("cost"),
-        dry_run={"type": "boolean"},
+    own: Schema = {
+        "seed": {"type": "integer"},
+        "run_name": RUN_NAME,
+        "python_log_level": LOG_LEVEL,
+        "device_eval_batch_size": {"type": "integer", "minimum": 1},
+        "models": {"type": "array", "minItems": 1, "items": evaluated},
+        "eval_loader": _eval_loader(),
+        "icl_tasks": {"anyOf": [{"type": ["string", "null"]}, {"type": "array", "items": ref("icl_task")}]},
+        "eval_gauntlet": {"type": ["string", "object", "null"]},
+        "precision": PRECISION,
+        "callbacks": ref("callbacks"),
+        "loggers": ref("loggers"),
+        "fsdp_config": or_null(ref("fsdp_config")),
+        "code_paths": STRINGS,
+        "console_log_interval": STEPS,
+        "cost": ref("cost"),
+        "dry_run": {"type": "boolean"},
         # this project's own: where the results go, and prompts to continue
-        results={"type": ["string", "null"]},
-        samples=or_null(samples),
-        contamination=or_null(contamination),
-    )
+        "results": {"type": ["string", "null"]},
+        "samples": or_null(samples),
+        "contamination": or_null(contamination),
+    }
+    fields = over(_without_defaults(from_dataclass(EvalConfig, without=FILLED_IN)), own)
     return section(fields, {"models", "max_seq_len", "device_eval_batch_size"})
+
+
+def _without_defaults(fields: dict[str, Schema]) -> dict[str, Schema]:
+    """LLM Foundry's fields, those of OTHERWISE without its defaults."""
+    return {
+        name: {key: said for key, said in schema.items() if key != "default" or name not in OTHERWISE}
+        for name, schema in fields.items()
+    }
 
 
 def _profiler() -> Schema:

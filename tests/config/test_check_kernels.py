@@ -49,6 +49,7 @@ QUICKSTART = ROOT / "yamls" / "pretrain" / "mpt-quickstart.yaml"
         ),
         (["precision=amp_fp8"], "precision", "Transformer Engine layers only"),
         (["fsdp_config.load_planner={name: dedup}"], "fsdp_config.load_planner", "is of FSDP1"),
+        (["fsdp_config.cpu_offload=true"], "fsdp_config.cpu_offload", "is of FSDP1"),
     ],
 )
 def test_contradictions(overrides: list[str], key: str, words: str) -> None:
