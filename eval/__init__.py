@@ -6,7 +6,8 @@ in_loop.py      tasks while a training run goes on
 
 models.py       which models a recipe means; loading.py: one, built; samples.py: texts that it goes on from
 suite.py        a model through its tasks (tasks/: LLM Foundry's kinds); metrics.py: answers to scores
-harness_tasks.py  the harness's tasks; harness_index.py: where they are; harness_lm.py: its `LM`; harness_results.py
+harness_tasks.py  the harness's tasks; harness_index.py: where they are; harness_lm.py: its `LM`;
+                harness_chat.py: questions as conversations; harness_results.py, harness_file.py: its scores
 validation.py   the loss on held-out shards; baseline.py: what it must beat; generation.py: text
 
 scoring.py      the core: questions.py in, log-probabilities out

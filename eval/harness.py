@@ -3,6 +3,7 @@
     python -m eval.harness runs/mpt-quickstart --tasks sotu_cloze --include yamls/eval/harness
     python -m eval.harness runs/mpt-7b/checkpoints/ep0-ba9000 --tasks arc_easy piqa --num-fewshot 5
     composer -n 2 -m eval.harness exports/mpt-7b --tasks mmlu
+    python -m eval.harness runs/mpt-7b-instruct --tasks ifeval --apply-chat-template
 
 MODEL is a run folder, a checkpoint (full, or the folder of a sharded one) or a Hugging Face folder. A task is a
 name that the harness knows, or one from YAML files of your own (--include FOLDER), which need no network.
@@ -17,13 +18,15 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from eval import results
 from eval.cache import SCORING, AnswerCache
 from eval.digests import data_versions, file_digest, model_digest
-from eval.harness_file import refuse_other_models, with_earlier_tasks
+from eval.harness_chat import PLAIN, Asking, check_template
+from eval.harness_file import refuse_fewer_examples, refuse_other_models, with_earlier_tasks
 from eval.harness_index import YAML, files_of
 from eval.questions import ScoringError
 from eval.tasks.rows import TaskError
@@ -51,6 +54,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--num-fewshot", type=int, help="examples before each question (default: the task's own)")
     parser.add_argument("--batch-size", type=int, default=32, help="rows of a batch (default 32)")
     parser.add_argument("--limit", type=int, help="examples of each task, from the first (default: all)")
+    parser.add_argument("--apply-chat-template", action="store_true", help="ask as the user's turn of a conversation")
+    parser.add_argument("--system-instruction", metavar="TEXT", help="stands first, in a conversation as its own turn")
+    parser.add_argument(
+        "--fewshot-as-multiturn",
+        action=argparse.BooleanOptionalAction,
+        help="examples before a question are turns of their own (default in a conversation)",
+    )
     parser.add_argument("--max-length", type=int, help="tokens that the model reads (default: its own context)")
     parser.add_argument("--precision", choices=PRECISIONS, help="default: amp_bf16 on a GPU, else fp32")
     parser.add_argument("--tokenizer", help="default: the model's own")
@@ -84,6 +94,8 @@ def _run(chosen: argparse.Namespace) -> int:
     ):
         if value is not None and value < 1:
             raise ValueError(f"{name}: got {value}, expected at least 1")
+    if chosen.fewshot_as_multiturn and not chosen.apply_chat_template:
+        raise ValueError("--fewshot-as-multiturn: there are turns in a conversation alone: give --apply-chat-template")
     if chosen.num_fewshot is not None and chosen.num_fewshot < 0:
         raise ValueError(f"--num-fewshot: got {chosen.num_fewshot}, expected 0 or more")
     digest, checkpoint, out = _identify(chosen)
@@ -104,14 +116,19 @@ def _run(chosen: argparse.Namespace) -> int:
         import lm_eval.evaluator  # noqa: F401
 
         from eval import harness_results, harness_tasks
-        from recipes.talking.loading import load_model
+        from recipes.talking.loading import load_model, load_words
 
     _quiet()
+    asking = Asking.of(vars(chosen))
+    words = load_words(chosen.model, chosen.tokenizer, chosen.recipe) if asking.apply_chat_template else None
+    if asking.apply_chat_template:
+        check_template(words, "--apply-chat-template")
     loaded = harness_tasks.load_tasks(chosen.tasks, chosen.include, chosen.num_fewshot)
     if chosen.show_prompts:
-        for name, prompt, answer in harness_tasks.prompts(loaded) if is_first_rank() else []:
+        for name, prompt, answer in harness_tasks.prompts(loaded, asking, words) if is_first_rank() else []:
             print(f"--- {name}, example 1\n{prompt}⏎{answer}")
         return 0
+    refuse_fewer_examples(out, harness_results.examples_of(loaded, asking), chosen.limit)
     rank = _join_processes()
     start = time.monotonic()
     model = load_model(chosen.model, chosen.tokenizer, chosen.recipe)
@@ -125,8 +142,9 @@ def _run(chosen: argparse.Namespace) -> int:
         chosen.batch_size,
         chosen.precision,
         functools.partial(AnswerCache, out.parent, digest, rank=rank),
+        asking.apply_chat_template,
     )
-    tasks, examples = harness_results.evaluate(lm, loaded, chosen.limit)
+    tasks, examples = harness_results.evaluate(lm, loaded, chosen.limit, asking)
     if is_first_rank():
         entry = {
             "name": chosen.model.name,
@@ -151,6 +169,7 @@ def language_model(
     batch_size: int,
     precision: str | None = None,
     cache: Any = lambda digest: None,
+    chats: bool = False,
 ) -> Any:
     """The harness's `LM` over a causal model in memory; precision: one of PRECISIONS, by default that of the device."""
     import torch
@@ -167,7 +186,7 @@ def language_model(
     dtype = kinds[precision]
     autocast = functools.partial(torch.autocast, device, dtype=dtype, enabled=dtype is not None)
     backbone = Backbone(model, max_length, autocast)
-    return ScoringLM(lambda: backbone, tokenizer, max_length, batch_size, cache, bar)
+    return ScoringLM(lambda: backbone, tokenizer, max_length, batch_size, cache, bar, chats)
 
 
 def _identify(chosen: argparse.Namespace) -> tuple[str, Path, Path]:
@@ -195,6 +214,8 @@ def _digest_of_question(chosen: argparse.Namespace, model: str) -> str:
     named = {path for task in files if task.suffix in YAML for path in files_of(task)}
     contents = {str(path): file_digest(path) for path in {*files, *named} if path.is_file()}
     options = [chosen.tasks, chosen.num_fewshot, chosen.limit, chosen.batch_size, _version(), SCORING]
+    if Asking.of(vars(chosen)) != PLAIN:
+        options.append(asdict(Asking.of(vars(chosen))))
     return hashlib.sha256(json.dumps([model, options, contents], sort_keys=True).encode()).hexdigest()
 
 

@@ -25,6 +25,19 @@ def refuse_other_models(out: Path, digest: str, harness: str) -> None:
         raise ValueError(f"{out} has results of {content.get('harness')}, and this is {harness}: {mend}")
 
 
+def refuse_fewer_examples(out: Path, tasks: Mapping[str, int], limit: int | None) -> None:
+    """Raises ValueError where a task's score in the file is of more examples than the one that would replace it.
+
+    tasks: the examples that each has, by its label.
+    """
+    _, entry = _earlier(out)
+    for task in (entry or {}).get("tasks", []) if limit is not None else []:
+        here, before = tasks.get(task["label"]), task.get("examples") or 0
+        if here is not None and limit is not None and before > min(limit, here):
+            text = f"{out} has {task['label']} of {before:,} examples, which {min(limit, here):,} would replace"
+            raise ValueError(f"--limit: {text}: name another file with --out, or leave --limit out")
+
+
 def with_earlier_tasks(
     out: Path, content: Mapping[str, Any], examples: Sequence[Mapping[str, Any]]
 ) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:

@@ -19,6 +19,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 
 from eval.cache import AnswerCache
 from eval.generation import generate
+from eval.harness_chat import as_conversation, end_of_turn
 from eval.questions import Prompt, Request, Scored, ScoringError
 from eval.scoring import Model, Progress, score
 
@@ -30,8 +31,8 @@ class ScoringLM(TemplateLM):
     """Log-likelihoods and texts for the harness.
 
     model: gives the backbone when something has to be computed. max_length: tokens that the model reads at most.
-    cache: the answers kept for a digest of a task's requests. `truncated` counts, by task, the examples that lost their
-    beginning.
+    cache: the answers kept for a digest of a task's requests. chats: questions come as conversations, so that an answer
+    ends where a turn does. `truncated` counts, by task, the examples that lost their beginning.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class ScoringLM(TemplateLM):
         batch_size: int,
         cache: Callable[[str], AnswerCache | None] = lambda digest: None,
         progress: Callable[[str, int], Progress | None] = lambda label, total: None,
+        chats: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
@@ -56,6 +58,7 @@ class ScoringLM(TemplateLM):
         self._end = "" if tokenizer.eos_token_id is None else tokenizer.decode(tokenizer.eos_token_id)
         begin = self.prefix_token_id
         self._begin = None if begin is None else tokenizer.decode(begin)
+        self._stops = end_of_turn(tokenizer) if chats else ()
 
     @property
     def eot_token_id(self) -> int:
@@ -66,6 +69,14 @@ class ScoringLM(TemplateLM):
         """What an empty context stands for: begin of text, or end of text where there is none."""
         begin = self.tokenizer.bos_token_id
         return begin if begin is not None else self.eot_token_id
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What the harness would know kept requests by, which are not kept here."""
+        return str(self.tokenizer.name_or_path)
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        return as_conversation(self.tokenizer, chat_history, add_generation_prompt)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """As the harness's `hf` model encodes: with the tokenizer's special tokens, unless they are there already."""
@@ -119,7 +130,7 @@ class ScoringLM(TemplateLM):
         for request in requests:
             context, settings = request.args
             asked = dict(normalize_gen_kwargs(settings, MAX_NEW_TOKENS))
-            stop, most = tuple(asked.pop("until")), asked.pop("max_gen_toks")
+            stop, most = (*asked.pop("until"), *self._stops), asked.pop("max_gen_toks")
             room = self.max_length - most
             name = _name(request)
             if room <= 0:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from eval.harness_chat import PLAIN, Asking
 from eval.harness_tasks import FEWSHOT_SEED, check_examples, in_one_line
 from eval.progress import harness_bars_on_terminals_alone
 from eval.questions import ScoringError
@@ -25,7 +26,9 @@ TEMPLATES = 1000  # compiled prompt templates that are kept
 MEANS = ("acc", "acc_norm", "exact_match", "em", "f1", "contains", "mcc")
 
 
-def evaluate(lm: Any, loaded: Any, limit: int | None = None) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def evaluate(
+    lm: Any, loaded: Any, limit: int | None = None, asking: Asking = PLAIN
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Entries for results.json, groups included, and one record an example. Raises ScoringError."""
     from lm_eval.evaluator import evaluate as run
 
@@ -34,12 +37,12 @@ def evaluate(lm: Any, loaded: Any, limit: int | None = None) -> tuple[list[dict[
             check_examples(name, task, limit)
             task.set_fewshot_seed(seed=FEWSHOT_SEED)  # the same shots each time that a training run asks
         with _run_in_words():
-            found: Any = run(lm=lm, task_dict=loaded, limit=limit, log_samples=True)
+            found: Any = run(lm=lm, task_dict=loaded, limit=limit, log_samples=True, **asking.arguments())
     results, examples = [], []
     for name, scores in found["results"].items():
         samples = found["samples"].get(name)
         shots = found["n-shot"].get(name)
-        label = f"{name}/{shots}-shot" if shots is not None else name
+        label = _label(name, shots, asking)
         if samples is None:
             if _numbers(scores):  # a group without a metric of its own has nothing to show but its tasks
                 results.append(_group(label, scores))
@@ -53,6 +56,18 @@ def evaluate(lm: Any, loaded: Any, limit: int | None = None) -> tuple[list[dict[
         judged = results[-1]["low"] is not None  # else no example is right or wrong by itself
         examples += [_example(label, metric, sample, judged, loaded["tasks"][name]) for sample in of_filter]
     return results, examples
+
+
+def examples_of(loaded: Any, asking: Asking) -> dict[str, int]:
+    """How many examples each task has, by the label that its score gets."""
+    found = {}
+    for name, task in loaded["tasks"].items():
+        found[_label(name, task.get_config("num_fewshot"), asking)] = len(task.eval_docs)
+    return found
+
+
+def _label(name: str, shots: int | None, asking: Asking) -> str:
+    return (f"{name}/{shots}-shot" if shots is not None else name) + asking.suffix
 
 
 @contextlib.contextmanager

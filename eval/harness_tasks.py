@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from eval.harness_chat import PLAIN, Asking, as_conversation
 from eval.harness_index import files_of, index_of
 from eval.progress import harness_bars_on_terminals_alone
 from eval.questions import ScoringError
@@ -49,13 +50,18 @@ def load_tasks(names: Sequence[str], include: Sequence[Path], num_fewshot: int |
     return loaded
 
 
-def prompts(loaded: Any) -> list[tuple[str, str, str]]:
-    """(task, exact prompt, what is asked for) of the first example of each task."""
+def prompts(loaded: Any, asking: Asking = PLAIN, tokenizer: Any = None) -> list[tuple[str, str, str]]:
+    """(task, exact prompt, what is asked for) of the first example of each task. tokenizer: with a chat template."""
+
+    def chat_template(messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
+        return as_conversation(tokenizer, messages, add_generation_prompt)
+
+    how = {**asking.arguments(), **({"chat_template": chat_template} if asking.apply_chat_template else {})}
     shown = []
     for name, task in loaded["tasks"].items():
         check_examples(name, task, limit=1)
         with harness_bars_on_terminals_alone():
-            task.build_all_requests(limit=1, rank=0, world_size=1)
+            task.build_all_requests(limit=1, rank=0, world_size=1, **how)
         first = task.instances[0].args
         shown.append((name, str(first[0]), str(first[1]) if len(first) > 1 else ""))
     return shown

@@ -18,6 +18,7 @@ from composer.core.precision import get_precision_context
 from composer.utils import create_interval_scheduler, dist
 
 from eval.backbone import Backbone
+from eval.harness_chat import Asking, check_template
 from eval.questions import ScoringError
 from eval.suite import gauntlet_scores, logged, run_tasks, tasks_of
 from recipes.callbacks.cost import CostMonitor
@@ -71,6 +72,9 @@ class TaskEvaluation(Callback):
         # what is missing is said now, and not after the first interval
         self.harness = _load_harness(harness_tasks) if harness_tasks else None
         self.limit = (harness_tasks or {}).get("limit")
+        self.asking = Asking.of(harness_tasks or {})
+        if self.asking.apply_chat_template:
+            check_template(tokenizer, "harness_tasks.apply_chat_template")
         self._is_due = create_interval_scheduler(interval)  # before the checkpoint of the same step is saved
         self._backbone: Backbone | None = None
         self._last_batch = -1
@@ -147,8 +151,9 @@ class TaskEvaluation(Callback):
             from eval import harness_results
             from eval.harness_lm import ScoringLM
 
-            lm = ScoringLM(lambda: backbone, self.tokenizer, self.reads, self.batch_size)
-            found, _ = harness_results.evaluate(lm, self.harness, self.limit)
+            chats = self.asking.apply_chat_template
+            lm = ScoringLM(lambda: backbone, self.tokenizer, self.reads, self.batch_size, chats=chats)
+            found, _ = harness_results.evaluate(lm, self.harness, self.limit, self.asking)
             results += found
             numbers |= {f"metrics/{r['label']}/{name}": value for r in found for name, value in r["metrics"].items()}
         return results, numbers

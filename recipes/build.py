@@ -44,6 +44,7 @@ from recipes.training.packing import Packing
 from recipes.training.preferences import PreferenceModel
 from recipes.training.processes import as_all_find, log_from, parallelism, prepare_process
 from recipes.training.resuming import how_it_starts, resume_point
+from recipes.weights.folder_files import with_template
 from recipes.weights.pretrained import load_pretrained
 
 log = logging.getLogger("recipes")
@@ -274,6 +275,7 @@ def _tasks_in_the_loop(
     from eval.in_loop import TaskEvaluation
     from eval.suite import subsets
 
+    tokenizer = with_template(tokenizer, settings["train_loader"])
     with parts.reporting(recipe, "icl_tasks" if settings["icl_tasks"] else "harness_tasks"):
         return [
             TaskEvaluation(

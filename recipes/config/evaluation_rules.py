@@ -53,6 +53,10 @@ def _tasks_in_the_loop(recipe: Mapping[str, Any]) -> Iterator[Finding]:
     if interval is not None and _is_never(interval) and has_tasks and not recipe.get("eval_first"):
         text = "expected a part of the run, such as 500ba: tasks would never be evaluated"
         yield ("task_interval",), f"got {interval}; {text}"
+    harness = section(recipe, "harness_tasks")
+    if harness.get("fewshot_as_multiturn") and not harness.get("apply_chat_template"):
+        text = "there are turns in a conversation alone: set apply_chat_template: true, or leave it out"
+        yield ("harness_tasks", "fewshot_as_multiturn"), text
     tasks = recipe.get("icl_tasks")
     for index, task in enumerate(tasks if isinstance(tasks, list) else []):
         if task["label"] in (section(recipe, "harness_tasks").get("tasks") or []):

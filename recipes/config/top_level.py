@@ -187,5 +187,8 @@ def _harness_tasks() -> Schema:
         "include": STRINGS,
         "num_fewshot": {**INTEGER_OR_NULL, "minimum": 0},
         "limit": {**INTEGER_OR_NULL, "minimum": 1},
+        "apply_chat_template": {"type": "boolean", "default": False},
+        "system_instruction": {"type": ["string", "null"]},
+        "fewshot_as_multiturn": {"type": "boolean", "default": True},
     }
     return section(fields, ["tasks"])

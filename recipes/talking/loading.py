@@ -82,6 +82,18 @@ def load_model(
     return loaded
 
 
+def load_words(path: Path, tokenizer: str | None = None, recipe: Path | None = None) -> Any:
+    """The tokenizer alone of what `load_model` would give, with its errors."""
+    trained = None if is_hf_folder(path) else find_trained(path, recipe)
+    with light_imports():
+        from recipes.weights.folder_files import load_tokenizer, open_tokenizer
+
+    if trained:
+        return load_tokenizer(trained, tokenizer)
+    with _named(path):
+        return open_tokenizer(tokenizer or str(path))
+
+
 def refuse_without_template(name: str, tokenizer: Any) -> None:
     """Raises ValueError for a model whose tokenizer has no chat template."""
     if tokenizer.chat_template is None:

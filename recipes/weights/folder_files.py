@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,10 +59,20 @@ def load_tokenizer(trained: Trained, other: str | None = None, embeddings: int |
     if len(tokenizer) > embeddings:
         text = f"tokenizer {name} has {len(tokenizer):,} tokens, the model {embeddings:,} embeddings"
         raise ValueError(f"{text}: ids beyond them mean nothing; name the tokenizer it was trained with")
-    if tokenizer.chat_template is None and _saw_conversations(trained.recipe.get("train_loader") or {}):
-        from data_prep.conversations import DEFAULT_TEMPLATE
+    return with_template(tokenizer, trained.recipe.get("train_loader") or {})
 
-        tokenizer.chat_template = DEFAULT_TEMPLATE
+
+def with_template(tokenizer: Any, loader: Mapping[str, Any]) -> Any:
+    """The tokenizer with the chat template that a `train_loader:`'s conversations were written with, where it has none.
+
+    What is given stays as it is.
+    """
+    if tokenizer.chat_template is not None or not _saw_conversations(loader):
+        return tokenizer
+    from data_prep.conversations import DEFAULT_TEMPLATE
+
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.chat_template = DEFAULT_TEMPLATE
     return tokenizer
 
 

@@ -506,6 +506,7 @@ def test_tasks_in_a_file_are_judged_like_the_recipes_own(tmp_path: Path) -> None
     [
         (["task_interval=0ba", "eval_first=false"], "task_interval", "got 0ba; expected a part of the run"),
         (["harness_tasks={tasks: [mine]}"], "icl_tasks.0.label", "is the name of one of harness_tasks too"),
+        (["harness_tasks={tasks: [a], fewshot_as_multiturn: true}"], "harness_tasks.fewshot_as_multiturn", "turns in"),
         (
             ["eval_loader=null", "eval_first=false", "callbacks.budget_guard.max_usd_per_hundredth_loss=1"],
             "callbacks.budget_guard.max_usd_per_hundredth_loss",

@@ -15,8 +15,10 @@ import torch
 import yaml
 from composer.core import Precision
 
+from data_prep.conversations import DEFAULT_TEMPLATE
 from eval import harness
 from eval.backbone import Backbone
+from eval.harness_chat import Asking
 from eval.harness_index import files_of, folders_of, unknown_names
 from eval.in_loop import TaskEvaluation
 from eval.questions import ScoringError
@@ -28,7 +30,7 @@ from recipes.config.check import load_checked
 from recipes.preflight.machine import can_be_written
 from recipes.preflight.training import preflight
 from recipes.reports.runs import read_metrics
-from recipes.talking.loading import load_model
+from recipes.talking.loading import load_model, load_words
 from recipes.weights.trained import find_trained
 
 from ..conftest import ROOT, Command, losses, recipe_arguments, write_jsonl
@@ -86,15 +88,59 @@ def test_results_of_one_model_are_put_together_and_those_of_another_are_not_repl
     assert [task["label"] for task in model["tasks"]] == ["sotu_cloze/0-shot", "sotu_dates/0-shot"]
     records = [json.loads(line)["task"] for line in examples_path(out).read_text().splitlines()]
     assert records == ["sotu_cloze/0-shot"] * 4 + ["sotu_dates/0-shot"] * 4
-    assert asked("sotu_dates", "--limit", "2") == 0
+    assert asked("sotu_dates", "--limit", "6") == 0
     (model,) = json.loads(out.read_text())["models"]
-    assert [task["examples"] for task in model["tasks"]] == [4, 2]
+    assert [task["examples"] for task in model["tasks"]] == [4, 6]
     kept = out.read_bytes()
+    assert asked("sotu_dates", "--limit", "2") == 1
+    assert "has sotu_dates/0-shot of 6 examples, which 2 would replace" in capsys.readouterr().err
+    assert out.read_bytes() == kept
     older = next(path for path in sorted(newest.parent.glob("ep0-ba*.pt")) if path != newest)
     assert asked("sotu_dates", model=older) == 1
     said = capsys.readouterr().err
     assert f"another model, checkpoint or precision, {whole.name} ({newest}), which would be lost" in said
     assert out.read_bytes() == kept
+
+
+def test_a_conversation_has_a_score_of_its_own(
+    whole: Path, own_tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "h.json"
+    asked = [str(whole), "--tasks", "sotu_cloze", "--include", str(own_tasks), "--out", str(out), "--limit", "4"]
+    assert harness.main([*asked, "--apply-chat-template"]) == 1
+    assert "--apply-chat-template: the tokenizer has no chat template" in capsys.readouterr().err
+    assert harness.main([*asked, "--fewshot-as-multiturn"]) == 1
+    assert "give --apply-chat-template" in capsys.readouterr().err
+    tokenizer = load_words(whole)
+    tokenizer.chat_template = DEFAULT_TEMPLATE
+    tokenizer.save_pretrained(str(tmp_path / "chat"))
+    asked += ["--tokenizer", str(tmp_path / "chat")]
+    chats = [*asked, "--apply-chat-template", "--system-instruction", "Be short."]
+    assert harness.main([*chats, "--show-prompts"]) == 0
+    assert "<|im_start|>system\nBe short." in capsys.readouterr().out
+    assert harness.main(asked) == 0
+    assert harness.main(chats) == 0
+    (model,) = json.loads(out.read_text())["models"]
+    assert [task["label"] for task in model["tasks"]] == ["sotu_cloze/0-shot", "sotu_cloze/0-shot/chat"]
+    *_, last = (json.loads(line) for line in examples_path(out).read_text().splitlines())
+    assert last["prompt"].startswith("<|im_start|>system\nBe short.")
+    capsys.readouterr()
+    assert harness.main(chats) == 0
+    assert "evaluated before" in capsys.readouterr().out
+    assert harness.main([*chats, "--no-fewshot-as-multiturn"]) == 0
+    assert "evaluated before" not in capsys.readouterr().out
+
+
+def test_a_conversation_in_the_loop_wants_a_template(twins: Twins, own_tasks: Path, tmp_path: Path) -> None:
+    settings = {"tasks": ["sotu_dates"], "include": [str(own_tasks)], "limit": 2, "apply_chat_template": True}
+    with pytest.raises(ValueError, match=r"harness_tasks\.apply_chat_template: the tokenizer has no chat template"):
+        in_loop(twins, tmp_path, [], None, settings)
+    twins.tokenizer.chat_template = DEFAULT_TEMPLATE
+    try:
+        evaluate_once(in_loop(twins, tmp_path, [], None, settings), twins)
+    finally:
+        twins.tokenizer.chat_template = None
+    assert '"label": "sotu_dates/0-shot/chat"' in (tmp_path / "tasks.jsonl").read_text()
 
 
 def test_new_data_of_the_hub_is_scored_anew(
@@ -275,8 +321,8 @@ def test_tasks_of_the_harness_are_loaded_once_and_asked_alike_each_time(
 
     asked: list[Any] = []
 
-    def evaluated(lm: Any, loaded: Any, limit: int | None) -> Any:
-        found, examples = evaluate(lm, loaded, limit)
+    def evaluated(lm: Any, loaded: Any, limit: int | None, asking: Asking) -> Any:
+        found, examples = evaluate(lm, loaded, limit, asking)
         asked.append((found, [loaded["tasks"]["sotu_dates"].instances[i].args for i in range(8)]))
         return found, examples
 

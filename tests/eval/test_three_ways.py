@@ -12,6 +12,7 @@ import torch
 
 from eval.backbone import Backbone
 from eval.generation import generate
+from eval.harness_chat import Asking
 from eval.questions import Prompt
 from eval.suite import gauntlet_scores, logged, run_tasks, subsets, tasks_of
 
@@ -192,6 +193,65 @@ def test_the_harness_has_the_same_log_likelihoods(twins: Twins, suite: Path, tmp
             assert b["low"] <= b["score"] <= b["high"]
 
 
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
+
+
+@pytest.mark.parametrize(
+    ("template", "asking", "shown"),
+    [
+        (CHATML, Asking(True), "<|im_start|>user\n"),
+        (CHATML, Asking(True, "Be short.", False), "<|im_start|>system\nBe short.<|im_end|>\n<|im_start|>user\n"),
+        (NO_SYSTEM, Asking(True, "Be short."), "<|im_start|>user\n"),
+        (CHATML, Asking(False, "Be short."), "Be short."),
+    ],
+)
+def test_conversations_are_the_harness_s(
+    twins: Twins, suite: Path, tmp_path: Path, template: str, asking: Asking, shown: str
+) -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    from eval.harness_lm import ScoringLM
+    from eval.harness_results import evaluate
+    from eval.harness_tasks import load_tasks, prompts
+
+    text = (HARNESS / "sotu_cloze.yaml").read_text().replace("shards/sotu/tasks", str(suite))
+    (tmp_path / "sotu_cloze.yaml").write_text(text)
+    tokenizer = copy.deepcopy(twins.tokenizer)
+    tokenizer.chat_template = template
+    hf = HFLM(pretrained=twins.transformers, tokenizer=tokenizer, batch_size=BATCH, max_length=CONTEXT, device="cpu")
+    backbone = Backbone(twins.composer, CONTEXT)
+    ours = ScoringLM(lambda: backbone, tokenizer, CONTEXT, BATCH, chats=asking.apply_chat_template)
+    loaded = [load_tasks(["sotu_cloze"], [tmp_path], 2) for _ in range(3)]
+    _, theirs = evaluate(hf, loaded[0], 6, asking)
+    (entry,), found = evaluate(ours, loaded[1], 6, asking)
+    assert entry["label"] == "sotu_cloze/2-shot" + ("/chat" if asking.apply_chat_template else "")
+    for a, b in zip(theirs, found, strict=True):
+        assert a["prompt"] == b["prompt"]
+        assert b["logprobs"] == pytest.approx(a["logprobs"], abs=1e-4)
+    assert found[0]["prompt"].startswith(shown)
+    turns = found[0]["prompt"].count("<|im_start|>assistant")
+    assert turns == (3 if asking.fewshot_as_multiturn else 1) * asking.apply_chat_template
+    ((_, prompt, _),) = prompts(loaded[2], asking, tokenizer)
+    assert prompt == found[0]["prompt"]
+
+
+def test_an_answer_ends_where_its_turn_does() -> None:
+    from lm_eval.api.instance import Instance
+
+    from eval.harness_lm import ScoringLM
+
+    model, tokenizer = a_chain("<|im_end|>")
+    tokenizer.chat_template = CHATML
+    for chats, expected in ((True, "A4"), (False, "A499999")):
+        lm = ScoringLM(lambda: Backbone(model, 64), tokenizer, 64, 2, chats=chats)
+        asked = Instance("generate_until", {}, ("Q", {"until": [], "max_gen_toks": 8}), 0, metadata=("t", 0, 1))
+        assert lm.generate_until([asked]) == [expected]
+
+
 def test_rolling_and_generated_text_are_the_harness_s(twins: Twins) -> None:
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
@@ -216,23 +276,23 @@ def test_rolling_and_generated_text_are_the_harness_s(twins: Twins) -> None:
     assert ours.truncated["text"] == 1
 
 
-def a_chain() -> tuple[Any, Any]:
-    """A model that writes A, 4, <|end|> after Q, and then 9 or 8 for ever; and its tokenizer of single characters."""
+def a_chain(end: str = "<|end|>") -> tuple[Any, Any]:
+    """A model that writes A, 4, end after Q, and then 9 or 8 for ever; and its tokenizer of single characters."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    words = ["<|eos|>", "<|end|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    words = ["<|eos|>", end, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     table = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[]))
     table.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     table.decoder = decoders.ByteLevel()
-    special = {"eos_token": "<|eos|>", "pad_token": "<|eos|>", "additional_special_tokens": ["<|end|>"]}
+    special = {"eos_token": "<|eos|>", "pad_token": "<|eos|>", "additional_special_tokens": [end]}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=table, **special)
     size = 264
     sizes = {"hidden_size": size, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 4}
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=size, eos_token_id=0, bos_token_id=None, pad_token_id=0, **sizes)
     model = LlamaForCausalLM(config).eval()
-    follows = [("Q", "A", 1), ("A", "4", 1), ("4", "<|end|>", 1), ("<|end|>", "9", 1), ("9", "9", 1), ("9", "8", 0.9)]
+    follows = [("Q", "A", 1), ("A", "4", 1), ("4", end, 1), (end, "9", 1), ("9", "9", 1), ("9", "8", 0.9)]
     with torch.no_grad():
         model.model.layers[0].self_attn.o_proj.weight.zero_()
         model.model.layers[0].mlp.down_proj.weight.zero_()
