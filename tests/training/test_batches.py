@@ -11,7 +11,6 @@ import pytest
 import torch
 from composer import DataSpec
 
-from recipes import build
 from recipes.config.load import Recipe, load
 from recipes.cost.hardware import find_gpu
 from recipes.cost.setup import drops_last
@@ -23,6 +22,8 @@ from recipes.training.batches import (
     too_little_data,
     too_little_to_evaluate,
 )
+from recipes.training.loaders import refuse_empty, without_needless_mask
+from recipes.training.microbatch import batch_of_evaluation, microbatch_of_training
 from recipes.training.preferences import build_preference_loader
 
 
@@ -97,9 +98,9 @@ def test_data_of_less_than_a_batch_is_refused(
 def test_a_loader_of_ones_own_may_be_torchs() -> None:
     empty, full = (torch.utils.data.DataLoader([0] * n) for n in (0, 3))  # type: ignore[arg-type]
     for loader in (full, iter([0])):
-        build._refuse_empty(DataSpec(loader), "3 pairs")
+        refuse_empty(DataSpec(loader), "3 pairs")
     with pytest.raises(ValueError, match="its data gives no batch of 3 pairs"):
-        build._refuse_empty(DataSpec(empty), "3 pairs")
+        refuse_empty(DataSpec(empty), "3 pairs")
 
 
 @pytest.mark.parametrize(
@@ -119,7 +120,7 @@ def test_an_evaluation_without_a_batch_is_said(loader: dict[str, Any], devices: 
     assert (found or "").startswith(said)
     assert bool(found) == bool(said)
     with pytest.raises(ValueError, match="its data gives no batch of 3 pairs"):
-        build._refuse_empty(DataSpec([]), "3 pairs")
+        refuse_empty(DataSpec([]), "3 pairs")
 
 
 def test_streams_that_repeat_or_choose_count_as_often(tmp_path: Path) -> None:
@@ -193,12 +194,12 @@ def test_auto_is_composers_search_only_where_it_can_search(monkeypatch: pytest.M
     values = {**load("yamls/pretrain/mpt-7b-8k.yaml").values, "device_train_microbatch_size": "auto"}
     automatic = Recipe(Path("x.yaml"), values, {})
     batches = plan_batches(automatic, devices=64)
-    assert build._microbatch(automatic, batches, is_split=True) == 4  # on a CPU all of a device's share
+    assert microbatch_of_training(automatic, batches, is_split=True) == 4  # on a CPU all of a device's share
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 79 * 2**30))
-    assert build._microbatch(automatic, batches, is_split=False) == "auto"
-    assert build._microbatch(automatic, batches, is_split=True) == microbatch_with_room(
+    assert microbatch_of_training(automatic, batches, is_split=False) == "auto"
+    assert microbatch_of_training(automatic, batches, is_split=True) == microbatch_with_room(
         automatic, 64, find_gpu("h100"), 79
     )
 
@@ -211,20 +212,22 @@ def test_evaluations_take_what_memory_has_room_for_while_composer_searches(monke
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 79 * 2**30))
-    microbatch = build._microbatch(automatic, batches, is_split=False)
+    microbatch = microbatch_of_training(automatic, batches, is_split=False)
     assert microbatch == "auto"
-    assert build._eval_batch(automatic, batches, microbatch) == microbatch_with_room(automatic, 1, find_gpu("h100"), 79)
+    assert batch_of_evaluation(automatic, batches, microbatch) == microbatch_with_room(
+        automatic, 1, find_gpu("h100"), 79
+    )
     assert microbatch_with_room(automatic, 1, find_gpu("h100"), 79) > 1
-    assert build._eval_batch(automatic, batches, 4) == 4
+    assert batch_of_evaluation(automatic, batches, 4) == 4
     values["device_eval_batch_size"] = 2
-    assert build._eval_batch(automatic, batches, microbatch) == 2
+    assert batch_of_evaluation(automatic, batches, microbatch) == 2
 
 
 def test_a_mask_that_masks_nothing_is_left_out_before_it_is_on_the_gpu() -> None:
     ids = torch.ones(2, 3, dtype=torch.long)
-    assert list(build.without_needless_mask({"input_ids": ids, "attention_mask": ids})) == ["input_ids"]
+    assert list(without_needless_mask({"input_ids": ids, "attention_mask": ids})) == ["input_ids"]
     padded = {"input_ids": ids, "attention_mask": ids.clone().index_fill_(1, torch.tensor(2), 0)}
-    assert build.without_needless_mask(padded) is padded
+    assert without_needless_mask(padded) is padded
     assert "attention_mask" in padded
 
 

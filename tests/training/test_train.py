@@ -186,11 +186,11 @@ def test_a_batch_that_two_processes_cannot_share_is_said_once(
 
 
 def test_tasks_that_are_never_due_are_not_built() -> None:
-    from recipes.build import _tasks_in_the_loop
+    from recipes.training.watching import tasks_in_the_loop
 
     words = ["icl_tasks=[{label: mine}]", "eval_interval=0ba", "eval_first=false"]
     recipe, nothing = load(ROOT / "yamls" / "pretrain" / "mpt-quickstart.yaml", words), SimpleNamespace()
-    assert _tasks_in_the_loop(recipe, recipe.values, nothing, Path(), nothing, nothing) == []  # type: ignore[arg-type]
+    assert tasks_in_the_loop(recipe, recipe.values, nothing, Path(), nothing, nothing) == []  # type: ignore[arg-type]
 
 
 def test_what_was_not_done_behind_the_last_checkpoint_is_made_up_for(
