@@ -24,22 +24,22 @@ def problems(error: pytest.ExceptionInfo[RecipeError]) -> list[str]:
     return [str(problem) for problem in error.value.problems]
 
 
-def test_the_recipe_of_the_readme_is_sound(
+def test_the_recipes_of_the_documents_are_sound(
     shards: Path,
     recipe_file: Write,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    readme = (ROOT / "README.md").read_text()
-    (example,) = re.findall(r"```yaml\n(# mine\.yaml.+?)```", readme, re.DOTALL)
+    training, weights = (ROOT / "recipes" / name for name in ("README.md", "weights/README.md"))
+    (example,) = re.findall(r"```yaml\n(# mine\.yaml.+?)```", training.read_text(), re.DOTALL)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "yamls").symlink_to(ROOT / "yamls")
     recipe_file(fragment(plan_mixture([f"{shards}=1"], 2.5e9), "of the README"), "mixture.yaml")
     recipe_file(example, "mine.yaml")
     assert main(["check", "mine.yaml"]) == 0
     assert "The recipe is sound." in capsys.readouterr().out
-    (tuning,) = re.findall(r"```yaml\n(# chat\.yaml.+?)```", readme, re.DOTALL)
+    (tuning,) = re.findall(r"```yaml\n(# chat\.yaml.+?)```", weights.read_text(), re.DOTALL)
     recipe_file(tuning, "chat.yaml")
     assert main(["check", "chat.yaml"]) == 0
     assert "The recipe is sound." in capsys.readouterr().out
