@@ -17,7 +17,7 @@ from recipes.config.sections import loaders
 from recipes.cost.architecture import OURS
 from recipes.training.batches import Batches
 from recipes.training.loaders_lock import holding_loaders_lock
-from recipes.training.packing import Packing
+from recipes.training.packing import Packing, pack_whole
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,11 @@ def build_data(recipe: Recipe, settings: dict[str, Any], tokenizer: Any, batches
             refuse_empty(training, f"{batches.sequences_per_step} {batches.items}")
         evaluators = build_evaluators(recipe, settings, tokenizer)
         for evaluator in evaluators:
+            pack_whole(evaluator)
             with parts.reporting(recipe, "eval_loader"):
                 size = int(settings["device_eval_batch_size"] * batches.devices)
                 refuse_empty(evaluator.dataloader, f"{size} {batches.items} for {evaluator.label}")
-        packing = Packing(training, [evaluator.dataloader for evaluator in evaluators])
+        packing = Packing(training)
         if recipe.get("model.name") in OURS and not recipe.get("dpo"):
             as_built = training.batch_transforms
             training.batch_transforms = lambda batch: without_needless_mask(as_built(batch))

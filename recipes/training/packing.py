@@ -12,10 +12,11 @@ import json
 import zlib
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import torch
-from composer import DataSpec
+from composer import DataSpec, Evaluator
 from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
@@ -25,35 +26,52 @@ from torch import Tensor
 Bin = tuple[int, dict[str, Tensor]]  # tokens, and (tokens,) tensors by name
 
 
-def pack_here(spec: DataSpec) -> BinPackCollator | None:
+def pack_here(spec: DataSpec, keeps_none: bool = False) -> BinPackCollator | None:
     """Take the packing out of a loader and make it what is done to a batch before it is used; None where it packs not.
 
-    spec: of LLM Foundry's `finetuning` loader; changed in place.
+    spec: of LLM Foundry's `finetuning` loader; changed in place. keeps_none: what has no room in a batch makes it
+    longer.
     """
     loader: Any = spec.dataloader
     counting: Any = getattr(loader, "collate_fn", None)  # writes the number of tokens into what is packed
     packer = getattr(counting, "base_collator", None)
     if not isinstance(packer, BinPackCollator):
         return None
-    loader.collate_fn, counting.base_collator = packer.base_collator, packer.pack
+    loader.collate_fn = packer.base_collator
+    counting.base_collator = partial(_pack_all, packer) if keeps_none else packer.pack
     spec.batch_transforms = counting
     if getattr(loader.dataset, "packing_ratio", None):  # by which Streaming counts examples, rounding down
         loader.dataset.packing_ratio = Fraction(loader.batch_size, packer.out_size)
     return packer
 
 
+def pack_whole(evaluator: Evaluator) -> None:
+    """Let an evaluation see all of its data; LLM Foundry leaves out what has no room in the last batch.
+
+    A batch then has some sequences more, which are computed after the others, so that none takes more memory.
+    """
+    if packer := pack_here(evaluator.dataloader, keeps_none=True):
+        evaluator.device_eval_microbatch_size = packer.out_size
+
+
+def _pack_all(packer: BinPackCollator, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    packed = packer.pack(batch)
+    rest, packer._leftover_bins = [rows for _, rows in packer._leftover_bins], []
+    more = packer._convert_to_batch(rest) if rest else {}
+    return {name: torch.cat([rows, more[name]]) if more else rows for name, rows in packed.items()}
+
+
 class Packing(Callback):
-    """Keeps what waits to be packed in the checkpoints of a run, and begins each evaluation with nothing waiting.
+    """Keeps what waits to be packed in the checkpoints of a run.
 
     A run that goes on with as many ranks as before goes on exactly; with more or fewer, nothing is lost.
 
-    training, evaluation: the loaders, whose packing becomes the run's.
+    training: the loader, whose packing becomes the run's.
     """
 
-    def __init__(self, training: DataSpec, evaluation: Sequence[DataSpec] = ()) -> None:
+    def __init__(self, training: DataSpec) -> None:
         self._packer = pack_here(training)
-        self._of_evaluations = [packer for spec in evaluation if (packer := pack_here(spec))]
-        self.is_needed = bool(self._packer or self._of_evaluations)
+        self.is_needed = self._packer is not None
         self._loaded = ""
 
     def state_dict(self) -> dict[str, Any]:
@@ -74,10 +92,6 @@ class Packing(Callback):
             waiting = [one for bins in by_rank for one in bins]
             by_rank = [waiting[first::ranks] for first in range(ranks)]
         self._packer._leftover_bins = [one for one in by_rank[rank] if one[0] <= self._packer.max_seq_len]
-
-    def eval_start(self, state: State, logger: Logger) -> None:
-        for packer in self._of_evaluations:
-            packer._leftover_bins = []
 
 
 def _to_text(by_rank: Sequence[Sequence[Bin]]) -> str:

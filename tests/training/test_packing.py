@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from composer import DataSpec
+from composer import DataSpec, Evaluator
 from composer.utils import dist
 from llmfoundry.data.packing import BinPackCollator
 from llmfoundry.data.utils import LossGeneratingTokensCollatorWrapper, get_tokens_per_batch_func
 from torch.utils.data import DataLoader, Dataset
 
-from recipes.training.packing import Packing
+from recipes.training.packing import Packing, pack_whole
 
 from ..conftest import ROOT, Command, losses
 
@@ -99,15 +99,20 @@ def test_every_rank_gets_its_own_and_others_share_all(before: int, now: int, mon
     assert now != before or given == plain
 
 
-def test_each_evaluation_begins_with_nothing_waiting() -> None:
+def test_an_evaluation_sees_all_of_its_data_each_time() -> None:
     loader = packed_loader()
-    packing = Packing(DataSpec([1]), [loader])
-    assert packing.is_needed
-    assert packing.state_dict() == {}
+    evaluator = Evaluator(label="eval", dataloader=loader, metric_names=[])
+    pack_whole(evaluator)
     first = batches(loader, 0, 10)
-    packing.eval_start(NOTHING, NOTHING)
+    seen = sorted(id for ids, _, _ in first for row in ids for id in row if id)
+    assert seen == sorted(id for n in range(70) for id in Rows()[n])
+    assert max(len(ids) for ids, _, _ in first) > BINS
+    assert evaluator.device_eval_microbatch_size == BINS
     assert batches(loader, 0, 10) == first
-    assert not Packing(DataSpec([1]), [DataSpec([1])]).is_needed
+    plain = Evaluator(label="eval", dataloader=DataSpec([1]), metric_names=[], device_eval_microbatch_size=7)
+    pack_whole(plain)
+    assert plain.device_eval_microbatch_size == 7
+    assert not Packing(DataSpec([1])).is_needed
 
 
 def test_a_packed_run_goes_on_to_the_same_losses(shards: Path, tmp_path: Path, run_command: Command) -> None:
