@@ -17,6 +17,7 @@ from recipes.config.check import load_checked
 from recipes.config.keys import RecipeError
 from recipes.config.load import Recipe
 from recipes.planning.budget import verdict
+from recipes.preflight.gpu import has_gpu
 from recipes.preflight.training import preflight
 from recipes.ranks import is_first_of_machine, is_first_rank, spans_machines
 from recipes.reports.page import write_page
@@ -56,7 +57,9 @@ def main(arguments: list[str]) -> int:
         if recipe.get("dry_run"):
             return code or 0
         if code is None and missing:
-            return screen.print_problems("this machine lacks what the recipe needs", missing)
+            code = screen.print_problems("this machine lacks what the recipe needs", missing)
+            if not has_gpu() and recipe.get("precision") != "fp32":  # it could not tell machines that have GPUs
+                return code
         if code is None:
             code = _refused(folder, recipe)
     if code is not None and not spans_machines():

@@ -115,6 +115,24 @@ def test_a_finished_run_is_said_to_other_machines(
     assert told == ([0] if asks else [])
 
 
+@pytest.mark.parametrize(("precision", "tells"), [("fp32", True), ("amp_bf16", False)])
+def test_what_one_machine_lacks_is_said_to_others(
+    precision: str, tells: bool, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would wait for its processes else; one that lacks the GPU itself cannot meet them."""
+    import recipes.build
+    import train
+
+    told: list[int | None] = []
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(recipes.build, "agree", lambda recipe, code: told.append(code) or code)
+    for name, value in {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 1, "RANK": 1, "LOCAL_RANK": 0}.items():
+        monkeypatch.setenv(name, str(value))
+    lacking = [f"precision={precision}", "train_loader.dataset.local=nowhere"]
+    assert train.main([*recipe_arguments(shards, tmp_path), *lacking]) == 1
+    assert told == ([1] if tells else [])
+
+
 def test_what_has_no_parameters_is_not_sharded() -> None:
     model = tiny.build(tiny.LLAMA)
     wrapped = [module for module in model.modules() if model.fsdp_wrap_fn(module)]
