@@ -69,8 +69,10 @@ def main(arguments: list[str]) -> int:
         from recipes.build import agree, build
         from recipes.training.processes import free_memory, quiet
 
-    if spans_machines() and (code := agree(recipe, code)) is not None:
-        return code
+    if spans_machines() and (end := agree(recipe, code)) is not None:
+        if end and code is None:
+            print("error: another machine cannot begin this run, and its output says why", file=sys.stderr)
+        return end
     quiet()
     try:
         run = build(recipe)

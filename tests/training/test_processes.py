@@ -117,7 +117,12 @@ def test_a_finished_run_is_said_to_other_machines(
 
 @pytest.mark.parametrize(("precision", "tells"), [("fp32", True), ("amp_bf16", False)])
 def test_what_one_machine_lacks_is_said_to_others(
-    precision: str, tells: bool, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    precision: str,
+    tells: bool,
+    shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """They would wait for its processes else; one that lacks the GPU itself cannot meet them."""
     import recipes.build
@@ -131,6 +136,10 @@ def test_what_one_machine_lacks_is_said_to_others(
     lacking = [f"precision={precision}", "train_loader.dataset.local=nowhere"]
     assert train.main([*recipe_arguments(shards, tmp_path), *lacking]) == 1
     assert told == ([1] if tells else [])
+    assert "another machine" not in capsys.readouterr().err
+    monkeypatch.setattr(recipes.build, "agree", lambda recipe, code: 1)
+    assert train.main([*recipe_arguments(shards, tmp_path), "precision=fp32"]) == 1
+    assert "error: another machine cannot begin this run" in capsys.readouterr().err
 
 
 def test_what_has_no_parameters_is_not_sharded() -> None:
