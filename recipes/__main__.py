@@ -3,7 +3,7 @@
 python -m recipes check RECIPE [key=value …]     everything wrong with a recipe, and what this machine lacks
 python -m recipes plan RECIPE [key=value …]      what it will take: hours, dollars, energy, memory, the loss to expect
 python -m recipes list [WORD …]                  the recipes, or those that have every word
-python -m recipes keys [KEY] [--eval]            what a recipe may say, such as model.attn_config; --eval: one for eval
+python -m recipes keys [KEY|WORD] [--eval]       what a recipe may say, such as model.attn_config; --eval: one for eval
 python -m recipes summary RUN_FOLDER             what a finished run came to
 python -m recipes bill RUN_FOLDER …              what was paid for, start by start
 python -m recipes report RUN_FOLDER …            one HTML page of one run, or of several side by side
@@ -58,7 +58,13 @@ def main(arguments: list[str]) -> int:
     listing.add_argument("words", nargs="*", metavar="WORD", help="such as gqa, rope, 7b, lora, pretrain or 8192")
     listing.add_argument("--json", action="store_true", help="for machines: a list of objects")
     keys = command("keys", _keys, "what a recipe may say")
-    keys.add_argument("key", nargs="?", default="", metavar="KEY", help="such as model.attn_config; default: the top")
+    keys.add_argument(
+        "key",
+        nargs="?",
+        default="",
+        metavar="KEY",
+        help="such as model.attn_config, or a word such as dropout; default: the top",
+    )
     keys.add_argument("--eval", action="store_true", help="of a recipe for eval/evaluate.py")
     export = command("export", _export, "a folder that transformers opens, with the same logits")
     chat = command("chat", _chat, "talk to a model in the terminal")

@@ -21,7 +21,8 @@ USUAL = (MPT, "text")  # of models and of loaders: what a key without their name
 def print_keys(key: str, kind: str) -> None:
     """The keys of a section, each with what it does and what it takes; of one key, that alone.
 
-    key: dotted, such as `model.attn_config`; empty for the whole recipe. kind: `train` or `eval`.
+    key: dotted, such as `model.attn_config`; empty for the whole recipe; or a word, for all keys that have it in their
+    name or in what they do. kind: `train` or `eval`.
     Raises ValueError for a key that no recipe has.
     """
     from rich.table import Table
@@ -29,10 +30,16 @@ def print_keys(key: str, kind: str) -> None:
 
     from recipes.screen import console  # which imports this package
 
+    try:
+        rows = list(keys(key, kind))
+    except ValueError:
+        rows = [] if "." in key else list(find(key, kind))
+        if not rows:
+            raise
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for name, takes, meaning in keys(key, kind):
+    for name, takes, meaning in rows:
         table.add_row(name, Text.assemble(*([meaning, "\n"] if meaning else []), (takes, "dim")))
     console().print(table)
 
@@ -75,6 +82,28 @@ def keys(key: str, kind: str = "train") -> Iterator[tuple[str, str, str]]:
         needed = "; needed" if name in schema.get("required", ()) else ""
         if name != which:
             yield f"{way}{name}", _takes(inner, root) + needed, inner.get("description", "")
+
+
+def find(word: str, kind: str = "train") -> Iterator[tuple[str, str, str]]:
+    """As `keys`, every key at any depth that has a word in its name or in what it does; alike ones of variants once."""
+    root, seen = grammar(kind), set()
+    for way, inner, which in _below(_section(root, root), root):
+        name, meaning = way.rpartition(".")[2], inner.get("description", "")
+        key = way.replace("eval_loader.", "train_loader.")
+        if word.lower() in f"{name} {meaning}".lower() and key not in seen:
+            seen.add(key)
+            yield way, _takes(inner, root) + (f"; of {which}" if which else ""), meaning
+
+
+def _below(schema: Schema, root: Schema, way: str = "", which: str = "") -> Iterator[tuple[str, Schema, str]]:
+    """Every key below a section with its schema, the usual variants first. which: the variant, where it is another."""
+    variants = _named(schema)
+    for name in sorted(variants, key=lambda name: (name not in USUAL, name)):
+        yield from _below(variants[name], root, way, "" if name in USUAL else name)
+    for name, inner in {} if variants else _properties(schema).items():
+        shown = {ANY: "0" if schema.get("type") == "array" else "NAME"}.get(name, name)
+        yield f"{way}{shown}", inner, which
+        yield from _below(_section(inner, root), root, f"{way}{shown}.", which)
 
 
 def _takes(schema: Schema, root: Schema) -> str:

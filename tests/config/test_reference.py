@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from recipes.config.check import grammar, load_checked
 from recipes.config.meanings import read_meanings
-from recipes.config.reference import keys
+from recipes.config.reference import find, keys
 
 from ..conftest import ROOT, Command
 
@@ -87,6 +87,16 @@ def _keys_of(schema: Any, section: str = "recipe") -> Iterator[tuple[str, str, A
                 yield from _keys_of(inner, word if word.islower() else section)
 
 
+def test_a_word_finds_keys_at_any_depth() -> None:
+    found = {name: text for name, text, _ in find("dropout")}
+    assert found["model.attn_config.attn_pdrop"] == "a number; default 0.0"
+    assert "model.resid_pdrop" in found
+    prompts = [(name, text) for name, text, _ in find("target_prompts")]
+    assert prompts == [("eval_loader.dataset.target_prompts", "text; default none; of finetuning")]
+    assert not list(find("alibbi"))
+    assert [name for name, *_ in find("prompts", "eval")][-1] == "samples.prompts"
+
+
 def test_a_key_of_evaluations_alone_is_said_to_be_one() -> None:
     with pytest.raises(ValueError, match=r"one for eval/evaluate\.py has: python -m recipes keys models\.run --eval"):
         list(keys("models.run"))
@@ -107,6 +117,7 @@ def test_the_command(run_command: Command) -> None:
     assert "callbacks.budget_guard.budget_usd" in done.stdout
     assert "dollars for the whole run" in done.stdout
     assert " torch\n" not in done.stderr
+    assert "emb_pdrop" in run_command("python", "-m", "recipes", "keys", "dropout").stdout
     refused = run_command("python", "-m", "recipes", "keys", "model.attn_config.alibbi")
     assert refused.returncode == 1
     assert "did you mean model.attn_config.alibi?" in refused.stderr
