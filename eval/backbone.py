@@ -28,11 +28,13 @@ class Backbone:
     """A model to be scored. It is put in eval mode.
 
     model: a Composer model or one of transformers. autocast: a function that gives the context of the precision.
+    Raises ScoringError for a length at which answers would depend on one another.
     """
 
     def __init__(self, model: nn.Module, max_len: int, autocast: Callable[[], Any] = contextlib.nullcontext) -> None:
         self.whole = model.eval()
         self.causal = causal_model(model)
+        refuse_beyond(self.causal.config, max_len)
         self.max_len = max_len  # tokens that the model reads at most
         self.autocast = autocast
         self.device = next(model.parameters()).device
@@ -205,6 +207,17 @@ def turns_at(config: Any) -> int | None:
     if "longrope" not in (scaling.get("rope_type"), scaling.get("type")):
         return None
     return int(getattr(config, "original_max_position_embeddings", None) or config.max_position_embeddings)
+
+
+def refuse_beyond(config: Any, max_len: int) -> None:
+    """Raises ScoringError where a model that reads so many tokens would turn them by the longest row it has seen.
+
+    So it is with `dynamic` (NTK) RoPE beyond the length that it was trained at: no answer would be the same twice.
+    """
+    scaling, most = getattr(config, "rope_scaling", None) or {}, getattr(config, "max_position_embeddings", None)
+    if "dynamic" in (scaling.get("rope_type"), scaling.get("type")) and most and max_len > most:
+        text = f"with dynamic RoPE, answers beyond {most} tokens depend on what was read before"
+        raise ScoringError(f"max_seq_len: got {max_len}; {text}: set it to at most {most}")
 
 
 def _sharded_root(model: nn.Module) -> Any:

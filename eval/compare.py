@@ -21,6 +21,7 @@ from typing import Any
 from eval.metrics import paired_interval
 from eval.results import examples_path
 from recipes import screen
+from recipes.console import console
 from recipes.run_files import EVALUATION, HARNESS
 
 SHOWN = 3  # flipped examples a task
@@ -187,7 +188,7 @@ def _split(text: str) -> tuple[Path, str | None]:
 def _show(name_a: str, name_b: str, found: Sequence[Difference], a: Records, b: Records, flipped: int) -> None:
     from rich.table import Column, Table
 
-    console = screen.console()
+    out = console()
     columns = ("A", "B", "B − A", "95 %", "p", "gained", "lost", "examples")
     numbers = [Column(name, justify="right", no_wrap=True) for name in columns]
     table = Table(Column("task", overflow="fold"), *numbers, box=None, padding=(0, 1, 0, 0))  # 80 columns have room
@@ -202,13 +203,13 @@ def _show(name_a: str, name_b: str, found: Sequence[Difference], a: Records, b: 
         spread = f"{d.low:+.1%} … {d.high:+.1%}"
         counts = (f"{d.p_value:.3f}", str(len(d.gained)), str(len(d.lost)), f"{d.examples:,}")
         table.add_row(d.task, f"{d.a:.1%}", f"{d.b:.1%}", f"{d.difference:+.1%}", spread, *counts)
-    console.print(table)
+    out.print(table)
     for d in found:
         for word, indices in (("gained", d.gained), ("lost", d.lost)):
             for index in indices[:flipped]:
                 end = " ".join(str(a[d.task][index].get("prompt", "")).split())[-WIDTH:]
                 chose = f"A {a[d.task][index].get('chosen')!r}, B {b[d.task][index].get('chosen')!r}"
-                console.print(f"{d.task} {word}, example {index + 1}: …{end} [{chose}]", markup=False)
+                out.print(f"{d.task} {word}, example {index + 1}: …{end} [{chose}]", markup=False)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from eval.tasks.rows import TaskError
 from recipes.config.keys import RecipeError
 from recipes.screen import exit_status
 from recipes.training.startup import light_imports
+from recipes.weights.folder_files import open_tokenizer
 
 TOKENS = 13  # in a row; GPT-3 (arXiv:2005.14165, appendix C) took 13 words
 SHOWN = 3  # examples
@@ -157,8 +158,6 @@ def main(arguments: Sequence[str]) -> int:
     chosen = parser.parse_args(arguments)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with light_imports():
-        from transformers import AutoTokenizer
-
         from eval.suite import tasks_of
         from recipes.config.load import load
         from recipes.config.named_files import with_named_files
@@ -176,7 +175,7 @@ def main(arguments: Sequence[str]) -> int:
         if not isinstance(length, int) or length < 1:
             raise TaskError(f"{chosen.tasks}: max_seq_len: got {length!r}, expected a whole number of at least 1")
         try:
-            tokenizer = AutoTokenizer.from_pretrained(chosen.tokenizer)
+            tokenizer = open_tokenizer(chosen.tokenizer)
         except Exception as error:  # the tokenizers library raises plain ones
             words = " ".join(str(error).split())[:200] or type(error).__name__
             raise TaskError(f"--tokenizer: {chosen.tokenizer}: cannot be read: {words}") from None

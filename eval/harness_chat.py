@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from data_prep.conversations import END_OF_TURN
-
 log = logging.getLogger(__name__)
 
 
@@ -80,8 +78,3 @@ def as_conversation(tokenizer: Any, messages: Sequence[Mapping[str, str]], asks:
 @functools.cache
 def _say_once(text: str) -> None:
     log.warning(text)
-
-
-def end_of_turn(tokenizer: Any) -> tuple[str, ...]:
-    """What ends an answer besides the end tokens: what the template writes there."""
-    return (END_OF_TURN,) if END_OF_TURN in str(tokenizer.chat_template) else ()

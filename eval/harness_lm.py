@@ -19,9 +19,10 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 
 from eval.cache import AnswerCache
 from eval.generation import generate
-from eval.harness_chat import as_conversation, end_of_turn
+from eval.harness_chat import as_conversation
 from eval.questions import Prompt, Request, Scored, ScoringError
 from eval.scoring import Model, Progress, score
+from recipes.weights.folder_files import end_of_turn
 
 MAX_NEW_TOKENS = 256  # where a task does not say; the harness's own default
 OF_SAMPLING = ("do_sample", "temperature", "top_p", "top_k")  # arguments that mean nothing without it
@@ -58,7 +59,7 @@ class ScoringLM(TemplateLM):
         self._end = "" if tokenizer.eos_token_id is None else tokenizer.decode(tokenizer.eos_token_id)
         begin = self.prefix_token_id
         self._begin = None if begin is None else tokenizer.decode(begin)
-        self._stops = end_of_turn(tokenizer) if chats else ()
+        self._stops = [end_of_turn(tokenizer)] if chats and end_of_turn(tokenizer) else []
 
     @property
     def eot_token_id(self) -> int:

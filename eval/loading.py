@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from eval.backbone import Backbone
 from eval.models import is_folder, longest
 from recipes import parts
 from recipes.config.load import Recipe
 from recipes.cost.architecture import OURS
+from recipes.models.sharded import local_rows
 from recipes.ranks import is_first_of_machine
 from recipes.talking.loading import model_of_folder
 from recipes.weights.checkpoint_tensors import plain_name, verify_file
@@ -92,10 +91,5 @@ def _fill(model: Any, path: Path, recipe: Recipe) -> None:
         if wrong:
             raise ValueError(f"{path} is of another model: {wrong[0]} does not fit")
         for name, tensor in places.items():
-            if isinstance(tensor, DTensor):  # FSDP2 shards rows
-                (rows, *_), (first, *_) = compute_local_shape_and_global_offset(
-                    tensor.shape, tensor.device_mesh, tensor.placements
-                )
-                tensor.to_local().copy_(files.rows(name, first, rows))
-            else:
-                tensor.copy_(files.rows(name))
+            here, first = local_rows(tensor)
+            here.copy_(files.rows(name, first, len(here)) if here.dim() else files.rows(name))

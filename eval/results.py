@@ -13,8 +13,8 @@ from typing import Any
 from data_prep.durable import write_whole
 from eval import metrics
 from eval.digests import file_digest
-from recipes import screen
 from recipes.config.load import Recipe
+from recipes.console import console
 from recipes.reports.page import write_page
 from recipes.reports.scores import interval, number
 from recipes.run_files import EVALUATION, RUNS, SUMMARY
@@ -106,7 +106,7 @@ def show(path: Path, results: Mapping[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    console = screen.console()
+    out = console()
     for model in results["models"]:
         table = Table(title=model["name"], title_justify="left")
         table.add_column("task", overflow="fold")
@@ -124,21 +124,21 @@ def show(path: Path, results: Mapping[str, Any]) -> None:
             table.add_row(*_row(task))
         for name, value in model.get("gauntlet", {}).items():
             table.add_row(f"gauntlet: {name}", f"{value:.3f}")
-        console.print(table)
+        out.print(table)
         for task in model.get("tasks", []):
             if task.get("truncated"):
                 text = f"{task['truncated']} of {task['examples']} examples are longer than the context"
-                console.print(f"{task['label']}: {text} and lost their beginning")
+                out.print(f"{task['label']}: {text} and lost their beginning")
             if task.get("twice"):
                 text = f"{task['twice']} of {task['examples']} examples have their right choice twice"
-                console.print(f"{task['label']}: {text}, and the first, which is taken, counts as wrong")
+                out.print(f"{task['label']}: {text}, and the first, which is taken, counts as wrong")
         for found in model.get("contamination", []):
-            console.print(contamination_line(found))
+            out.print(contamination_line(found))
         if model.get("contamination_left_out"):
-            console.print(f"contamination is left out: {model['contamination_left_out']}", markup=False)
+            out.print(f"contamination is left out: {model['contamination_left_out']}", markup=False)
         for sample in model.get("samples", []):
-            console.print("", Text.assemble((sample["prompt"], "dim"), sample["text"]), sep="\n")
-    console.print(f"\nresults: {path}")
+            out.print("", Text.assemble((sample["prompt"], "dim"), sample["text"]), sep="\n")
+    out.print(f"\nresults: {path}")
 
 
 def contamination_line(found: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 
-def install(*words: str) -> str:
+def install_command(*words: str) -> str:
     """The command, with uv where there is one: on the path, or the one that `make setup` put beside the environment."""
     beside = Path(f"{sys.prefix}-uv") / "bin" / "uv"
     if shutil.which("uv"):

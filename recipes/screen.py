@@ -27,13 +27,6 @@ from recipes.weights.hf_refusals import refusals
 FIRST_RANK_SPEAKS_S = 20  # within this long of another rank, on a loaded machine
 
 
-def console() -> Any:
-    """Rich's, for tables: as wide as the terminal, and of 120 columns in a pipe or a file, which has no width."""
-    from rich.console import Console
-
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-
-
 def usage(documentation: str | None, arguments: Sequence[str]) -> int:
     """Print a script's documentation; 0 when it was asked for, 2 when the arguments were missing."""
     asked = bool(arguments)

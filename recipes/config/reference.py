@@ -9,6 +9,7 @@ from typing import Any
 
 from recipes.config.check import LIMITS, choices_in_words, grammar, types_in_words
 from recipes.config.load import INCLUDE
+from recipes.console import console
 from recipes.cost.architecture import MPT
 
 Schema = Mapping[str, Any]
@@ -27,8 +28,6 @@ def print_keys(key: str, kind: str) -> None:
     """
     from rich.table import Table
     from rich.text import Text
-
-    from recipes.screen import console  # which imports this package
 
     try:
         rows = list(keys(key, kind))

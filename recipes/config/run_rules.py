@@ -215,20 +215,23 @@ def _kernels(recipe: Mapping[str, Any]) -> Iterator[Finding]:
     is_sharded = shards(recipe.get("fsdp_config"))  # on several devices; of this machine preflight judges
     for text in precision_refusals(implementation, recipe.get("precision", "amp_bf16"), is_sharded):
         yield ("model", "attn_config", "attn_impl"), text
-    callbacks = section(recipe, "callbacks")
-    if "loss_perp_v_len" in callbacks and model.get("loss_fn") != "torch_crossentropy":
+    if "loss_perp_v_len" in section(recipe, "callbacks") and model.get("loss_fn") != "torch_crossentropy":
         text = "loss_perp_v_len reads the logits of training: set model.loss_fn: torch_crossentropy, which keeps them"
         yield ("callbacks", "loss_perp_v_len"), text
-    if "loss_perp_v_len" in callbacks and "mlflow" not in section(recipe, "loggers"):
-        yield ("loggers",), "callbacks.loss_perp_v_len logs to MLflow alone: add mlflow"
-    if "mono_checkpoint_saver" in callbacks:
-        text = "writes checkpoints of FSDP1: save_folder and save_interval keep them here"
-        yield ("callbacks", "mono_checkpoint_saver"), text
     for name in ("alibi", "gated_linear_units"):
         if name in section(recipe, "algorithms"):
             own = {"alibi": "attn_config.alibi: true", "gated_linear_units": "ffn_config.ffn_type: mptglu"}[name]
             text = f"rebuilds models of transformers (GPT-2, BERT), and not {model.get('name')}"
             yield ("algorithms", name), f"{text}, which has model.{own}"
+
+
+def _callbacks(recipe: Mapping[str, Any]) -> Iterator[Finding]:
+    callbacks = section(recipe, "callbacks")
+    if "loss_perp_v_len" in callbacks and "mlflow" not in section(recipe, "loggers"):
+        yield ("loggers",), "callbacks.loss_perp_v_len logs to MLflow alone: add mlflow"
+    if "mono_checkpoint_saver" in callbacks:
+        text = "writes checkpoints of FSDP1: save_folder and save_interval keep them here"
+        yield ("callbacks", "mono_checkpoint_saver"), text
 
 
 def _blocks(recipe: Mapping[str, Any]) -> Iterator[Finding]:
@@ -274,6 +277,7 @@ RUN_RULES = (
     _checkpoints,
     _sharding,
     _kernels,
+    _callbacks,
     _blocks,
     _preferences,
 )

@@ -36,7 +36,7 @@ from typing import Any
 
 from recipes.cost.hardware import Gpu
 from recipes.cost.parameters import adapted, adapter_rank
-from recipes.cost.setup import Setup
+from recipes.cost.setup import KEEP_WEIGHTS, Setup
 from recipes.cost.throughput import shards_of
 
 GIB = 2**30
@@ -261,6 +261,6 @@ def _gathered(setup: Setup) -> tuple[float, float]:
     embedding = max(setup.parameters.token_embedding, setup.parameters.head)
     block = setup.parameters.non_embedding / setup.shape.n_layers
     gradients = block * max(per_number, setup.reduce_bytes) * setup.trained_parameters / n
-    if setup.sharding in ("SHARD_GRAD_OP", "_HYBRID_SHARD_ZERO2"):
+    if setup.sharding in KEEP_WEIGHTS:
         return n * per_number, gradients
     return embedding * per_number, 2 * block * per_number + gradients

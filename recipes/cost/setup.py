@@ -20,6 +20,7 @@ OPTIMIZER_BYTES: Mapping[str, int] = {
     "no_op": 0,
 }
 SHARDINGS = ("FULL_SHARD", "SHARD_GRAD_OP", "HYBRID_SHARD", "_HYBRID_SHARD_ZERO2", "NO_SHARD")
+KEEP_WEIGHTS = ("SHARD_GRAD_OP", "_HYBRID_SHARD_ZERO2")  # gathered weights stay until the backward pass is done
 PADDED = ("finetuning", "preferences")  # loaders whose rows may end before max_seq_len
 DROPS_LAST = ("preferences",)  # loaders that leave out an epoch's last batch, if it is no whole one, unless told not to
 MICROBATCH_AUTO = "auto"
@@ -252,7 +253,7 @@ def _sharding(fsdp: Mapping[str, Any] | None, gpus: int) -> str:
     if sharding == "NO_SHARD":
         return sharding
     reshard = fsdp.get("reshard_after_forward")  # FSDP2's name for it, which comes first, as in the run
-    keeps_weights = sharding in ("SHARD_GRAD_OP", "_HYBRID_SHARD_ZERO2") if reshard is None else not reshard
+    keeps_weights = sharding in KEEP_WEIGHTS if reshard is None else not reshard
     if "HYBRID" in sharding:
         return "_HYBRID_SHARD_ZERO2" if keeps_weights else "HYBRID_SHARD"
     return "SHARD_GRAD_OP" if keeps_weights else "FULL_SHARD"

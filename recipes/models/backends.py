@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from recipes.installing import install
+from recipes.installing import install_command
 from recipes.spelling import did_you_mean
 
 # The parts of a model's configuration that some kernel somewhere cannot do, and how a message names them.
@@ -213,7 +213,7 @@ def _reasons(
     if device in backend.devices and backend.module is not None and not _is_installed(backend.module):
         reasons.append(
             f"attn_impl: {backend.name} needs the module {backend.module}, which is not installed: "
-            f"`{install(*backend.package)}`, or choose attn_impl: flash, which needs no other package."
+            f"`{install_command(*backend.package)}`, or choose attn_impl: flash, which needs no other package."
         )
     for name in sorted(set(wanted)):
         if name not in FEATURES:

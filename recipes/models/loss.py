@@ -27,8 +27,8 @@ IGNORE = -100  # torch's and LLM Foundry's target for tokens that do not count
 # 1,024); a GPU needs multiplications large enough to fill it (2,661 tokens at 50,432, 0.5 GB in fp32).
 SCORES_OF_A_CHUNK = {"cpu": 2**21, "cuda": 2**27}
 
-# What `model.loss_fn` may be; the first is LLM Foundry's default and means "the best one here".
 COUNTED = frozenset({"LanguageCrossEntropy", "LanguagePerplexity", "TokenAccuracy"})  # LLM Foundry's training metrics
+# What `model.loss_fn` may be; the first is LLM Foundry's default and means "the best one here".
 CHOICES = ("fused_crossentropy", "chunked_crossentropy", "liger_crossentropy", "torch_crossentropy")
 
 

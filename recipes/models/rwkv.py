@@ -179,8 +179,7 @@ class RwkvForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         out = self.rwkv(*args, **kwargs)
         if linear_loss is None:
             return RwkvOutput(logits=self.head(out.last_hidden_state), state=out.state)
-        sums = self.head(out.last_hidden_state, loss=linear_loss)
-        return LossOutput(sums.mean, sums.cross_entropy, sums.hits, sums.tokens)
+        return LossOutput.of(self.head(out.last_hidden_state, loss=linear_loss))
 
     def generate(self, *arguments: Any, **more: Any) -> Any:
         """transformers' own. It puts keys and values of beams in a new order, but no state, so none is kept then."""

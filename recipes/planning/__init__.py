@@ -1,3 +1,6 @@
-"""Before a run: what it will take (plan, plan_text, purchase_text, plan_json), may it start (budget), which are there
-(listing).
+"""Before a run.
+
+plan.py         time, memory and dollars; plan_text.py, purchase_text.py, plan_json.py: as text, as an order, as JSON
+budget.py       whether it may start
+listing.py      the table of all recipes
 """

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes import screen
 from recipes.config.load import Recipe, load
+from recipes.console import console
 from recipes.cost.architecture import ModelShape, model_shape
 from recipes.cost.estimate import Estimate, estimate
 from recipes.cost.figures import short
@@ -126,9 +126,9 @@ def print_list(words: Sequence[str], as_json: bool = False) -> None:
         table.add_row(
             row.name.removesuffix(".yaml"), size, context, row.attention, row.positions, row.length, row.tuning
         )
-    console = screen.console()
-    console.print(table)
-    console.print(f"{len(chosen)} recipe{'s' * (len(chosen) != 1)}, each in yamls/NAME.yaml")
+    out = console()
+    out.print(table)
+    out.print(f"{len(chosen)} recipe{'s' * (len(chosen) != 1)}, each in yamls/NAME.yaml")
 
 
 def _searched(row: Row) -> str:

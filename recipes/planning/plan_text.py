@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.markup import escape
 from rich.table import Table
 
-from recipes import screen
+from recipes.console import console
 from recipes.cost.duration import in_words
 from recipes.cost.estimate import KG_CO2E_PER_KWH, NOT_ON_TPUS, WHOLE_RUN_HIGH, WHOLE_RUN_LOW, WHOLE_RUN_MID, Range
 from recipes.cost.figures import number, short, usd
@@ -22,9 +22,9 @@ ABOUT_THE_SAME = 0.02  # what norms and learned positions, in which no product i
 
 def print_plan(plan: Plan) -> None:
     """One GPU type in full."""
-    console = screen.console()
+    out = console()
     e = plan.estimate
-    console.print(f"[bold]{escape(plan.recipe)}[/bold] on {e.gpus} × {e.hardware.title}")
+    out.print(f"[bold]{escape(plan.recipe)}[/bold] on {e.gpus} × {e.hardware.title}")
     for title, rows in (
         ("model", _model(plan)),
         ("time and money", [*_time(plan), *_money(plan)]),
@@ -34,17 +34,17 @@ def print_plan(plan: Plan) -> None:
         ("assumed", [("", note) for note in (*plan.assumed, *e.notes)]),
     ):
         if rows:
-            console.print(f"\n[bold]{title}[/bold]")
-            console.print(_grid(rows))
+            out.print(f"\n[bold]{title}[/bold]")
+            out.print(_grid(rows))
 
 
 def print_comparison(plans: Sequence[Plan], left_out: Sequence[str]) -> None:
     """A row a GPU type, cheapest first, under what they have in common; last what is late or does not fit."""
-    console = screen.console()
+    out = console()
     first = plans[0]
     with_budget = first.options.budget_usd is not None
-    console.print(f"[bold]{escape(first.recipe)}[/bold]")
-    console.print(_grid([*_model(first), *_law(first)]))
+    out.print(f"[bold]{escape(first.recipe)}[/bold]")
+    out.print(_grid([*_model(first), *_law(first)]))
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("GPU", no_wrap=True, min_width=max(len(plan.estimate.gpu) for plan in plans))
     table.add_column("fits", no_wrap=True, min_width=len("fits"))
@@ -67,9 +67,9 @@ def print_comparison(plans: Sequence[Plan], left_out: Sequence[str]) -> None:
         if with_deadline:
             row.append("?" if plan.meets_deadline is None else "yes" if plan.meets_deadline else "[red]no[/red]")
         table.add_row(*row)
-    console.print()
-    console.print(table)
-    console.print(
+    out.print()
+    out.print(table)
+    out.print(
         "\nmicro: sequences of a micro-batch, of the most that fit. tokens/s: of one GPU. MFU and tokens/s are of the "
         "steady state; hours and dollars are the middle: whole runs keep "
         f"{WHOLE_RUN_MID:.0%} of it ({WHOLE_RUN_LOW:.0%} to {WHOLE_RUN_HIGH:.0%}). USD/h: the median of list prices "
@@ -85,7 +85,7 @@ def print_comparison(plans: Sequence[Plan], left_out: Sequence[str]) -> None:
     if tpus := [plan.estimate.gpu for plan in plans if plan.estimate.hardware.is_tpu]:
         notes[f"{', '.join(tpus)}: {NOT_ON_TPUS}"] = None
     for text in [*notes, *left_out]:
-        console.print(f"  {text}")
+        out.print(f"  {text}")
 
 
 def _assumed(plans: Sequence[Plan]) -> dict[str, None]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from recipes.installing import install
+from recipes.installing import install_command
 from recipes.launch import GPU_DEVICES
 from recipes.models.backends import features, precision_refusals, refusals, resolve, rotation_refusals
 
@@ -36,7 +36,7 @@ def _is_there() -> bool:
 def fp8_lacks() -> Iterator[str]:
     """What amp_fp8 needs and this machine with a GPU does not have."""
     if not importlib.util.find_spec("transformer_engine"):
-        yield f"amp_fp8 needs the package transformer-engine (`{install('transformer-engine[pytorch]')}`)"
+        yield f"amp_fp8 needs the package transformer-engine (`{install_command('transformer-engine[pytorch]')}`)"
     for name, capability in _compute_capabilities():
         if capability < 8.9:  # Ada; what Transformer Engine asks for
             yield f"{name} computes at {capability}, amp_fp8 needs 8.9 or more: an Ada, Hopper or newer GPU"

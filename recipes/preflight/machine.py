@@ -18,7 +18,7 @@ from recipes.cost.parameters import count_parameters
 from recipes.cost.rate import cost_section, rate_of
 from recipes.cost.run_length import read_duration
 from recipes.cost.setup import shards, steps_of_run
-from recipes.installing import install
+from recipes.installing import install_command
 from recipes.preflight import gpu
 from recipes.preflight.packages import scheme_problems
 from recipes.ranks import local_world_size, world_size
@@ -41,7 +41,7 @@ def device_problems(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
             yield ("model", "attn_config", "attn_impl"), text
     loss, has_liger = recipe.get("model.loss_fn", BEST), gpu.has_gpu() and importlib.util.find_spec("liger_kernel")
     if is_ours and loss == LIGER and not has_liger:
-        text = f"needs a CUDA GPU and the package liger-kernel (`{install('liger-kernel')}`)"
+        text = f"needs a CUDA GPU and the package liger-kernel (`{install_command('liger-kernel')}`)"
         yield ("model", "loss_fn"), f"{LIGER} {text}; {BEST} takes the best that is here"
     takes_it = not recipe.get("dpo") and loss in (BEST, LIGER) and not recipe.get("model.use_train_metrics", True)
     for lack in gpu.triton_lacks() if is_ours and has_liger and takes_it else ():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from recipes.config.keys import KeyPath
 from recipes.config.load import Recipe
-from recipes.installing import install
+from recipes.installing import install_command
 
 PACKAGE_FOR_SCHEME = {
     "s3": "boto3",
@@ -64,7 +64,7 @@ def scheme_problems(key: KeyPath, uri: str) -> Iterator[tuple[KeyPath, str]]:
 
 def missing_package(key: KeyPath, package: str) -> Iterator[tuple[KeyPath, str]]:
     if not importable(MODULE_OF_PACKAGE.get(package, package)):
-        yield key, f"needs the package {package}: {install(package)}"
+        yield key, f"needs the package {package}: {install_command(package)}"
 
 
 def importable(module: str) -> bool:

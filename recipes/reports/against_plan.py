@@ -69,12 +69,11 @@ def figures(run: RunRecord) -> list[tuple[str, str, str]]:
     rows = []
     padded = f" and {round(paid.tokens * (run.padding - 1)):,} of padding" if run.padding > 1 else ""
     rows.append(("tokens", _count(run.planned_tokens), _count(paid.tokens) + padded))
-    actual_h = paid.wall_s / 3600
     hours = "not known"
     if plan and plan.hours:
         low, mid, high = (in_words(h * 3600) for h in (plan.hours.low, plan.hours.mid, plan.hours.high))
         hours = f"{mid} ({low} to {high})"
-    rows.append(("time", hours, in_words(actual_h * 3600)))
+    rows.append(("time", hours, in_words(paid.wall_s)))
     rows.append(("device-hours", spanned(plan.gpu_hours if plan else None, digits=2), f"{paid.device_hours:,.2f}"))
     dollars = "not known" if paid.usd is None else f"{usd(paid.usd)[1:]} USD"
     rows.append(("dollars", spanned(plan.usd if plan else None, " USD", 2), dollars))

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from recipes.console import console
 from recipes.cost.duration import in_words
 from recipes.cost.ledger import EARLIER, Line, read_lines, segments_of
 from recipes.cost.rate import cost_section
@@ -155,9 +156,7 @@ def print_bills(bills: Sequence[Bill]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from recipes import screen
-
-    console = screen.console()
+    out = console()
     for bill in bills:
         title = Text(str(bill.folder), style="italic")
         table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
@@ -182,20 +181,20 @@ def print_bills(bills: Sequence[Bill]) -> None:
         run, training = bill.total, in_words(bill.total.parts["train"])
         usd_in_all = "?" if run.usd is None else f"{run.usd:,.4f}"
         table.add_row("all", "", "", "", in_words(run.wall_s), training, f"{run.tokens:,}", usd_in_all, style="bold")
-        console.print(table)
+        out.print(table)
         shares = [f"{name} {share:.1%}" for name, share in run.shares.items() if share > 0]
-        console.print(f"  goodput {run.goodput or 0:.1%} of {run.device_hours:.4g} device-hours: {', '.join(shares)}")
+        out.print(f"  goodput {run.goodput or 0:.1%} of {run.device_hours:.4g} device-hours: {', '.join(shares)}")
         for source in dict.fromkeys(start.rate_source for start in bill.starts if start.rate_source):
-            console.print(f"  rate: {escape(source)}")
+            out.print(f"  rate: {escape(source)}")
         for warning in bill.warnings:
-            console.print(f"  [yellow]note:[/yellow] {warning}")
-        console.print()
+            out.print(f"  [yellow]note:[/yellow] {warning}")
+        out.print()
     if len(bills) > 1:
         missing = sum(bill.total.usd is None for bill in bills)
         unknown = f", and {missing} without a rate" if missing else ""
         known, shared = usd_of_all(bill for bill in bills if bill.total.usd is not None)
         twice = f"; ${shared:,.4f} of it in several of them, counted once" if shared else ""
-        console.print(f"[bold]{len(bills)} runs: ${known:,.4f}[/bold]{unknown}{twice}")
+        out.print(f"[bold]{len(bills)} runs: ${known:,.4f}[/bold]{unknown}{twice}")
 
 
 def usd_of_all(bills: Iterable[Bill]) -> tuple[float, float]:

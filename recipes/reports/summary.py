@@ -13,6 +13,7 @@ from typing import Any
 from data_prep.durable import write_whole
 from recipes.config.file_names import is_remote
 from recipes.config.load import Recipe
+from recipes.console import console
 from recipes.cost.duration import in_words
 from recipes.cost.figures import number
 from recipes.reports.runs import (
@@ -108,8 +109,6 @@ def print_summary(folder: Path) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from recipes import screen  # which imports this package
-
     summary = read_json(folder / SUMMARY)
     if not summary:
         raise FileNotFoundError(f"{folder / SUMMARY} does not exist: no run has ended in {folder}")
@@ -125,9 +124,9 @@ def print_summary(folder: Path) -> None:
         raise FileNotFoundError(f"{damaged}; the run's {METRICS} has the numbers still") from None
     for name, text in rows:
         table.add_row(name, Text(text))
-    console = screen.console()
-    console.print(f"\n[bold]{escape(folder.resolve().name)}[/bold] after {steps} steps")
-    console.print(table)
+    out = console()
+    out.print(f"\n[bold]{escape(folder.resolve().name)}[/bold] after {steps} steps")
+    out.print(table)
 
 
 def _learned(summary: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -13,11 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data_prep.conversations import END_OF_TURN
 from recipes.models.backends import goes_on_exactly
 from recipes.preflight.machine import can_be_written
 from recipes.talking.loading import Loaded, load_model, refuse_without_template
-from recipes.weights.folder_files import ids_of_ends
+from recipes.weights.folder_files import end_of_turn, ids_of_ends
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def complete(loaded: Loaded, ids: Sequence[int], sampling: Sampling, write: Call
     prompt = torch.tensor([list(ids)], device=device)  # (1, S)
     end = _ends(loaded)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end[0] if end else None
-    stop = END_OF_TURN if END_OF_TURN in str(tokenizer.chat_template) else ""
+    stop = end_of_turn(tokenizer)
     in_words = stop and stop not in tokenizer.get_vocab()
     stops = {"stop_strings": [stop], "tokenizer": tokenizer} if in_words else {}
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=loaded.in_bf16)

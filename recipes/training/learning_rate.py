@@ -10,7 +10,7 @@ from recipes.cost.run_length import read_duration
 from recipes.cost.setup import steps_of_run
 from recipes.training.batches import dataset_tokens
 
-# By scheduler: the share of optimizer.lr from that at the peak, that at the end and the part of the way between them.
+# By scheduler: the factor of optimizer.lr, from that at the peak, that at the end, and the share of the decay done.
 SHAPES: Mapping[str, Callable[[float, float, float], float]] = {
     "constant_with_warmup": lambda first, last, part: first,
     "linear_decay_with_warmup": lambda first, last, part: first + (last - first) * part,
@@ -19,7 +19,10 @@ SHAPES: Mapping[str, Callable[[float, float, float], float]] = {
 
 
 def learning_rate(recipe: Recipe, step: int) -> float | None:
-    """After this many steps; None for another scheduler, and where steps depend on data that is not here."""
+    """The learning rate after a number of optimizer steps, as Composer's scheduler gives it.
+
+    None for a scheduler that is not in SHAPES, and where the number of steps depends on data that is not here.
+    """
     scheduler, peak = recipe.get("scheduler", {}), recipe.get("optimizer.lr")
     shape = SHAPES.get(str(scheduler.get("name")))
     warmup, whole = (

@@ -27,7 +27,10 @@ def microbatch_of_training(recipe: Recipe, batches: Batches, is_split: bool) -> 
 
 
 def batch_of_evaluation(recipe: Recipe, batches: Batches, microbatch: float | str) -> float:
-    """The recipe's, or that of training; where Composer still searches for that one, what memory is counted for."""
+    """Sequences that a device evaluates at once: `device_eval_batch_size`, else the micro-batch of training.
+
+    Where Composer will still search for that one, the largest that memory is counted to suffice for.
+    """
     if recipe.get("device_eval_batch_size") is not None:
         return recipe["device_eval_batch_size"]
     return _with_room(recipe, batches) if isinstance(microbatch, str) else microbatch

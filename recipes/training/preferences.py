@@ -25,9 +25,8 @@ from torchmetrics import MeanMetric, Metric
 
 from data_prep.conversations import BadExample, ConversationTokenizer
 from recipes.models.log_probabilities import log_probabilities
+from recipes.models.loss import IGNORE
 from recipes.training.pairs import EXPECTED, read_conversations
-
-IGNORED = -100  # a label that no loss is on
 
 
 class PairLoss(MeanMetric):
@@ -87,13 +86,13 @@ class PreferenceModel(ComposerModel):
     def _answers(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Log-probability of each answer under the model, (B, 2)."""
         ids, mask, labels = (batch[name].flatten(0, 1) for name in ("input_ids", "attention_mask", "labels"))  # (2B, S)
-        targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)  # (2B, S): cut and transposed logits would be copied
+        targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE)  # (2B, S): cut and transposed logits would be copied
         if self._terms is not None and getattr(self.model, "takes_linear_loss", False):
             without_logits = partial(log_probabilities, targets=targets, terms=self._terms)
             each = self.model(input_ids=ids, attention_mask=mask.bool(), linear_loss=without_logits)  # (2B, S)
         else:
             logits = self.model(input_ids=ids, attention_mask=mask.bool()).logits.float()  # (2B, S, V)
-            each = -F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
+            each = -F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none")
             each = each.unflatten(0, targets.shape)
         return each.sum(dim=1).unflatten(0, (-1, 2))
 
@@ -192,5 +191,5 @@ def _padded(both: Sequence[tuple[list[int], list[int]]], length: int, pad: int) 
         empty = length - len(prompt) - len(answer)
         rows["input_ids"].append([*prompt, *answer, *[pad] * empty])
         rows["attention_mask"].append([1] * (length - empty) + [0] * empty)
-        rows["labels"].append([IGNORED] * len(prompt) + answer + [IGNORED] * empty)
+        rows["labels"].append([IGNORE] * len(prompt) + answer + [IGNORE] * empty)
     return {name: torch.tensor(values) for name, values in rows.items()}  # (2, S)

@@ -19,7 +19,7 @@ from composer.utils import dist, get_device, reproducibility
 from composer.utils.parallelism import FSDP2Config
 from llmfoundry.utils import builders
 
-from recipes.cost.setup import shard_degree, shards
+from recipes.cost.setup import KEEP_WEIGHTS, shard_degree, shards
 from recipes.ranks import is_first_of_machine
 
 log = logging.getLogger(__name__)
@@ -94,8 +94,7 @@ def parallelism(fsdp: dict[str, Any] | None, tp: dict[str, Any] | None, model: A
     config: dict[str, Any] = {}
     if fsdp is not None and shards(fsdp):
         known = {k: v for k, v in fsdp.items() if k in FSDP2Config.settable_attrs()}
-        keeps_weights = fsdp.get("sharding_strategy") in ("SHARD_GRAD_OP", "_HYBRID_SHARD_ZERO2")
-        known.setdefault("reshard_after_forward", not keeps_weights)
+        known.setdefault("reshard_after_forward", fsdp.get("sharding_strategy") not in KEEP_WEIGHTS)
         known.setdefault("state_dict_type", "full")  # FSDP1's default; FSDP2's own is sharded
         known.pop("device_mesh", None)
         config["fsdp"] = _with_degrees(fsdp, dist.get_world_size() // (tp or {}).get("tensor_parallel_degree", 1))(

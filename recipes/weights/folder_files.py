@@ -76,9 +76,14 @@ def with_template(tokenizer: Any, loader: Mapping[str, Any]) -> Any:
     return tokenizer
 
 
+def end_of_turn(tokenizer: Any) -> str:
+    """What the chat template writes behind an answer, besides EOS; empty where it writes nothing."""
+    return END_OF_TURN if END_OF_TURN in str(tokenizer.chat_template) else ""
+
+
 def ids_of_ends(tokenizer: Any) -> list[int]:
     """The ids that end an answer: EOS, and the end of a turn where the template writes it and it is a token."""
-    turn = tokenizer.get_vocab().get(END_OF_TURN) if END_OF_TURN in str(tokenizer.chat_template) else None
+    turn = tokenizer.get_vocab().get(end_of_turn(tokenizer))
     return list(dict.fromkeys(end for end in (tokenizer.eos_token_id, turn) if end is not None))
 
 

@@ -191,6 +191,18 @@ def test_a_long_row_does_not_change_how_others_are_turned(twins: Twins) -> None:
     assert generate(lambda: backbone, prompts, twins.tokenizer, 3) == alone
 
 
+def test_lengths_at_which_answers_depend_on_one_another_are_refused() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    scaling = {"rope_type": "dynamic", "factor": 2.0}
+    config = LlamaConfig(vocab_size=64, rope_scaling=scaling, max_position_embeddings=24, **sizes)
+    model = LlamaForCausalLM(config)
+    assert Backbone(model, 24).max_len == 24
+    with pytest.raises(ScoringError, match="max_seq_len: got 25; with dynamic RoPE, answers beyond 24 tokens depend"):
+        Backbone(model, 25)
+
+
 def test_samples_end_where_the_text_ends(twins: Twins) -> None:
     backbone = Backbone(copy.deepcopy(twins.composer), CONTEXT)
     wanted = {"prompts": ["The Congress"], "max_new_tokens": 8, "temperature": 0}
