@@ -26,7 +26,14 @@ from recipes.reports.runs import run_folder, run_name
 from recipes.run import Run
 from recipes.run_files import METRICS
 from recipes.training.batches import plan_batches
-from recipes.training.checkpoints import Found, as_composer_lists, latest_filename, resumes, save_filename
+from recipes.training.checkpoints import (
+    Found,
+    as_composer_lists,
+    keep_rotating,
+    latest_filename,
+    resumes,
+    save_filename,
+)
 from recipes.training.loaders import build_data
 from recipes.training.lora import reset_lora
 from recipes.training.microbatch import batch_of_evaluation, microbatch_of_training
@@ -173,6 +180,8 @@ def _make_ready(trainer: Trainer, recipe: Recipe, settings: Mapping[str, Any], f
     has_own_adapters = recipe.get("model.name") == MPT and recipe.get("model.peft_config")
     if has_own_adapters and not settings["load_path"] and is_new:
         reset_lora(trainer.state.model, settings["seed"])
+    if trainer._checkpoint_saver is not None:
+        keep_rotating(trainer._checkpoint_saver)
     if found is not None and trainer._checkpoint_saver is not None:
         # so that checkpoints from before the restart count for save_num_checkpoints_to_keep
         trainer._checkpoint_saver.saved_checkpoints = [as_composer_lists(path) for path in found.whole]

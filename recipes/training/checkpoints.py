@@ -25,10 +25,12 @@ from recipes.cost.setup import shards
 from recipes.ranks import world_size
 from recipes.reports.runs import run_name
 from recipes.training.full_disk import full_disk
+from recipes.training.sharded_folder import METADATA, lacks
 
 FILENAME = "ep{epoch}-ba{batch}-rank{rank}.pt"  # of a full checkpoint, where the recipe names none
 SHARDED = "ep{epoch}-ba{batch}"
 PARTIAL = ".partial-"  # prefix of a checkpoint that is still being written
+DAMAGED = "damaged-"  # prefix of one that has lost a part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +53,7 @@ def find_checkpoints(folder: Path, filename: str, sharded: bool) -> Found:
 
     filename: the recipe's `save_filename`, or for sharded checkpoints the name of their folders; Composer's
     placeholders such as `{batch}` stand for numbers. A file is whole when its zip directory, which torch writes last,
-    can be read; a sharded checkpoint is whole when `.metadata`, written last, is there.
+    can be read; a sharded checkpoint is whole when `.metadata`, written last, and all that it names are there.
     """
     pattern = _pattern(filename)
     level = "*/" * filename.count("/")
@@ -130,6 +132,20 @@ def writes_sharded(recipe: Recipe) -> bool:
     return world_size() > 1 and shards(fsdp) and fsdp.get("state_dict_type") == "sharded"
 
 
+def keep_rotating(saver: Any) -> None:
+    """Let Composer's saver pass over checkpoints that somebody has removed; it would end the run."""
+    rotate = saver._rotate_checkpoints
+
+    def rotate_those_there(sharding_enabled: bool = False) -> None:
+        there = (Path(path).parent if sharding_enabled else Path(path) for path in saver.saved_checkpoints)
+        saver.saved_checkpoints = [
+            path for path, place in zip(saver.saved_checkpoints, there, strict=True) if place.exists()
+        ]
+        rotate(sharding_enabled)
+
+    saver._rotate_checkpoints = rotate_those_there
+
+
 def step_of(recipe: Recipe, checkpoint: Path) -> int | None:
     """The step that a checkpoint of a recipe was saved after, by its name; None where the name has no step."""
     filename = SHARDED if checkpoint.is_dir() else save_filename(recipe)
@@ -169,10 +185,14 @@ def is_of(judged: Any, checkpoint: Path) -> bool:
 def set_latest(folder: Path, latest: str, found: Found) -> None:
     """Make the link that Composer resumes from name the newest whole checkpoint, and clear away what is not whole.
 
-    A broken file must go: Composer refuses to start in a folder with checkpoints newer than the one it resumes from.
+    A broken file must go: Composer refuses to start in a folder with checkpoints newer than the one it resumes from. A
+    folder that was whole once, as its `.metadata` says, gets another name: its parts may be found again.
     """
     for path in found.broken:
-        if path.is_dir() and not path.is_symlink():  # a link that was never put in its place leads to what is whole
+        aside = path.with_name(f"{DAMAGED}{path.name}")
+        if (path / METADATA).is_file() and not path.is_symlink() and not aside.exists():
+            path.rename(aside)
+        elif path.is_dir() and not path.is_symlink():  # a link that was never put in its place leads to what is whole
             shutil.rmtree(path)
         else:
             path.unlink()
@@ -248,7 +268,9 @@ def _age(pattern: re.Pattern[str], name: str, path: Path) -> tuple[int, int, int
 
 def _is_whole(path: Path, sharded: bool) -> bool:
     if sharded:
-        return (path / ".metadata").is_file()
+        with contextlib.suppress(OSError):
+            return lacks(path) is None
+        return False
     # a compressed or tar checkpoint has no zip directory; its name says so, and it was renamed when complete
     if path.suffix != ".pt":
         return True

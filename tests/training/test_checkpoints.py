@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import pickle
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from composer.callbacks import CheckpointSaver
 
 from recipes.config.keys import COMMAND_LINE
 from recipes.config.load import Recipe, load
@@ -17,14 +22,17 @@ from recipes.reports.runs import validation_loss
 from recipes.reports.summary import is_finished, recipe_digest
 from recipes.training import checkpoints
 from recipes.training.checkpoints import (
+    SHARDED,
     as_composer_lists,
     find_checkpoints,
+    keep_rotating,
     newest_in,
     of_the_other_kind,
     resumes,
     set_latest,
     to_go_on_from,
 )
+from recipes.training.sharded_folder import lacks
 
 NESTED = "ep{epoch}-ba{batch}/rank{rank}.pt"
 
@@ -37,8 +45,13 @@ def write_full(path: Path) -> Path:
 
 
 def write_sharded(path: Path) -> Path:
+    """Of two files, with 12 and 5 bytes."""
     path.mkdir(parents=True)
-    (path / ".metadata").touch()
+    places = (("__0_0.distcp", 0, 8), ("__0_0.distcp", 8, 4), ("__1_0.distcp", 0, 5))
+    stored = {key: SimpleNamespace(relative_path=p, offset=o, length=n) for key, (p, o, n) in enumerate(places)}
+    (path / ".metadata").write_bytes(pickle.dumps(SimpleNamespace(storage_data=stored)))
+    (path / "__0_0.distcp").write_bytes(bytes(12))
+    (path / "__1_0.distcp").write_bytes(bytes(5))
     return path
 
 
@@ -59,13 +72,13 @@ def test_checkpoints_in_folders_of_their_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize("latest", ["latest-sharded-rank0", "links/latest-rank0"])
 def test_a_link_that_a_kill_left_does_not_lead_to_what_is_thrown_away(tmp_path: Path, latest: str) -> None:
     whole = write_sharded(tmp_path / "ep0-ba9")
-    (whole / "__0_0.distcp").write_bytes(b"weights")
+    (whole / "__0_0.distcp").write_bytes(b"weights 1234")
     link = tmp_path / latest
     link.parent.mkdir(exist_ok=True)
     left = link.with_name(f".partial-{link.name}")
     left.symlink_to("ep0-ba9")
     set_latest(tmp_path, latest, find_checkpoints(tmp_path, "ep{epoch}-ba{batch}", sharded=True))
-    assert (whole / "__0_0.distcp").read_bytes() == b"weights"
+    assert (whole / "__0_0.distcp").read_bytes() == b"weights 1234"
     assert link.resolve() == whole
     assert not left.is_symlink()
 
@@ -85,6 +98,51 @@ def test_the_newest_of_a_folder_may_be_full_or_sharded(tmp_path: Path, recipe_fi
     assert newest_in(tmp_path, recipe) == sharded
     newer = write_full(tmp_path / "ep0-ba12-rank0.pt")
     assert newest_in(tmp_path, recipe) == newer != full
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "__1_0.distcp").unlink(),
+        lambda folder: (folder / "__0_0.distcp").write_bytes(bytes(11)),
+        lambda folder: (folder / ".metadata").write_bytes(b"garbage"),
+        lambda folder: (folder / ".metadata").write_bytes((folder / ".metadata").read_bytes()[:40]),
+        lambda folder: (folder / ".metadata").unlink(),
+    ],
+)
+def test_a_sharded_checkpoint_that_lacks_a_part_is_not_whole(tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    older, newer = write_sharded(tmp_path / "ep0-ba3"), write_sharded(tmp_path / "ep0-ba6")
+    assert find_checkpoints(tmp_path, SHARDED, sharded=True).newest == newer
+    damage(newer)
+    found = find_checkpoints(tmp_path, SHARDED, sharded=True)
+    assert (found.newest, found.broken) == (older, (newer,))
+    had_all = (newer / ".metadata").exists()
+    set_latest(tmp_path, "latest", found)
+    assert not newer.exists()
+    assert (tmp_path / "damaged-ep0-ba6").is_dir() == had_all
+    assert find_checkpoints(tmp_path, SHARDED, sharded=True).broken == ()
+
+
+def test_a_checkpoint_of_torch_is_whole_until_a_byte_is_cut_off(tmp_path: Path) -> None:
+    import torch.distributed.checkpoint as dcp
+
+    dcp.save({"a": torch.arange(1000), "b": {"c": torch.zeros(3, 4)}, "step": 7}, checkpoint_id=tmp_path, no_dist=True)
+    assert lacks(tmp_path) is None
+    (part,) = tmp_path.glob("*.distcp")
+    part.write_bytes(part.read_bytes()[:-1])
+    assert lacks(tmp_path) == part.name
+
+
+@pytest.mark.parametrize("sharded", [True, False])
+def test_a_checkpoint_that_somebody_removed_ends_no_run(tmp_path: Path, sharded: bool) -> None:
+    write = write_sharded if sharded else write_full
+    paths = [write(tmp_path / f"ep0-ba{step}") for step in (1, 2, 3)]
+    saver = CheckpointSaver(folder=str(tmp_path), num_checkpoints_to_keep=1)
+    keep_rotating(saver)
+    saver.saved_checkpoints = [as_composer_lists(path) for path in paths]
+    shutil.rmtree(paths[0]) if sharded else paths[0].unlink()
+    saver._rotate_checkpoints(sharding_enabled=sharded)
+    assert [path.exists() for path in paths] == [False, False, True]
 
 
 def test_a_sharded_checkpoint_is_listed_by_a_file_in_its_folder(tmp_path: Path) -> None:
