@@ -111,7 +111,9 @@ def print_summary(folder: Path) -> None:
 
     summary = read_json(folder / SUMMARY)
     if not summary:
-        raise FileNotFoundError(f"{folder / SUMMARY} does not exist: no run has ended in {folder}")
+        is_there = (folder / SUMMARY).exists()
+        why = "cannot be read, or is no JSON" if is_there else f"does not exist: no run has ended in {folder}"
+        raise FileNotFoundError(f"{folder / SUMMARY} {why}")
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")

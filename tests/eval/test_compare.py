@@ -15,12 +15,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from eval import contamination
+from eval import compare, contamination
 from eval.compare import _sign_test, main, paired, read
 from eval.contamination import check_shards, hashes
 from eval.metrics import paired_interval
 from eval.tasks.rows import TaskError
-from recipes import screen
 
 from ..conftest import Command, write_jsonl
 
@@ -121,7 +120,7 @@ def test_the_table_has_room_where_there_is_no_terminal_and_on_one_of_80_columns(
     folders = [str(results(tmp_path / name, name, [1, 0] * 50)) for name in ("one", "two")]
     for columns in (None, 80):
         if columns:
-            monkeypatch.setattr(screen, "console", lambda: Console(width=80))
+            monkeypatch.setattr(compare, "console", lambda: Console(width=80))
         assert main(folders) == 0
         heading, row = capsys.readouterr().out.splitlines()[1:3]
         assert heading.split()[-3:] == ["gained", "lost", "examples"]
